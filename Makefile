@@ -1,0 +1,66 @@
+# make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--a2c.gae-lambda 0.95"
+# make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
+# make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
+#
+# Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
+ENV =
+PRESET =
+SEED =
+RUN =
+ARGS =
+WORKERS = 2
+VENV = .venv
+BIN = $(VENV)/bin
+JAX_BUILDS = cpu cuda13 tpu
+JAX := $(or $(shell cat $(VENV)/jax-build 2>/dev/null),cpu)
+# The stamp names the build, so that another JAX= is another target.
+INSTALLED = $(VENV)/installed-$(JAX)
+INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
+
+.PHONY: install train test lint tensorboard benchmark clean
+.DEFAULT_GOAL := install
+unexport ENV
+
+install: $(INSTALLED)
+
+# ensurepip is what Debian's python3-venv adds; a venv without pip is left by an interrupted call and is made anew.
+$(INSTALLED): requirements.txt setup.cfg pyproject.toml
+	@case " $(JAX_BUILDS) " in *" $(JAX) "*) ;; *) echo "JAX is $(JAX); allowed: $(JAX_BUILDS)" >&2; exit 2;; esac
+	@if [ -e $(VENV)/jax-build ] && [ "$$(cat $(VENV)/jax-build)" != "$(JAX)" ]; then rm -rf $(VENV); fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  for python in python3.12 python3.11 python3; do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	      2>/dev/null; then echo "making $(VENV) with $$python"; exec $$python -m venv $(VENV); fi; \
+	  done; echo "no Python found; allowed: 3.11 or 3.12 with venv (Debian: apt install python3-venv)" >&2; exit 2; }
+	@echo $(JAX) > $(VENV)/jax-build
+	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 0.9 GB on disk) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+	  $(if $(filter-out cpu,$(JAX)),"jax[$(JAX)]")
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+train: $(INSTALLED)
+	@$(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(RUN),--run $(RUN)) $(ARGS)
+
+# One file of tests goes to one worker, so that its compiled functions are compiled once.
+test: $(INSTALLED_DEV)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	@$(BIN)/ruff check .
+
+tensorboard: $(INSTALLED)
+	@$(BIN)/tensorboard --logdir $(or $(RUN),runs)
+
+benchmark: $(INSTALLED)
+	@$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+
+# Runs are kept.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""The ``polygrad`` command. A mistake is one line and exit code 2, before any work is done.
+
+jax is imported only once the command line is known to be sound, so that a mistake is reported at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, ConfigError
+
+BAD_INPUT = 2
+DIVERGED = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but its complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="polygrad train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--env", default="hopper")
+    parser.add_argument("--preset", default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser
+
+
+def _option_names(config: Config) -> list[str]:
+    return ["--" + name.replace("_", "-") for name, _ in configs.flatten(config)]
+
+
+def override(config: Config, arguments: Sequence[str]) -> Config:
+    """The config with fields replaced from the command line (``--a2c.gae-lambda 0.95``), by tyro.
+
+    Raises:
+      ConfigError: an unknown field (with the nearest known one) or a value of the wrong kind; one line.
+    """
+    import tyro
+
+    known = _option_names(config)
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        # A switch is turned off by --group.no-switch.
+        positive = ".".join(part.removeprefix("no-") for part in name.split(".")).replace("--no-", "--")
+        if name.startswith("--") and name not in known and positive not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"unknown field {name}; allowed: "
+                + (f"did you mean {near[0]}?" if near else "the fields that polygrad train --help lists")
+            )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+            return tyro.cli(Config, default=config, args=list(arguments), prog="polygrad train")
+    except SystemExit as error:
+        if error.code in (0, None):
+            print(complaint.getvalue())
+            raise
+        words = " ".join(complaint.getvalue().translate({ord(c): " " for c in "│─╭╮╰╯\n"}).split())
+        raise ConfigError(words.split("For full helptext")[0].strip()) from None
+
+
+def build_config(options: argparse.Namespace, fields: Sequence[str], preset: str) -> Config:
+    """Preset, then fields from the command line, then validation."""
+    config = replace(configs.preset(preset, options.env), seed=options.seed)
+    return configs.validate(override(config, fields))
+
+
+def default_run_folder(config: Config) -> Path:
+    """``runs/<env>-<preset>-seed<seed>``."""
+    return Path("runs") / f"{config.env.name.replace('/', '_')}-{config.preset}-seed{config.seed}"
+
+
+def _prepare_jax(config: Config) -> None:
+    """Settings that JAX reads when it starts; said aloud in :func:`polygrad_jax.training.opening.describe`."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if config.preallocate_gpu_memory else "false"
+
+
+def _choose_preset(env: str) -> tuple[str, str]:
+    """``(preset, why)`` where none was asked for: paper where JAX finds an accelerator, cpu otherwise."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return "cpu", "JAX found no accelerator"
+    return "paper", f"JAX found an accelerator ({device.device_kind})"
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """``polygrad train``: see the README."""
+    parser = _train_parser()
+    options, fields = parser.parse_known_args(arguments)
+    if options.help:
+        print(
+            "usage: polygrad train [--env ENV] [--preset paper|cpu|smoke] [--seed SEED] [--run FOLDER] "
+            "[--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
+        )
+        override(configs.preset(options.preset or "paper", options.env), ["--help"])
+    build_config(options, fields, options.preset or "cpu")  # a mistake is reported before jax is even imported
+    from polygrad_jax.envs import registry
+
+    registry.make(configs.EnvConfig(name=options.env)).close()
+    asked = options.preset is not None
+    preset, why = (options.preset, "it was asked for") if asked else _choose_preset(options.env)
+    config = build_config(options, fields, preset)
+    folder = options.run or default_run_folder(config)
+    _prepare_jax(config)
+
+    from polygrad_jax.envs.stepping import EnvStepError
+    from polygrad_jax.training import opening
+    from polygrad_jax.training.loop import NonFiniteError, train
+
+    print(opening.describe(config, folder, why), flush=True)
+    if not asked:
+        other = "paper" if preset == "cpu" else "cpu"
+        print(opening.cost_of_other(build_config(options, fields, other), folder), flush=True)
+    try:
+        result = train(config, folder)
+    except NonFiniteError as error:
+        print(f"polygrad: {error}", file=sys.stderr)
+        return DIVERGED
+    except EnvStepError as error:
+        print(f"polygrad: {error}", file=sys.stderr)
+        return 1
+    return _farewell(result, options, arguments)
+
+
+def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    if result.stopped_by is None:
+        print(f"finished: {result.env_steps:,} environment steps; last evaluation return {result.last_return:.1f}")
+        print(f"look at it: polygrad imagine {result.folder}   or   make tensorboard RUN={result.folder}")
+        return 0
+    name = signal.Signals(result.stopped_by).name
+    words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
+    print(f"\nstopped by {name} at {result.env_steps:,} environment steps; everything is saved. Go on with:")
+    print("  polygrad train " + " ".join(words))
+    return 128 + result.stopped_by
+
+
+COMMANDS = {"train": train_command}
+USAGE = "usage: polygrad {train,evaluate,imagine,tensorboard} ..., each with --help"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``polygrad`` command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    try:
+        if not arguments or arguments[0] not in COMMANDS:
+            given = arguments[0] if arguments else "nothing"
+            raise ConfigError(f"command is {given}; allowed: {', '.join(COMMANDS)}")
+        return COMMANDS[arguments[0]](arguments[1:])
+    except ConfigError as error:
+        print(f"polygrad: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

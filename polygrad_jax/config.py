@@ -1,0 +1,460 @@
+"""The configuration: frozen nested dataclasses, their presets and what they refuse.
+
+Nothing here imports jax, so that a mistake on the command line is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_type_hints
+
+GuidanceRule = Literal[
+    "score",
+    "random_actions",
+    "policy_sampling",
+    "no_clipping",
+    "state_update",
+    "noisy_states",
+    "posterior_mean",
+]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line naming field, value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What the learners need to know of an environment (floor 1, so that no one needs the environment)."""
+
+    observation_size: int
+    action_size: int
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which task."""
+
+    name: str = "hopper"
+    """hopper, walker2d, halfcheetah, inverted_pendulum, or any installed Gymnasium id."""
+    version: int = 5
+    """Version of the four named MuJoCo tasks (4 or 5); ignored for a full Gymnasium id."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule and sampling (paper, Table 4)."""
+
+    num_steps: int = 128
+    """N, steps of the noise schedule."""
+    sampling_steps: int = 128
+    """K, steps sampled (a strided subset of the N; K = N is the paper's)."""
+    tau: float = 1.0
+    """Exponent of the cosine schedule (Chen 2023, Algorithm 1)."""
+    prediction: Literal["clean", "noise"] = "clean"
+    """What the network puts out: the clean trajectory (official code) or the noise (paper's equations)."""
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """How actions are led to the policy (Algorithm 2, lines 9 to 12) and how delta is tuned (Eq. 10)."""
+
+    rule: GuidanceRule = "score"
+    """score is the paper's; the others are its ablations (Section 5.4)."""
+    clip_std: float = 3.0
+    """Actions are clipped to the policy's mean plus or minus this many standard deviations (Eq. 11)."""
+    initial_delta: float = 0.005
+    """Action update scale before any tuning, in squared raw action units."""
+    delta_lr: float = 3e-3
+    """Learning rate of log delta (Eq. 10)."""
+    max_delta_over_variance: float = 1.0
+    """delta never exceeds this times the smallest variance of the policy: beyond, a larger delta no longer narrows."""
+    state_change_clip: float = 0.25
+    """Largest change of a normalised channel in one of the last steps; 0 turns the clip off."""
+    state_change_clip_below: int = 11
+    """The clip holds for diffusion steps t < this (t = 0 is the last)."""
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The denoising network and its training (paper, Tables 2 and 3)."""
+
+    kind: Literal["mlp", "transformer"] = "mlp"
+    """Residual MLP or causal transformer."""
+    width: int = 1024
+    """Width of the residual MLP."""
+    num_blocks: int = 6
+    """Residual blocks, or transformer blocks."""
+    embed_dim: int = 128
+    """Residual MLP: least width of its embedding. Transformer: width of a token."""
+    num_heads: int = 4
+    """Attention heads of the transformer."""
+    learning_rate: float = 3e-4
+    """Adam's learning rate."""
+    batch_size: int = 256
+    """Segments per gradient step."""
+    ema_decay: float = 0.99
+    """Decay of the averaged parameters used for imagination."""
+    ema_every_updates: int = 10
+    """Gradient steps between two updates of the average."""
+    ema_start_updates: int = 2000
+    """Before this many gradient steps the average is a plain copy."""
+
+
+@dataclass(frozen=True)
+class A2CConfig:
+    """Learning the policy from imagined trajectories (paper, Table 1 and Appendix A)."""
+
+    trajectories: int = 1024
+    """Imagined trajectories per policy update."""
+    hidden_size: int = 256
+    """Width of the two hidden layers of actor and critic."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.9
+    """Lambda of generalised advantage estimation."""
+    entropy_weight: float = 1e-5
+    """Weight of the entropy bonus."""
+    critic_lr: float = 3e-4
+    """AdamW's learning rate of the critic."""
+    critic_updates: int = 1
+    """Gradient steps of the critic on each imagined batch (1 is the paper's)."""
+    max_actor_lr: float = 3e-5
+    """Largest learning rate of the actor, and the first one tried."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay of actor, critic and log-std."""
+    grad_clip: float = 0.1
+    """Largest gradient norm of the actor's network and of the critic, separately."""
+    target_change: float = 0.01
+    """Mean absolute change of the joint log-probability that one policy update aims at."""
+    search: bool = True
+    """Whether the line search towards target_change is done at all."""
+    search_tolerance: float = 0.2
+    """Relative tolerance on target_change."""
+    search_ratio: float = 0.8
+    """Factor between two learning rates tried."""
+    search_max_retries: int = 50
+    """Retries after which the search keeps its last step."""
+    log_lr_step: float = 3e-4
+    """AdamW's learning rate on the logarithm of the actor's learning rate."""
+    target_critic_ema: float = 0.995
+    """Decay of the target critic."""
+    initial_std: float = 1.0
+    """Standard deviation of the policy at the start, raw action units."""
+    min_std: float = 0.1
+    """Least standard deviation of the policy, raw action units."""
+    normalise_advantages: bool = True
+    """Standardise advantages over the batch."""
+    train_terminal_transitions: bool = False
+    """Whether the transition into a terminal state is itself trained on (the official code gives it weight 0)."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Algorithm 3: rhythm, budget, and what is written when. Environment steps include the random prefill."""
+
+    total_env_steps: int = 1_005_000
+    """The run ends here."""
+    prefill_env_steps: int = 5_000
+    """At least this many uniform random steps first, in whole episodes."""
+    denoiser_warmup_env_steps: int = 1_000
+    """After the prefill, steps in which only the denoiser learns."""
+    env_steps_per_policy_update: int = 4
+    """Environment steps per policy update."""
+    denoiser_updates_per_env_step: float = 1.0
+    """Gradient steps of the denoiser per environment step."""
+    env_steps_per_iteration: int = 4
+    """Environment steps per device call; a multiple of env_steps_per_policy_update."""
+    overlap: bool = False
+    """Collect while the device learns, with a fixed lag of exactly one iteration."""
+    replay_capacity: int = 2_000_000
+    """Transitions kept."""
+    eval_every_env_steps: int = 10_000
+    """Environment steps between two evaluations."""
+    eval_episodes: int = 20
+    """Episodes per evaluation, with the policy's mean action."""
+    error_trajectories: int = 100
+    """Imagined trajectories compared with the simulator at every evaluation; 0 turns it off."""
+    log_every_env_steps: int = 1_000
+    """Environment steps between two rows of metrics."""
+    checkpoint_every_env_steps: int = 10_000
+    """Environment steps between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    preset: str = "paper"
+    """The preset that this config started from; kept for the record."""
+    seed: int = 0
+    """Everything random follows from it."""
+    horizon: int = 10
+    """H, states per trajectory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
+    world_model: Literal["polygrad"] = "polygrad"
+    """What imagines."""
+    preallocate_gpu_memory: bool = False
+    """Whether JAX takes most of the accelerator's memory at start."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    a2c: A2CConfig = field(default_factory=A2CConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+# --- what is allowed -------------------------------------------------------------------------------------------------
+
+_POSITIVE = (lambda x: x > 0, "greater than 0")
+_AT_LEAST_0 = (lambda x: x >= 0, "0 or greater")
+_AT_LEAST_1 = (lambda x: x >= 1, "1 or greater")
+_UNIT = (lambda x: 0 <= x <= 1, "from 0 to 1")
+_BELOW_1 = (lambda x: 0 <= x < 1, "from 0 to below 1")
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda x: 0 <= x < 2**32, "from 0 to 4294967295"),
+    "horizon": (lambda x: x >= 2, "2 or greater"),
+    "env.version": (lambda x: x in (4, 5), "4 or 5"),
+    "diffusion.num_steps": _AT_LEAST_1,
+    "diffusion.sampling_steps": _AT_LEAST_1,
+    "diffusion.tau": _POSITIVE,
+    "guidance.clip_std": _POSITIVE,
+    "guidance.initial_delta": _POSITIVE,
+    "guidance.delta_lr": _AT_LEAST_0,
+    "guidance.max_delta_over_variance": _POSITIVE,
+    "guidance.state_change_clip": _AT_LEAST_0,
+    "guidance.state_change_clip_below": _AT_LEAST_0,
+    "denoiser.width": _AT_LEAST_1,
+    "denoiser.num_blocks": _AT_LEAST_1,
+    "denoiser.embed_dim": (lambda x: x >= 4, "4 or greater"),
+    "denoiser.num_heads": _AT_LEAST_1,
+    "denoiser.learning_rate": _POSITIVE,
+    "denoiser.batch_size": _AT_LEAST_1,
+    "denoiser.ema_decay": _BELOW_1,
+    "denoiser.ema_every_updates": _AT_LEAST_1,
+    "denoiser.ema_start_updates": _AT_LEAST_0,
+    "a2c.trajectories": (lambda x: x >= 2, "2 or greater"),
+    "a2c.hidden_size": _AT_LEAST_1,
+    "a2c.gamma": _UNIT,
+    "a2c.gae_lambda": _UNIT,
+    "a2c.entropy_weight": _AT_LEAST_0,
+    "a2c.critic_lr": _POSITIVE,
+    "a2c.critic_updates": _AT_LEAST_1,
+    "a2c.max_actor_lr": _POSITIVE,
+    "a2c.weight_decay": _AT_LEAST_0,
+    "a2c.grad_clip": _POSITIVE,
+    "a2c.target_change": _POSITIVE,
+    "a2c.search_tolerance": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "a2c.search_ratio": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "a2c.search_max_retries": _AT_LEAST_0,
+    "a2c.log_lr_step": _AT_LEAST_0,
+    "a2c.target_critic_ema": _BELOW_1,
+    "a2c.initial_std": _POSITIVE,
+    "a2c.min_std": _POSITIVE,
+    "loop.total_env_steps": _AT_LEAST_1,
+    "loop.prefill_env_steps": _AT_LEAST_1,
+    "loop.denoiser_warmup_env_steps": _AT_LEAST_0,
+    "loop.env_steps_per_policy_update": _AT_LEAST_1,
+    "loop.denoiser_updates_per_env_step": _AT_LEAST_0,
+    "loop.env_steps_per_iteration": _AT_LEAST_1,
+    "loop.replay_capacity": _AT_LEAST_1,
+    "loop.eval_every_env_steps": _AT_LEAST_1,
+    "loop.eval_episodes": _AT_LEAST_1,
+    "loop.error_trajectories": _AT_LEAST_0,
+    "loop.log_every_env_steps": _AT_LEAST_1,
+    "loop.checkpoint_every_env_steps": _AT_LEAST_1,
+}
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted name, value)`` of every leaf field of a nested config."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def denoiser_updates_per_policy_update(config: Config) -> int:
+    """Gradient steps of the denoiser that follow one policy update (an integer, see :func:`validate`)."""
+    return round(config.loop.denoiser_updates_per_env_step * config.loop.env_steps_per_policy_update)
+
+
+def validate(config: Config) -> Config:
+    """The config itself.
+
+    Raises:
+      ConfigError: a value out of range, or two fields that contradict each other; one line.
+    """
+    for name, value in flatten(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}; allowed: a finite number")
+        if name in _RANGES and not _RANGES[name][0](value):
+            raise ConfigError(f"{name} is {value}; allowed: {_RANGES[name][1]}")
+    d, loop, a2c = config.diffusion, config.loop, config.a2c
+    contradictions = [
+        (
+            d.sampling_steps > d.num_steps,
+            f"diffusion.sampling_steps is {d.sampling_steps}; allowed: at most diffusion.num_steps ({d.num_steps})",
+        ),
+        (
+            config.denoiser.kind == "transformer" and config.denoiser.embed_dim % config.denoiser.num_heads != 0,
+            f"denoiser.embed_dim is {config.denoiser.embed_dim}; allowed: a multiple of denoiser.num_heads "
+            f"({config.denoiser.num_heads})",
+        ),
+        (
+            config.denoiser.kind == "transformer" and config.denoiser.embed_dim % 2 != 0,
+            f"denoiser.embed_dim is {config.denoiser.embed_dim}; allowed: an even number",
+        ),
+        (
+            a2c.initial_std <= a2c.min_std,
+            f"a2c.initial_std is {a2c.initial_std}; allowed: greater than a2c.min_std ({a2c.min_std})",
+        ),
+        (
+            loop.env_steps_per_iteration % loop.env_steps_per_policy_update != 0,
+            f"loop.env_steps_per_iteration is {loop.env_steps_per_iteration}; allowed: a multiple of "
+            f"loop.env_steps_per_policy_update ({loop.env_steps_per_policy_update})",
+        ),
+        (
+            not float(loop.denoiser_updates_per_env_step * loop.env_steps_per_policy_update).is_integer(),
+            f"loop.denoiser_updates_per_env_step is {loop.denoiser_updates_per_env_step}; allowed: a whole number of "
+            f"updates per loop.env_steps_per_policy_update ({loop.env_steps_per_policy_update}) steps",
+        ),
+        (
+            loop.total_env_steps <= loop.prefill_env_steps,
+            f"loop.total_env_steps is {loop.total_env_steps}; allowed: more than loop.prefill_env_steps "
+            f"({loop.prefill_env_steps})",
+        ),
+        (
+            loop.replay_capacity < loop.prefill_env_steps + 10 * config.horizon,
+            f"loop.replay_capacity is {loop.replay_capacity}; allowed: at least loop.prefill_env_steps plus ten "
+            f"horizons ({loop.prefill_env_steps + 10 * config.horizon})",
+        ),
+    ]
+    for wrong, line in contradictions:
+        if wrong:
+            raise ConfigError(line)
+    return config
+
+
+# --- to and from JSON ------------------------------------------------------------------------------------------------
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested plain dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(saved: dict[str, Any], kind: type = Config) -> Any:
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+      ConfigError: a field that this version does not know, or one that it misses.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(saved) - set(hints))
+    missing = sorted(set(hints) - set(saved))
+    if unknown or missing:
+        raise ConfigError(
+            f"saved configuration of {kind.__name__}: unknown fields {unknown}, missing fields {missing}; allowed: a "
+            "run folder written by this version"
+        )
+    values = {
+        name: from_dict(saved[name], hint) if dataclasses.is_dataclass(hint) else saved[name]
+        for name, hint in hints.items()
+    }
+    return kind(**values)
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+
+def paper(env: str) -> Config:
+    """Tables 1 to 4 of the paper at full size: 1,024 rollouts of 10 states, N = 128, width 1,024.
+
+    Reproduces: the PolyGRAD curves of Figure 6. Command: ``make train ENV=hopper PRESET=paper``.
+    Expected: see ``results/``; the paper's own curves are on the v3 environments. Wall time: the paper names 54
+    hours on an RTX 3090 for one million steps; ours is in ``results/`` where it was measured.
+    """
+    long_tasks = ("walker2d", "halfcheetah")
+    steps = 1_500_000 if env in long_tasks else 1_000_000
+    return Config(
+        preset="paper",
+        env=EnvConfig(name=env),
+        # DESIGN 7.20: Hopper with the residual MLP has tau 0.1, everything else 1.
+        diffusion=DiffusionConfig(tau=0.1 if env == "hopper" else 1.0),
+        # The paper does not count the prefill in its budget; we do.
+        loop=LoopConfig(total_env_steps=steps + 5_000),
+    )
+
+
+def cpu(env: str) -> Config:
+    """Sized for two cores: a small denoiser, sixteen diffusion steps, larger policy steps."""
+    base = paper(env)
+    return replace(
+        base,
+        preset="cpu",
+        diffusion=replace(base.diffusion, num_steps=16, sampling_steps=16, tau=0.1),
+        denoiser=replace(base.denoiser, width=256),
+        a2c=replace(base.a2c, trajectories=128, gae_lambda=0.95, target_change=0.03, max_actor_lr=3e-4),
+        loop=replace(
+            base.loop,
+            total_env_steps=100_000,
+            env_steps_per_policy_update=2,
+            env_steps_per_iteration=2,
+            replay_capacity=200_000,
+            eval_every_env_steps=5_000,
+        ),
+    )
+
+
+def smoke(env: str) -> Config:
+    """Ends in seconds: every part runs at a tiny size. Proves that the installation works, teaches nothing."""
+    base = cpu(env)
+    return replace(
+        base,
+        preset="smoke",
+        diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8),
+        denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
+        a2c=replace(base.a2c, trajectories=16, hidden_size=32),
+        loop=replace(
+            base.loop,
+            total_env_steps=2_400,
+            prefill_env_steps=1_000,
+            denoiser_warmup_env_steps=200,
+            env_steps_per_policy_update=4,
+            env_steps_per_iteration=4,
+            replay_capacity=10_000,
+            eval_every_env_steps=800,
+            eval_episodes=2,
+            error_trajectories=8,
+            log_every_env_steps=100,
+            checkpoint_every_env_steps=800,
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[str], Config]] = {"paper": paper, "cpu": cpu, "smoke": smoke}
+
+
+def preset(name: str, env: str) -> Config:
+    """The preset ``name`` for the environment ``env``.
+
+    Raises:
+      ConfigError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name}; allowed: {', '.join(PRESETS)}")
+    return PRESETS[name](env)

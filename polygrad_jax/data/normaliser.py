@@ -1,0 +1,165 @@
+"""Statistics of everything stored, and the way between raw and normalised units.
+
+Statistics are merged by Chan's formula (Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise
+algorithm for computing sample variances"; Welford's update is its case of one row). Mean and sum of
+squares are kept as unevaluated pairs of float32, so that a million rows lose nothing.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.config import EnvSpec
+from polygrad_jax.types import Array, MeanStd, Normaliser
+
+ABSOLUTE_STD_FLOOR = 1e-6
+"""Least standard deviation of a channel, raw units (the official code's epsilon)."""
+RELATIVE_STD_FLOOR = 1e-2
+"""Least standard deviation of a channel, relative to its root mean square."""
+
+
+@flax.struct.dataclass
+class Moments:
+    """Count, mean and sum of squared deviations of a channel group of D channels, raw units.
+
+    The true mean is ``mean + mean_low`` and the true sum ``m2 + m2_low``: the low parts hold what one
+    float32 cannot. The count is an integer, because a float32 stops counting at 2**24.
+    """
+
+    count: Array  # [] int32, rows seen (up to 2**31 - 1)
+    mean: Array  # [D] float32
+    m2: Array  # [D] float32
+    mean_low: Array  # [D] float32
+    m2_low: Array  # [D] float32
+
+
+@flax.struct.dataclass
+class RunningMoments:
+    """The moments of every channel group of the replay."""
+
+    observations: Moments  # D = O
+    actions: Moments  # D = A
+    rewards: Moments  # D = 1
+    terminals: Moments  # D = 1
+
+
+def init(spec: EnvSpec) -> RunningMoments:
+    """Moments of no rows at all, for observations ``[O]``, actions ``[A]``, rewards and terminals ``[1]``."""
+    return RunningMoments(
+        observations=_empty(spec.observation_size),
+        actions=_empty(spec.action_size),
+        rewards=_empty(1),
+        terminals=_empty(1),
+    )
+
+
+def merge(a: RunningMoments, b: RunningMoments) -> RunningMoments:
+    """The moments of the rows of ``a`` and of ``b`` together (Chan et al. 1979); either may be empty."""
+    return RunningMoments(
+        observations=merge_moments(a.observations, b.observations),
+        actions=merge_moments(a.actions, b.actions),
+        rewards=merge_moments(a.rewards, b.rewards),
+        terminals=merge_moments(a.terminals, b.terminals),
+    )
+
+
+def add_transition(
+    moments: RunningMoments, observation: Array, action: Array, reward: Array, terminal: Array
+) -> RunningMoments:
+    """Adds one transition (Welford 1962): observation ``[O]``, action ``[A]``, reward ``[]``, terminal ``[]``, raw."""
+    return RunningMoments(
+        observations=add_row(moments.observations, observation),
+        actions=add_row(moments.actions, action),
+        rewards=add_row(moments.rewards, reward[None]),
+        terminals=add_row(moments.terminals, terminal[None]),
+    )
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Chan's formula for one channel group ``[D]``."""
+    count = a.count + b.count
+    weight_b = _as_float(b.count) / _as_float(jnp.maximum(count, 1))
+    delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
+    mean, mean_low = _add_to_pair(a.mean, a.mean_low, delta * weight_b)
+    m2, m2_low = _add_to_pair(a.m2, a.m2_low, jnp.square(delta) * (_as_float(a.count) * weight_b))
+    m2, m2_low = _add_to_pair(m2, m2_low, b.m2)
+    m2, m2_low = _add_to_pair(m2, m2_low, b.m2_low)
+    return Moments(count=count, mean=mean, m2=m2, mean_low=mean_low, m2_low=m2_low)
+
+
+def add_row(moments: Moments, row: Array) -> Moments:
+    """Adds one row ``[D]``, raw units."""
+    row = row.astype(jnp.float32)
+    zero = jnp.zeros_like(row)
+    one_row = Moments(count=jnp.ones((), jnp.int32), mean=row, m2=zero, mean_low=zero, m2_low=zero)
+    return merge_moments(moments, one_row)
+
+
+def to_normaliser(moments: RunningMoments) -> Normaliser:
+    """Mean and population standard deviation of every channel group; the identity where nothing was seen yet."""
+    return Normaliser(
+        observations=_mean_std(moments.observations),
+        actions=_mean_std(moments.actions),
+        rewards=_mean_std(moments.rewards),
+        terminals=_mean_std(moments.terminals),
+    )
+
+
+def normalise(x: Array, statistics: MeanStd) -> Array:
+    """Raw ``[..., D]`` to normalised ``[..., D]``. Scalars per step need a channel axis: ``rewards[..., None]``.
+
+    Raises:
+        ValueError: the last axis of ``x`` is not D.
+    """
+    mean, std = _broadcastable(x, statistics)
+    return (x - mean) / std
+
+
+def unnormalise(x: Array, statistics: MeanStd) -> Array:
+    """Normalised ``[..., D]`` to raw ``[..., D]``; the inverse of `normalise`.
+
+    Raises:
+        ValueError: the last axis of ``x`` is not D.
+    """
+    mean, std = _broadcastable(x, statistics)
+    return x * std + mean
+
+
+def _empty(size: int) -> Moments:
+    # Four arrays, not one array four times: a donated state may not hold a buffer twice.
+    mean, m2, mean_low, m2_low = (jnp.zeros(size, jnp.float32) for _ in range(4))
+    return Moments(count=jnp.zeros((), jnp.int32), mean=mean, m2=m2, mean_low=mean_low, m2_low=m2_low)
+
+
+def _as_float(count: Array) -> Array:
+    return count.astype(jnp.float32)
+
+
+def _add_to_pair(high: Array, low: Array, increment: Array) -> tuple[Array, Array]:
+    """``high + low + increment`` as a pair again; the rounding error is Knuth's two-sum, so no order is assumed."""
+    addend = increment + low
+    total = high + addend
+    addend_seen = total - high
+    error = (high - (total - addend_seen)) + (addend - addend_seen)
+    return total, error
+
+
+def _mean_std(moments: Moments) -> MeanStd:
+    variance = moments.m2 / _as_float(jnp.maximum(moments.count, 1))
+    root_mean_square = jnp.sqrt(variance + jnp.square(moments.mean))
+    # DEVIATION: the official code divides by std + 1e-6. A reward that is always 1.0 would then turn the zero
+    # reward of padding into -1e6; a floor relative to the root mean square makes it -100, and a channel that
+    # varies by more than a hundredth of its size is not touched.
+    floor = ABSOLUTE_STD_FLOOR + RELATIVE_STD_FLOOR * root_mean_square
+    std = jnp.maximum(jnp.sqrt(variance), floor)
+    return MeanStd(mean=moments.mean, std=jnp.where(moments.count > 0, std, jnp.ones_like(std)))
+
+
+def _broadcastable(x: Array, statistics: MeanStd) -> tuple[Array, Array]:
+    size = statistics.mean.shape[-1]
+    if x.ndim == 0 or x.shape[-1] != size:
+        raise ValueError(f"statistics of {size} channels on an array of shape {x.shape}: the last axis must be {size}")
+    shape = (1,) * (x.ndim - 1) + (size,)
+    return jax.lax.reshape(statistics.mean, shape), jax.lax.reshape(statistics.std, shape)

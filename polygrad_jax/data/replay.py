@@ -1,0 +1,253 @@
+"""The replay on the device: a ring of transitions and the list of the windows that may be drawn from it.
+
+Everything is pure and of static shape. A transition's *row* is its number since the start of the run;
+it lies in slot ``row % C`` of a ring of C slots. The rows from which a window may start are kept in a
+queue, in order, so that drawing one uniformly is one look-up.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.config import EnvSpec
+from polygrad_jax.data import normaliser
+from polygrad_jax.data.normaliser import RunningMoments
+from polygrad_jax.types import Array, Segment, Transitions
+
+MAX_ROWS = 2**31 - 1
+"""Rows are counted in int32."""
+
+
+@flax.struct.dataclass
+class ReplayState:
+    """The ring, the queue of window starts, and the statistics. All arrays; donate it.
+
+    The queue holds row numbers at positions ``head <= i < tail``, position i in slot ``i % C``. Every row
+    of the open (unfinished) episode is written to the position behind ``tail`` that it would have; when the
+    episode ends, ``tail`` moves over those that are window starts. The queue cannot overrun itself: its
+    starts are different rows that are still in the ring, and so are the rows of the open episode.
+    """
+
+    observations: Array  # [C, O] raw
+    actions: Array  # [C, A] raw, as sampled
+    rewards: Array  # [C] raw
+    terminals: Array  # [C] 0 or 1
+    total: Array  # [] int32, transitions ever added
+    starts: Array  # [C] int32, rows from which a window may start
+    head: Array  # [] int32, queue position of the oldest start
+    tail: Array  # [] int32, queue position behind the newest start
+    open_length: Array  # [] int32, transitions of the unfinished episode so far
+    moments: RunningMoments  # of finished episodes, those already overwritten included
+    open_moments: RunningMoments  # of the unfinished episode
+
+
+def init(spec: EnvSpec, capacity: int, horizon: int) -> ReplayState:
+    """An empty replay of ``capacity`` (C) transitions for windows of ``horizon`` (H) states.
+
+    Episodes may be longer than the capacity; of such an episode the last C transitions are kept.
+
+    Raises:
+        ValueError: the horizon is below 2, or a window does not fit the capacity (C >= H is needed and enough:
+            a start that is still stored has all later rows of its window stored).
+    """
+    if horizon < 2:
+        raise ValueError(f"horizon is {horizon}; a window needs at least 2 states")
+    if not horizon <= capacity <= MAX_ROWS:
+        raise ValueError(f"replay capacity is {capacity}; allowed is from horizon ({horizon}) to {MAX_ROWS}")
+    return ReplayState(
+        observations=jnp.zeros((capacity, spec.observation_size), jnp.float32),
+        actions=jnp.zeros((capacity, spec.action_size), jnp.float32),
+        rewards=jnp.zeros(capacity, jnp.float32),
+        terminals=jnp.zeros(capacity, jnp.float32),
+        total=jnp.zeros((), jnp.int32),
+        starts=jnp.zeros(capacity, jnp.int32),
+        head=jnp.zeros((), jnp.int32),
+        tail=jnp.zeros((), jnp.int32),
+        open_length=jnp.zeros((), jnp.int32),
+        moments=normaliser.init(spec),
+        open_moments=normaliser.init(spec),
+    )
+
+
+def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
+    """Appends the valid rows of a chunk ``[T, ...]``; the work is O(T), whatever the capacity.
+
+    A row that is both terminal and truncated counts as terminal. ``horizon`` (H, static) must be the same in
+    every call. Statistics are refreshed when an episode ends, as in the official code.
+
+    Raises:
+        ValueError: the chunk is longer than the capacity.
+    """
+    capacity, length = state.rewards.shape[0], chunk.rewards.shape[0]
+    if length > capacity:
+        raise ValueError(f"a chunk of {length} transitions does not fit a replay of {capacity}")
+    chunk = _as_float32(chunk)
+    oldest = jnp.maximum(state.total + chunk.valid.sum(dtype=jnp.int32) - capacity, 0)  # the oldest row still stored
+
+    def add_one(books: _Bookkeeping, row: Transitions) -> tuple[_Bookkeeping, Array]:
+        return _account(books, row, oldest, horizon), books.tail + books.open_length
+
+    # The scan carries no ring: XLA copies a ring that is read and written in one loop, which is O(C).
+    books, positions = jax.lax.scan(add_one, _books_of(state), chunk)
+    written = _write_rows(state, chunk, positions)
+    return written.replace(
+        total=books.total,
+        head=state.head + _count_fallen(state, written.starts, oldest, length) + books.fallen,
+        tail=books.tail,
+        open_length=books.open_length,
+        moments=books.moments,
+        open_moments=books.open_moments,
+    )
+
+
+def num_windows(state: ReplayState) -> Array:
+    """How many windows there are to draw from, ``[] int32``. Sampling is meaningless while it is 0."""
+    return state.tail - state.head
+
+
+def sample(state: ReplayState, key: Array, batch: int, horizon: int) -> Segment:
+    """Draws windows ``[B, H]`` in raw units, uniform over window starts, with replacement.
+
+    A window that runs past the end of a terminated episode is padded by the last stored state and action,
+    terminal 1, reward 0, and the last row number. ``horizon`` may be less than the one given to `add`, not
+    more. With ``num_windows(state) == 0`` the result is meaningless (and nothing raises: this is traced).
+    """
+    capacity = state.rewards.shape[0]
+    position = state.head + jax.random.randint(key, (batch,), 0, jnp.maximum(num_windows(state), 1), jnp.int32)
+    first = state.starts[position % capacity]  # [B]
+    return _read_windows(state, first, horizon)
+
+
+def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1) -> Segment:
+    """The first ``length`` states of windows drawn as by `sample`: a ``Segment [B, length]``.
+
+    With length 1 these are the paper's initial states. A longer context that begins near the end of a
+    terminated episode is padded like a window.
+    """
+    return sample(state, key, batch, length)
+
+
+@flax.struct.dataclass
+class _Bookkeeping:
+    """What changes with every single transition; the rings are written once per chunk."""
+
+    total: Array
+    tail: Array
+    fallen: Array  # [] int32, starts whose rows were overwritten before their episode had ended
+    open_length: Array
+    moments: RunningMoments
+    open_moments: RunningMoments
+
+
+def _books_of(state: ReplayState) -> _Bookkeeping:
+    return _Bookkeeping(
+        total=state.total,
+        tail=state.tail,
+        fallen=jnp.zeros((), jnp.int32),
+        open_length=state.open_length,
+        moments=state.moments,
+        open_moments=state.open_moments,
+    )
+
+
+def _as_float32(chunk: Transitions) -> Transitions:
+    return Transitions(
+        observations=chunk.observations.astype(jnp.float32),
+        actions=chunk.actions.astype(jnp.float32),
+        rewards=chunk.rewards.astype(jnp.float32),
+        terminals=chunk.terminals.astype(jnp.float32),
+        truncations=chunk.truncations.astype(jnp.float32),
+        valid=chunk.valid.astype(bool),
+    )
+
+
+def _account(books: _Bookkeeping, row: Transitions, oldest: Array, horizon: int) -> _Bookkeeping:
+    """Counts one transition (the leaves of ``row`` have no T axis), or leaves all as it is where it is invalid."""
+    total = books.total + row.valid.astype(jnp.int32)
+    length = books.open_length + row.valid.astype(jnp.int32)
+    open_moments = _select(
+        row.valid,
+        normaliser.add_transition(books.open_moments, row.observations, row.actions, row.rewards, row.terminals),
+        books.open_moments,
+    )
+    terminal = row.valid & (row.terminals > 0)
+    ended = terminal | (row.valid & (row.truncations > 0))
+    # A terminated episode of length L has starts 0 .. L - 2 and its windows are padded past the end; a truncated
+    # one has starts 0 .. L - H: what came after its last state is not known.
+    new_starts = jnp.maximum(jnp.where(terminal, length - 1, length - horizon + 1), 0)
+    new_starts = jnp.where(ended, new_starts, 0)
+    # Of an episode as long as the ring, the first starts are gone before they were ever counted.
+    first_row = total - length
+    return _Bookkeeping(
+        total=total,
+        tail=books.tail + new_starts,
+        fallen=books.fallen + jnp.clip(oldest - first_row, 0, new_starts),
+        open_length=jnp.where(ended, 0, length),
+        moments=_select(ended, normaliser.merge(books.moments, open_moments), books.moments),
+        open_moments=_select(ended, jax.tree.map(jnp.zeros_like, open_moments), open_moments),
+    )
+
+
+def _count_fallen(before: ReplayState, starts: Array, oldest: Array, length: int) -> Array:
+    """How many of the queue's starts a chunk of ``length`` (T) rows overwrites: at most T, and the first ones.
+
+    ``starts`` is the queue after the chunk was written: reading the one before would make XLA copy it. A place
+    that now holds one of the new rows was taken from a start that is gone, since others are never overwritten.
+    """
+    positions = before.head + jnp.arange(length, dtype=jnp.int32)
+    rows = starts[positions % starts.shape[0]]
+    gone = (rows < oldest) | (rows >= before.total)
+    return ((positions < before.tail) & gone).sum(dtype=jnp.int32)
+
+
+def _write_rows(state: ReplayState, chunk: Transitions, positions: Array) -> ReplayState:
+    """Writes the chunk to the ring and its rows to their ``positions [T]`` in the queue of starts."""
+    capacity, length = state.rewards.shape[0], chunk.rewards.shape[0]
+    offsets = jnp.arange(length, dtype=jnp.int32)
+    rows = state.total + offsets
+    # What does not count is sent to slots that do not exist, each to its own so that slots stay unique.
+    nowhere = capacity + offsets
+    slots = jnp.where(chunk.valid, rows % capacity, nowhere)
+    # The last rows of an episode are no starts: later rows of the same chunk get their places in the queue.
+    unused = jnp.full(length, MAX_ROWS, jnp.int32)
+    later = jnp.where(chunk.valid, positions, unused)
+    least_later = jnp.append(jax.lax.cummin(later, reverse=True)[1:], unused[:1])
+    queue_slots = jnp.where(chunk.valid & (positions < least_later), positions % capacity, nowhere)
+
+    def write(ring: Array, values: Array, where: Array) -> Array:
+        return ring.at[where].set(values, mode="drop", unique_indices=True)
+
+    return state.replace(
+        observations=write(state.observations, chunk.observations, slots),
+        actions=write(state.actions, chunk.actions, slots),
+        rewards=write(state.rewards, chunk.rewards, slots),
+        terminals=write(state.terminals, chunk.terminals, slots),
+        starts=write(state.starts, rows, queue_slots),
+    )
+
+
+def _select(condition: Array, if_true: RunningMoments, if_false: RunningMoments) -> RunningMoments:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def _read_windows(state: ReplayState, first: Array, horizon: int) -> Segment:
+    """The windows ``[B, H]`` that begin at rows ``first [B]``."""
+    capacity = state.rewards.shape[0]
+    steps = jnp.arange(horizon, dtype=jnp.int32)
+    rows = first[:, None] + steps[None, :]
+    ends = state.terminals[rows % capacity] > 0  # [B, H]
+    # The first terminal ends the window; what the ring holds behind it belongs to another episode.
+    last_step = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1).astype(jnp.int32), horizon - 1)
+    padded = steps[None, :] > last_step[:, None]
+    rows = jnp.minimum(rows, (first + last_step)[:, None])
+    slots = rows % capacity
+    rewards = state.rewards[slots]
+    return Segment(
+        observations=state.observations[slots],
+        actions=state.actions[slots],
+        rewards=jnp.where(padded, jnp.zeros_like(rewards), rewards),
+        terminals=state.terminals[slots],
+        rows=rows,
+    )

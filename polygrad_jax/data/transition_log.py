@@ -1,0 +1,197 @@
+"""The transitions of a run on disk, as append-only shards, from which a resumed run rebuilds its replay.
+
+A shard ``transitions_<first row>_<row behind the last>.npz`` is written under another name and then renamed,
+so a killed run leaves whole shards or none.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+_PREFIX, _SUFFIX, _UNFINISHED = "transitions_", ".npz", ".tmp"
+
+
+class TransitionLogError(RuntimeError):
+    """The stored transitions cannot be read; names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class TransitionRecord:
+    """Consecutive transitions, T in all, as the host has them."""
+
+    observations: np.ndarray  # [T, O] float32 raw
+    actions: np.ndarray  # [T, A] float32 raw, as sampled
+    rewards: np.ndarray  # [T] float32 raw
+    terminals: np.ndarray  # [T] bool
+    truncations: np.ndarray  # [T] bool
+    simulator_states: np.ndarray  # [T, S] float64; S = 0 without MuJoCo
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def __getitem__(self, rows: slice) -> TransitionRecord:
+        return TransitionRecord(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class TransitionLog:
+    """Keeps what the replay was sent and appends it to a folder when asked."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Opens the folder, made if there is none; what a killed run left unfinished is removed.
+
+        Raises:
+            TransitionLogError: a shard is missing between others.
+        """
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(f"*{_UNFINISHED}"):
+            leftover.unlink()
+        shards = self._shards()
+        self.flushed_rows = shards[-1][1] if shards else 0
+        """Rows on disk: 0 to this, exclusive."""
+        self._waiting: list[TransitionRecord] = []
+
+    @property
+    def total_rows(self) -> int:
+        """Rows on disk and waiting."""
+        return self.flushed_rows + sum(len(record) for record in self._waiting)
+
+    def append(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        terminals: np.ndarray,
+        truncations: np.ndarray,
+        simulator_states: np.ndarray | None = None,
+    ) -> None:
+        """Takes the next T transitions, raw; see `TransitionRecord` for shapes. Nothing is written yet.
+
+        Raises:
+            ValueError: the arrays differ in T, or an array has the wrong number of axes.
+        """
+        count = len(rewards)
+        if simulator_states is None:
+            simulator_states = np.empty((count, 0))
+        # np.array copies: the caller may fill the same buffers again.
+        record = TransitionRecord(
+            observations=np.array(observations, np.float32),
+            actions=np.array(actions, np.float32),
+            rewards=np.array(rewards, np.float32),
+            terminals=np.array(terminals, bool),
+            truncations=np.array(truncations, bool),
+            simulator_states=np.array(simulator_states, np.float64),
+        )
+        for name, axes in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminals", 1), ("truncations", 1)):
+            _check_shape(name, getattr(record, name), count, axes)
+        _check_shape("simulator_states", record.simulator_states, count, 2)
+        self._waiting.append(record)
+
+    def flush(self, upto_row: int | None = None) -> None:
+        """Writes the waiting rows before ``upto_row`` (all if None) as one shard; the others go on waiting.
+
+        Raises:
+            ValueError: there are not so many rows.
+        """
+        upto_row = self.total_rows if upto_row is None else upto_row
+        if upto_row > self.total_rows:
+            raise ValueError(f"flush up to row {upto_row}; there are {self.total_rows}")
+        if upto_row <= self.flushed_rows:
+            return
+        waiting, count = _join(self._waiting), upto_row - self.flushed_rows
+        self._write(self.flushed_rows, waiting[:count])
+        self.flushed_rows = upto_row
+        self._waiting = [waiting[count:]] if len(waiting) > count else []
+
+    def load(self, upto_row: int) -> TransitionRecord:
+        """The rows 0 to ``upto_row`` (exclusive) from disk.
+
+        Raises:
+            TransitionLogError: a shard is damaged, or there are not so many rows.
+        """
+        if upto_row < 1 or upto_row > self.flushed_rows:
+            raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; {upto_row} were asked for")
+        return _join([record for _, record in self._read_until(upto_row)])
+
+    def truncate(self, row: int) -> None:
+        """Drops ``row`` and everything behind it, on disk and waiting, as a run resumed from that row needs.
+
+        Shards that lie wholly behind are removed unread, so damage in them does not matter.
+
+        Raises:
+            TransitionLogError: the shard that holds ``row`` is damaged, or there are not so many rows on disk.
+        """
+        if row > self.flushed_rows:
+            raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; cannot keep {row}")
+        self._waiting = []
+        # Newest first, so that a kill in between leaves no gap.
+        for first, end, path in reversed(self._shards()):
+            if first >= row:
+                path.unlink()
+            elif end > row:
+                self._write(first, _read(path, end - first)[: row - first])
+                path.unlink()
+        self.flushed_rows = row
+
+    def _read_until(self, upto_row: int) -> Iterator[tuple[int, TransitionRecord]]:
+        for first, end, path in self._shards():
+            if first < upto_row:
+                yield first, _read(path, end - first)[: upto_row - first]
+
+    def _shards(self) -> list[tuple[int, int, Path]]:
+        """First row, row behind the last, and path of every shard, in order and without a gap."""
+        shards = []
+        for path in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+            first, end = path.name[len(_PREFIX) : -len(_SUFFIX)].split("_")
+            shards.append((int(first), int(end), path))
+        # A truncation that was killed leaves the short and the long shard of the same first row: the long one,
+        # being whole, is the one that counts.
+        longest = {first: (first, end, path) for first, end, path in sorted(shards)}
+        expected, ordered = 0, []
+        for first in sorted(longest):
+            if first < expected:
+                continue
+            if first > expected:
+                raise TransitionLogError(f"{self._folder} lacks rows {expected} to {first}; restore the missing shard")
+            ordered.append(longest[first])
+            expected = longest[first][1]
+        return ordered
+
+    def _write(self, first: int, record: TransitionRecord) -> None:
+        path = self._folder / f"{_PREFIX}{first:012d}_{first + len(record):012d}{_SUFFIX}"
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        with open(unfinished, "wb") as file:
+            np.savez(file, **{field.name: getattr(record, field.name) for field in fields(record)})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+
+def _check_shape(name: str, array: np.ndarray, count: int, axes: int) -> None:
+    if array.ndim != axes or len(array) != count:
+        raise ValueError(f"{name} has shape {array.shape}; allowed are {axes} axes, the first of length {count}")
+
+
+def _join(records: list[TransitionRecord]) -> TransitionRecord:
+    names = [field.name for field in fields(TransitionRecord)]
+    return TransitionRecord(**{name: np.concatenate([getattr(record, name) for record in records]) for name in names})
+
+
+def _read(path: Path, rows: int) -> TransitionRecord:
+    try:
+        # Opened here, because np.load leaves a damaged file that it opened itself open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            record = TransitionRecord(**{field.name: stored[field.name] for field in fields(TransitionRecord)})
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        remedy = "resume from an earlier checkpoint, or restore the file"
+        raise TransitionLogError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+    if len(record) != rows:
+        raise TransitionLogError(f"{path} holds {len(record)} rows; its name says {rows}")
+    return record

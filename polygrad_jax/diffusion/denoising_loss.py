@@ -1,0 +1,96 @@
+"""Algorithm 1: training the denoiser.
+
+The trajectory that is diffused has ``O + 2`` channels: observation, reward, terminal, all normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.diffusion.schedule import Coefficients, add_noise
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment
+
+Denoise = Callable[[Params, Array, Array, Array], Array]
+"""``(params, normed_traj [B, H, O+2], normed_actions [B, H, A], step [B] or [1]) -> [B, H, O+2]``."""
+
+
+def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
+    """Raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``."""
+    normed_traj = jnp.concatenate(
+        [
+            normalise(segment.observations, normaliser.observations),
+            normalise(segment.rewards[..., None], normaliser.rewards),
+            normalise(segment.terminals[..., None], normaliser.terminals),
+        ],
+        axis=-1,
+    )
+    return normed_traj, normalise(segment.actions, normaliser.actions)
+
+
+def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) -> Segment:
+    """The inverse of :func:`pack`; an imagined terminal counts where its raw value exceeds 0.5."""
+    terminals = unnormalise(normed_traj[..., -1:], normaliser.terminals)[..., 0]
+    return Segment(
+        observations=unnormalise(normed_traj[..., :-2], normaliser.observations),
+        actions=unnormalise(normed_actions, normaliser.actions),
+        rewards=unnormalise(normed_traj[..., -2:-1], normaliser.rewards)[..., 0],
+        terminals=(terminals > 0.5).astype(jnp.float32),
+    )
+
+
+def set_initial_state(normed_traj: Array, normed_obs: Array) -> Array:
+    """Overwrite the observation part of the first state (Algorithm 2, line 6); ``normed_obs [B, O]``."""
+    return normed_traj.at[:, 0, : normed_obs.shape[-1]].set(normed_obs)
+
+
+def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> tuple[Array, Array]:
+    """Algorithm 1, lines 4 and 5: ``(t [B] in 0..N-1, eps)`` for trajectories of ``shape`` ``[B, H, O+2]``."""
+    step_key, noise_key = jax.random.split(key)
+    steps = jax.random.randint(step_key, shape[:1], 0, num_steps)
+    return steps, jax.random.normal(noise_key, shape)
+
+
+def denoising_loss(
+    denoise: Denoise,
+    params: Params,
+    normed_traj: Array,
+    normed_actions: Array,
+    steps: Array,
+    noise: Array,
+    schedule: Coefficients,
+    prediction: Literal["clean", "noise"],
+) -> tuple[Array, Metrics]:
+    """Algorithm 1, line 6, at given draws.
+
+    Args:
+      normed_traj: ``[B, H, O+2]``; its own first observation is the initial state it is conditioned on.
+      normed_actions: ``[B, H, A]``.
+      steps: ``[B]``, 0-based.
+      noise: ``[B, H, O+2]`` standard normal.
+      schedule: coefficients of all N steps.
+
+    Returns:
+      The mean squared error over all ``B * H * (O+2)`` entries and its observation, reward and terminal parts.
+    """
+    c = jax.tree.map(lambda x: x[steps][:, None, None], schedule)
+    initial = normed_traj[:, 0, :-2]
+    noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)
+    # DEVIATION from the paper, as the official code: the actions are scaled like the clean trajectory, without noise.
+    output = denoise(params, noisy, c.sqrt_alpha_bar * normed_actions, steps)
+    # DEVIATION from the paper's epsilon, as the official code: by default the network predicts the clean trajectory.
+    target = normed_traj if prediction == "clean" else noise
+    # The initial state is given: whatever the network says of it costs nothing and teaches nothing.
+    output = set_initial_state(output, target[:, 0, :-2])
+    error = jnp.square(output - target)
+    parts = {
+        "denoiser/observation_loss": error[..., :-2].mean(),
+        "denoiser/reward_loss": error[..., -2].mean(),
+        "denoiser/terminal_loss": error[..., -1].mean(),
+    }
+    loss = error.mean()
+    return loss, {"denoiser/loss": loss, **parts}

@@ -1,0 +1,193 @@
+"""Algorithm 2: policy-guided trajectory diffusion.
+
+:func:`diffusion_step` is one turn of the loop, pure in its draws; :func:`sample` scans it over the schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.config import GuidanceConfig
+from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, States, clip_to_policy, log_prob
+from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
+from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
+
+
+class Sampler(NamedTuple):
+    """What stays the same over all steps of all runs (static under jit)."""
+
+    denoise: Denoise
+    policy_apply: PolicyApply
+    guidance: GuidanceConfig
+    prediction: Literal["clean", "noise"]
+
+
+class Given(NamedTuple):
+    """What stays the same over the steps of one run.
+
+    ``initial`` is ``[B, O]`` normalised, ``delta`` a scalar in squared raw action units.
+    """
+
+    denoiser_params: Params
+    policy_params: Params
+    normaliser: Normaliser
+    initial: Array
+    delta: Array
+
+
+class Draws(NamedTuple):
+    """Standard normal draws of one step: ``traj [B, H, O+2]`` and ``actions [B, H, A]``."""
+
+    traj: Array
+    actions: Array
+
+
+def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients) -> Array:
+    """Lines 7 and 9: the predicted clean trajectory ``[B, H, O+2]``, initial state written in."""
+    output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * actions, c.step[None])
+    clean = output if sampler.prediction == "clean" else clean_from_noise(traj, output, c)
+    return set_initial_state(clean, given.initial)
+
+
+def clip_change(old: Array, new: Array, tolerance: Array) -> Array:
+    """``new``, but no channel further than ``tolerance`` from ``old``."""
+    return old + jnp.clip(new - old, -tolerance, tolerance)
+
+
+def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: bool) -> Array:
+    """Largest change of a normalised channel in this step; infinite where the clip does not hold.
+
+    DEVIATION from the paper, as the official code: the paper has no such clip.
+    """
+    below = 1 if last_step_only else config.state_change_clip_below
+    if config.state_change_clip == 0:
+        below = 0
+    return jnp.where(step < below, jnp.float32(config.state_change_clip), jnp.float32(jnp.inf))
+
+
+def policy_at(sampler: Sampler, given: Given, normed_obs: Array) -> Gaussian:
+    """The policy's Gaussian over raw actions at normalised states ``[B, H, O]``."""
+    return Gaussian(*sampler.policy_apply(given.policy_params, unnormalise(normed_obs, given.normaliser.observations)))
+
+
+def diffusion_step(
+    sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients, draws: Draws
+) -> tuple[Array, Array]:
+    """Algorithm 2, lines 6 to 13, for one t at given draws.
+
+    Args:
+      traj: noisy normalised trajectory ``[B, H, O+2]``.
+      actions: normalised actions ``[B, H, A]``.
+      c: the step's coefficients (scalars).
+
+    Returns:
+      The trajectory before line 6 of the next step and the actions, both normalised.
+    """
+    rule = RULES[sampler.guidance.rule]
+    is_last = c.step == 0
+    traj = set_initial_state(traj, given.initial)  # line 6
+    clean = predict_clean(sampler, given, traj, actions, c)  # lines 7, 9
+    mean = posterior_mean(clean, traj, c)
+    tolerance = state_change_tolerance(c.step, sampler.guidance, last_step_only=rule.moves_states)
+    mean = clip_change(traj, mean, tolerance)
+
+    observations = given.initial.shape[-1]
+    states = States(traj[..., :observations], clean[..., :observations], mean[..., :observations])
+    policy = policy_at(sampler, given, rule.reads(states))
+    raw = unnormalise(actions, given.normaliser.actions)
+    clipped = clip_to_policy(raw, policy, sampler.guidance.clip_std) if rule.clips else raw
+    # DEVIATION from Eq. 11, as the official code: the clip comes before the score step.
+    moved, noisy = rule.move(clipped if rule.clips_while_moving else raw, policy, given.delta, draws.actions)  # line 10
+
+    if rule.moves_states:
+        guided = _move_states(sampler, given, clean, moved)
+        # DEVIATION from the intent, as the official code: under this ablation the state-change clip is lost.
+        mean = jnp.where(is_last, mean, posterior_mean(guided, traj, c))
+
+    # line 12. DEVIATION from the paper, as the official code: in the last step actions are still clipped.
+    next_actions = normalise(jnp.where(is_last, clipped, moved), given.normaliser.actions)
+    if noisy:
+        next_actions = next_actions + c.posterior_std * draws.actions
+    # line 13. DEVIATION, as the official code: posterior std instead of sqrt(beta), and none in the last step.
+    return mean + c.posterior_std * draws.traj, next_actions
+
+
+def _move_states(sampler: Sampler, given: Given, clean: Array, raw_actions: Array) -> Array:
+    """Eq. 8 for the states: the clean trajectory moved up the gradient of log pi in normalised states."""
+    observations = given.initial.shape[-1]
+
+    def total_log_prob(normed_obs: Array) -> Array:
+        return log_prob(raw_actions, policy_at(sampler, given, normed_obs)).sum()
+
+    gradient = jax.grad(total_log_prob)(clean[..., :observations])
+    moved = clean.at[..., :observations].add(given.delta * gradient)
+    return set_initial_state(moved, given.initial)
+
+
+def draw(key: Array, traj_shape: tuple[int, ...], action_size: int) -> Draws:
+    """One step's draws, from one call of the generator (cheaper than two)."""
+    batch, horizon, channels = traj_shape
+    both = jax.random.normal(key, (batch, horizon, channels + action_size))
+    return Draws(both[..., :channels], both[..., channels:])
+
+
+def sample(
+    sampler: Sampler,
+    given: Given,
+    schedule: Coefficients,
+    key: Array,
+    horizon: int,
+    action_size: int,
+    keep_steps: bool = False,
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Algorithm 2: ``(normed_traj [B, H, O+2], normed_actions [B, H, A], steps)``.
+
+    ``schedule`` holds the K steps to sample, ascending. With ``keep_steps`` the third result is the trajectory and
+    the actions after every step, ``[K, B, H, ...]`` in the order of the run; otherwise None.
+    The returned actions are the ones of the last step: the states were denoised under the last but one.
+    """
+    batch, observations = given.initial.shape
+    shape = (batch, horizon, observations + 2)
+    start = draw(jax.random.fold_in(key, schedule.step.shape[0]), shape, action_size)  # lines 2, 3
+
+    def body(carry: tuple[Array, Array], c_and_index: tuple[Coefficients, Array]):
+        c, index = c_and_index
+        draws = draw(jax.random.fold_in(key, index), shape, action_size)
+        traj, actions = diffusion_step(sampler, given, *carry, c, draws)
+        kept = (set_initial_state(traj, given.initial), actions) if keep_steps else None
+        return (traj, actions), kept
+
+    indices = jnp.arange(schedule.step.shape[0])
+    (traj, actions), steps = jax.lax.scan(body, (start.traj, start.actions), (schedule, indices), reverse=True)
+    if keep_steps:
+        steps = jax.tree.map(lambda x: x[::-1], steps)  # a reversed scan stacks in the order of its inputs
+    return set_initial_state(traj, given.initial), actions, steps  # line 14
+
+
+def sample_given_actions(
+    sampler: Sampler, given: Given, schedule: Coefficients, normed_actions: Array, noise: Array
+) -> Array:
+    """Plain conditional diffusion of the states under fixed actions, at given draws.
+
+    No policy and no clip of the state change: what an autoregressive diffusion model does for one step.
+
+    Args:
+      normed_actions: ``[B, H, A]``.
+      noise: ``[K + 1, B, H, O+2]``, the draws of every step and, last, of the start.
+    """
+
+    def body(traj: Array, c_and_noise: tuple[Coefficients, Array]):
+        c, step_noise = c_and_noise
+        traj = set_initial_state(traj, given.initial)
+        clean = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * normed_actions, c.step[None])
+        if sampler.prediction == "noise":
+            clean = clean_from_noise(traj, clean, c)
+        return posterior_mean(clean, traj, c) + c.posterior_std * step_noise, None
+
+    traj, _ = jax.lax.scan(body, noise[-1], (schedule, noise[:-1]), reverse=True)
+    return set_initial_state(traj, given.initial)

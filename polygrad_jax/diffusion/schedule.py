@@ -1,0 +1,82 @@
+"""The noise schedule, the forward process and its posterior (paper, Section 3).
+
+Steps are counted from 0: ``t = 0`` is the last step of sampling, ``t = N - 1`` the first.
+Coefficients are computed in float64 on the host and handed to the device in float32.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from polygrad_jax.types import Array
+
+MAX_BETA = 0.999
+
+
+@flax.struct.dataclass
+class Coefficients:
+    """Everything one diffusion step multiplies with; ``[K]`` each (or scalars for one step)."""
+
+    step: Array  # t, counted in the N steps the network was trained on
+    sqrt_alpha_bar: Array  # scale of the clean trajectory in the noisy one
+    sqrt_one_minus_alpha_bar: Array  # scale of the noise in the noisy trajectory
+    posterior_clean: Array  # posterior mean's weight of the predicted clean trajectory
+    posterior_noisy: Array  # posterior mean's weight of the noisy trajectory
+    posterior_std: Array  # 0 at the last step
+
+
+def cosine_betas(num_steps: int, tau: float) -> np.ndarray:
+    """Betas ``[N]`` of the cosine schedule (Chen 2023, Algorithm 1, start 0, end 1), float64.
+
+    ``tau`` below 1 keeps the trajectory nearly clean until the last forward steps.
+    """
+    grid = np.linspace(0.0, 1.0, num_steps + 1)
+    alpha_bar = np.cos(grid * np.pi / 2) ** (2 * tau)
+    end = np.cos(np.pi / 2) ** (2 * tau)
+    alpha_bar = (alpha_bar - end) / (1.0 - end)
+    return np.clip(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.0, MAX_BETA)
+
+
+def strided_steps(num_steps: int, sampling_steps: int) -> np.ndarray:
+    """``K`` of the ``N`` steps, ascending, evenly spread, always with the first and (for K > 1) the last."""
+    if sampling_steps == 1:
+        return np.array([num_steps - 1])
+    return np.round(np.linspace(0, num_steps - 1, sampling_steps)).astype(np.int64)
+
+
+def coefficients(num_steps: int, sampling_steps: int, tau: float) -> Coefficients:
+    """Coefficients ``[K]`` of the strided schedule, ascending in t.
+
+    The betas of the subset follow from the alpha_bar that are kept (beta = 1 - alpha_bar / alpha_bar_prev), so
+    that every kept step has the noise level the network was trained on.
+    """
+    steps = strided_steps(num_steps, sampling_steps)
+    alpha_bar = np.cumprod(1.0 - cosine_betas(num_steps, tau))[steps]
+    previous = np.concatenate([[1.0], alpha_bar[:-1]])
+    alpha = alpha_bar / previous
+    beta = 1.0 - alpha
+    return Coefficients(
+        step=jnp.asarray(steps, jnp.int32),
+        sqrt_alpha_bar=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
+        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(1.0 - alpha_bar), jnp.float32),
+        posterior_clean=jnp.asarray(beta * np.sqrt(previous) / (1.0 - alpha_bar), jnp.float32),
+        posterior_noisy=jnp.asarray((1.0 - previous) * np.sqrt(alpha) / (1.0 - alpha_bar), jnp.float32),
+        posterior_std=jnp.asarray(np.sqrt(beta * (1.0 - previous) / (1.0 - alpha_bar)), jnp.float32),
+    )
+
+
+def add_noise(clean: Array, noise: Array, c: Coefficients) -> Array:
+    """``x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`` (Section 3); ``c`` broadcasts over ``clean``."""
+    return c.sqrt_alpha_bar * clean + c.sqrt_one_minus_alpha_bar * noise
+
+
+def clean_from_noise(noisy: Array, noise: Array, c: Coefficients) -> Array:
+    """The clean trajectory that ``noise`` implies (Algorithm 2, line 9)."""
+    return (noisy - c.sqrt_one_minus_alpha_bar * noise) / c.sqrt_alpha_bar
+
+
+def posterior_mean(clean: Array, noisy: Array, c: Coefficients) -> Array:
+    """Mean of ``q(x_{t-1} | x_t, x_0)``; equal to Eq. 1 with the score of Eq. 3 put in (Algorithm 2, line 13)."""
+    return c.posterior_clean * clean + c.posterior_noisy * noisy

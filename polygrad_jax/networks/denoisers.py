@@ -1,0 +1,21 @@
+"""The choice of the denoising network."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from polygrad_jax.config import DenoiserConfig
+from polygrad_jax.networks.residual_mlp import ResidualMLPDenoiser
+from polygrad_jax.networks.transformer import TransformerDenoiser
+
+__all__ = ["ResidualMLPDenoiser", "TransformerDenoiser", "make_denoiser"]
+
+
+def make_denoiser(config: DenoiserConfig, horizon: int, precision: str) -> nn.Module:
+    """The network of ``config`` for trajectories of ``horizon`` states.
+
+    ``apply({"params": p}, normed_traj [B, H, O + 2], normed_actions [B, H, A], step [B] or [1]) -> [B, H, O + 2]``.
+    """
+    if config.kind == "mlp":
+        return ResidualMLPDenoiser(config.width, config.num_blocks, config.embed_dim, precision)
+    return TransformerDenoiser(config.embed_dim, config.num_heads, config.num_blocks, horizon, precision)

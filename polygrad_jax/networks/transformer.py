@@ -1,0 +1,76 @@
+"""The causal transformer denoiser (paper, Appendix B and Table 3)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.networks.dense import Dense
+from polygrad_jax.networks.layer_norm import LayerNorm
+from polygrad_jax.networks.step_embedding import SinusoidalEmbedding
+from polygrad_jax.types import Array
+
+_INITS = {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializers.zeros_init()}
+
+
+def _causal_attention(q: Array, k: Array, v: Array) -> Array:
+    """``q, k, v [B, H, heads, d] -> [B, H, heads, d]``: state k attends to states 0 to k.
+
+    Always float32: less than one percent of the arithmetic, and the softmax wants it.
+    """
+    horizon, d = q.shape[1], q.shape[-1]
+    scores = jnp.einsum("bqnd,bknd->bnqk", q, k) * d**-0.5
+    past = jnp.tril(jnp.ones((1, 1, horizon, horizon), bool))
+    weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
+
+
+class _Block(nn.Module):
+    """Pre-LayerNorm block on tokens ``[B, H, E]``: attention, then a GELU MLP four times as wide."""
+
+    num_heads: int
+    residual_std: float
+    precision: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, horizon, embed_dim = x.shape
+        residual = {"kernel_init": nn.initializers.normal(self.residual_std), "bias_init": _INITS["bias_init"]}
+        qkv = Dense(3 * embed_dim, self.precision, name="qkv", **_INITS)(LayerNorm(name="attention_norm")(x))
+        heads = (batch, horizon, self.num_heads, embed_dim // self.num_heads)
+        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        y = _causal_attention(q, k, v).reshape(x.shape)
+        x = x + Dense(embed_dim, self.precision, name="attention_output", **residual)(y)
+        y = Dense(4 * embed_dim, self.precision, name="mlp_hidden", **_INITS)(LayerNorm(name="mlp_norm")(x))
+        y = jax.nn.gelu(y, approximate=False)
+        return x + Dense(embed_dim, self.precision, name="mlp_output", **residual)(y)
+
+
+class TransformerDenoiser(nn.Module):
+    """Denoises a trajectory token by token; the token of time k holds state, reward, terminal and action of k.
+
+    ``horizon`` is the largest H; shorter trajectories use the first positions.
+    """
+
+    embed_dim: int = 312
+    num_heads: int = 4
+    num_blocks: int = 6
+    horizon: int = 10
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(self, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
+        """One denoiser call; arguments and result as of ``ResidualMLPDenoiser``."""
+        horizon = normed_traj.shape[1]
+        if horizon > self.horizon:
+            raise ValueError(f"horizon = {horizon}: this transformer has {self.horizon} positions")
+        tokens = jnp.concatenate([normed_traj, normed_actions], axis=-1)
+        x = Dense(self.embed_dim, self.precision, name="embedding", **_INITS)(tokens)
+        positions = self.param("positions", nn.initializers.normal(0.02), (self.horizon, self.embed_dim))
+        embedding = SinusoidalEmbedding(self.embed_dim, name="step_embedding", **_INITS)(step)
+        x = x + positions[None, :horizon] + embedding[:, None, :]
+        residual_std = 0.02 / (2 * self.num_blocks) ** 0.5
+        for i in range(self.num_blocks):
+            x = _Block(self.num_heads, residual_std, self.precision, name=f"block_{i}")(x)
+        return Dense(normed_traj.shape[-1], self.precision, name="output", **_INITS)(x)

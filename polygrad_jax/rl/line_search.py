@@ -1,0 +1,52 @@
+"""The line search on the actor's learning rate (paper, Appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.struct
+import jax.numpy as jnp
+from jax import lax
+
+from polygrad_jax.config import A2CConfig
+from polygrad_jax.types import Array
+
+
+@flax.struct.dataclass
+class Search:
+    """Where a search ended; all scalars."""
+
+    learning_rate: Array  # of the step that is kept
+    change: Array  # that this step makes
+    first_change: Array  # that the first step tried makes
+    retries: Array  # int32, steps tried after the first
+
+
+def search(change_at: Callable[[Array], Array], first_rate: Array, config: A2CConfig) -> Search:
+    """Multiplies or divides the learning rate by ``search_ratio`` until the step changes the policy enough.
+
+    Enough: ``change_at(rate)``, the mean absolute change of the log-probability, is within ``search_tolerance`` of
+    ``target_change``. Stops, keeping the last step tried, after ``search_max_retries`` retries or where the next
+    rate would exceed ``max_actor_lr``, even below the target. A change that is not a number ends the search.
+    """
+
+    def outside(change: Array) -> Array:
+        low = config.target_change * (1.0 - config.search_tolerance)
+        high = config.target_change * (1.0 + config.search_tolerance)
+        return (change < low) | (change > high)
+
+    def next_rate(at: Search) -> Array:
+        too_far = at.change > config.target_change
+        return jnp.where(too_far, at.learning_rate * config.search_ratio, at.learning_rate / config.search_ratio)
+
+    def go_on(at: Search) -> Array:
+        may = (next_rate(at) <= config.max_actor_lr) & (at.retries < config.search_max_retries)
+        return outside(at.change) & may
+
+    def retry(at: Search) -> Search:
+        rate = next_rate(at)
+        return at.replace(learning_rate=rate, change=change_at(rate), retries=at.retries + 1)
+
+    first_change = change_at(first_rate)
+    start = Search(first_rate, first_change, first_change, jnp.int32(0))
+    return lax.while_loop(go_on, retry, start) if config.search else start

@@ -1,0 +1,158 @@
+"""Algorithm 3 on the device: one jitted call does all learning of one iteration.
+
+The numbers in the comments are the lines of Algorithm 3. Line 4 (acting in the environment) is the host's, in
+``loop.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update
+from polygrad_jax.data import normaliser as normalisers
+from polygrad_jax.data import replay as replays
+from polygrad_jax.rl import a2c
+from polygrad_jax.types import Array, Metrics, Params, Transitions
+from polygrad_jax.world_models.registry import make_world_model
+
+# Every use of randomness on the device is fold_in(fold_in(root, stream), counter).
+STREAMS = {"world_model_init": 0, "policy_init": 1, "context": 2, "imagine": 3, "batch": 4, "denoise": 5, "errors": 6}
+
+
+# The run stops, naming it, when one of these is not finite: the first two after every iteration; the state, whose
+# damage shows in the next loss, whenever the host looks at the run, and so before every checkpoint.
+FINITE_OUTPUTS = ("loss", "imagined trajectory")
+FINITE_STATES = ("world model", "actor and critic")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that learning changes; donated to every iteration."""
+
+    root_key: Array  # uint32 key data
+    policy_updates: Array  # int32
+    model_updates: Array  # int32
+    replay: replays.ReplayState
+    world_model: Any
+    learner: a2c.A2CState
+
+
+@flax.struct.dataclass
+class Output:
+    """What an iteration hands to the host; small, and never donated."""
+
+    actor_params: Params
+    metrics: Metrics
+    finite: Array  # bool, one per name in FINITE_OUTPUTS
+
+
+Iteration = Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+
+
+class Iterations(NamedTuple):
+    """The device's functions of one run. Each is a pure function of its arguments; the loop jits each once."""
+
+    init: Callable[[int], TrainState]
+    insert: Callable[[TrainState, Transitions], TrainState]
+    warmup: Iteration  # only the denoiser learns
+    learn: Iteration
+    finite: Callable[[TrainState], Array]  # bool, one per name in FINITE_STATES
+
+
+def key_for(root_key: Array, stream: str, counter: Array) -> Array:
+    """The key of one use: the same in a resumed run as in the uninterrupted one."""
+    root = jax.random.wrap_key_data(root_key)
+    return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), counter)
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every entry of every array is finite."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
+    """The pure functions that the loop compiles for ``config``."""
+    world_model = make_world_model(config, spec)
+    policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
+    horizon = config.horizon
+    groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update
+    model_updates = denoiser_updates_per_policy_update(config)
+
+    def init(seed: int) -> TrainState:
+        root_key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(
+            root_key=root_key,
+            policy_updates=jnp.int32(0),
+            model_updates=jnp.int32(0),
+            replay=replays.init(spec, config.loop.replay_capacity, horizon),
+            world_model=world_model.init(key_for(root_key, "world_model_init", jnp.int32(0))),
+            learner=a2c.init(key_for(root_key, "policy_init", jnp.int32(0)), spec, config.a2c),
+        )
+
+    def insert(state: TrainState, chunk: Transitions) -> TrainState:
+        return state.replace(replay=replays.add(state.replay, chunk, horizon))
+
+    def improve_policy(state: TrainState) -> tuple[TrainState, Metrics, Array]:
+        normaliser = normalisers.to_normaliser(state.replay.moments)
+        context_key = key_for(state.root_key, "context", state.policy_updates)
+        context = replays.sample_contexts(state.replay, context_key, config.a2c.trajectories)
+        imagine_key = key_for(state.root_key, "imagine", state.policy_updates)
+        # 7 (Algorithm 2) and 9 (delta; it was measured under the policy that guided, and is used from the next run on)
+        model, segment, metrics = world_model.imagine(
+            state.world_model, policy_apply, state.learner.actor, context, normaliser, imagine_key, horizon
+        )
+        segment = jax.lax.stop_gradient(segment)
+        learner, policy_metrics = a2c.update(state.learner, segment, config.a2c, spec)  # 8
+        state = state.replace(world_model=model, learner=learner, policy_updates=state.policy_updates + 1)
+        return state, metrics | policy_metrics, all_finite(segment)
+
+    def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        normaliser = normalisers.to_normaliser(state.replay.moments)
+        batch_key = key_for(state.root_key, "batch", state.model_updates)
+        batch = replays.sample(state.replay, batch_key, config.denoiser.batch_size, horizon)
+        update_key = key_for(state.root_key, "denoise", state.model_updates)
+        model, metrics = world_model.update(state.world_model, batch, normaliser, update_key)  # 6 (Algorithm 1)
+        return state.replace(world_model=model, model_updates=state.model_updates + 1), metrics
+
+    def improve_model_often(state: TrainState, count: int) -> tuple[TrainState, Metrics]:
+        if count == 0:
+            return state, {}
+        state, metrics = jax.lax.scan(improve_model, state, None, length=count)
+        return state, jax.tree.map(lambda x: x[-1], metrics)
+
+    def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
+        losses = [x for name, x in metrics.items() if "loss" in name]
+        finite = jnp.stack([all_finite(losses) if losses else jnp.bool_(True), imagined_finite])
+        # Copies: the state's own buffers are donated to the next iteration.
+        actor = jax.tree.map(jnp.copy, state.learner.actor)
+        return state, Output(actor_params=actor, metrics=metrics, finite=finite)
+
+    def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
+        state, metrics = improve_model_often(insert(state, chunk), groups * model_updates)
+        return finish(state, metrics, jnp.bool_(True))
+
+    def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
+        state = insert(state, chunk)  # 5
+
+        def group(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Array]]:
+            # DEVIATION from Algorithm 3, as the official code: the policy learns first, then the denoiser.
+            state, policy_metrics, finite = improve_policy(state)
+            state, model_metrics = improve_model_often(state, model_updates)
+            return state, (policy_metrics | model_metrics, finite)
+
+        state, (metrics, finite) = jax.lax.scan(group, state, None, length=groups)
+        return finish(state, jax.tree.map(lambda x: x[-1], metrics), finite.all())
+
+    def finite(state: TrainState) -> Array:
+        return jnp.stack([all_finite(_floats(state.world_model)), all_finite(_floats(state.learner))])
+
+    return Iterations(init, insert, warmup, learn, finite)
+
+
+def _floats(tree: Any) -> list[Array]:
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]

@@ -1,0 +1,469 @@
+"""Algorithm 3, the host's side: acting, evaluating, writing; all learning is one jitted call (``iteration.py``).
+
+What happens at an environment step depends on the configuration and the seed only, never on how fast the machine
+is, so that a resumed run is the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.data.transition_log import TransitionLog
+from polygrad_jax.envs.simulator import has_simulator_state
+from polygrad_jax.envs.stepping import Collector, uniform_action
+from polygrad_jax.training import evaluation
+from polygrad_jax.training.checkpoints import Checkpoints
+from polygrad_jax.training.iteration import FINITE_OUTPUTS, FINITE_STATES, Iterations, Output, TrainState, make_iterations
+from polygrad_jax.training.metrics import MetricsLog
+from polygrad_jax.training.progress import Progress, announce
+from polygrad_jax.training.run_folder import open_run_folder
+from polygrad_jax.training.signals import StopRequest, stop_on_signals
+from polygrad_jax.types import Params, Transitions
+
+INSERT_CHUNK = 256
+EXPLORATION_STREAM = 1
+EVALUATION_STREAM = 2
+
+
+class NonFiniteError(RuntimeError):
+    """Learning produced a number that is not finite; the message names the component and the environment step."""
+
+
+@dataclass
+class Clock:
+    """Seconds spent so far, over all sessions of the run."""
+
+    collecting: float = 0.0
+    training: float = 0.0
+    evaluating: float = 0.0
+    compiling: float = 0.0
+
+
+@dataclass
+class Progressing:
+    """Where the run is: everything the host must remember beside the train state. Saved in every checkpoint."""
+
+    env_steps: int = 0
+    prefill_env_steps: int = 0
+    last_return: float | None = None
+    best_return: float | None = None
+    clock: Clock = field(default_factory=Clock)
+
+
+@dataclass
+class Run:
+    """The parts of one run on the host."""
+
+    config: Config
+    spec: EnvSpec
+    folder: Path
+    collector: Collector
+    transitions: TransitionLog
+    checkpoints: Checkpoints
+    metrics: MetricsLog
+    act: evaluation.Act
+    at: Progressing
+    finished_episodes: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    env_steps: int
+    stopped_by: int | None
+    """The signal that stopped it, or None."""
+    last_return: float | None
+    folder: Path
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in ``(before, after]``."""
+    return before // every < after // every
+
+
+# --- acting (Algorithm 3, lines 4 and 5) -----------------------------------------------------------------------------
+
+
+def exploration_noise(seed: int, env_step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal draws of the policy's actions from environment step ``env_step`` on."""
+    key = np.random.SeedSequence([seed, EXPLORATION_STREAM, env_step])
+    return np.random.Generator(np.random.Philox(key)).standard_normal(shape, dtype=np.float32)
+
+
+def evaluation_seed(seed: int, env_step: int) -> int:
+    """The seed of the evaluation at ``env_step``; different episodes every time, the same in a resumed run."""
+    return int(np.random.SeedSequence([seed, EVALUATION_STREAM, env_step]).generate_state(1)[0])
+
+
+def empty_chunk(length: int, spec: EnvSpec) -> Transitions:
+    """Room for ``length`` transitions, none of them valid yet."""
+    return Transitions(
+        observations=np.zeros((length, spec.observation_size), np.float32),
+        actions=np.zeros((length, spec.action_size), np.float32),
+        rewards=np.zeros(length, np.float32),
+        terminals=np.zeros(length, np.float32),
+        truncations=np.zeros(length, np.float32),
+        valid=np.zeros(length, bool),
+    )
+
+
+def take_step(run: Run, chunk: Transitions, row: int, action: np.ndarray) -> bool:
+    """Steps the environment, writes the transition to ``chunk`` and to the log; whether an episode ended."""
+    step = run.collector.step(action)
+    chunk.observations[row] = step.observation
+    chunk.actions[row] = step.action
+    chunk.rewards[row] = step.reward
+    chunk.terminals[row] = step.terminal
+    chunk.truncations[row] = step.truncated and not step.terminal
+    chunk.valid[row] = True
+    run.transitions.append(
+        chunk.observations[row],
+        chunk.actions[row],
+        chunk.rewards[row],
+        chunk.terminals[row],
+        chunk.truncations[row],
+        step.simulator_state,
+    )
+    run.at.env_steps += 1
+    if step.episode is None:
+        return False
+    episode = {"return": step.episode.episode_return, "length": step.episode.length, "distance": step.episode.distance}
+    run.finished_episodes.append(episode)
+    return True
+
+
+def collect(run: Run, actor_params: Params) -> Transitions:
+    """One iteration's environment steps under the Gaussian policy; actions are stored as sampled."""
+    length = run.config.loop.env_steps_per_iteration
+    noise = exploration_noise(run.config.seed, run.at.env_steps, (length, run.spec.action_size))
+    chunk = empty_chunk(length, run.spec)
+    for row in range(length):
+        mean, std = run.act(actor_params, run.collector.observation)
+        take_step(run, chunk, row, mean + std * noise[row])
+    return chunk
+
+
+def prefill(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> TrainState:
+    """Uniform random actions in whole episodes until there are enough (not counted in the paper's budget)."""
+    chunk, row, done = empty_chunk(INSERT_CHUNK, run.spec), 0, False
+    while not (done and run.at.env_steps >= run.config.loop.prefill_env_steps):
+        done = take_step(run, chunk, row, uniform_action(run.config.seed, run.at.env_steps, run.spec.action_size))
+        row += 1
+        if row == INSERT_CHUNK:
+            state, chunk, row = insert(state, chunk), empty_chunk(INSERT_CHUNK, run.spec), 0
+    run.at.prefill_env_steps = run.at.env_steps
+    return insert(state, chunk)
+
+
+# --- saving and going on ---------------------------------------------------------------------------------------------
+
+
+def without_rows(state: TrainState) -> TrainState:
+    """The train state without the replay's rows, which the transition log has; its statistics stay."""
+    replay = state.replay
+    return state.replace(
+        replay=replay.replace(
+            observations=replay.observations[:0],
+            actions=replay.actions[:0],
+            rewards=replay.rewards[:0],
+            terminals=replay.terminals[:0],
+            starts=replay.starts[:0],
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Actors:
+    """The policies that matter to the host: who acts next, and (with overlap) who acts after that."""
+
+    acting: Params
+    next: Params
+
+    def after(self, newest: Params, overlap: bool) -> Actors:
+        """With overlap the environment is stepped by the policy of one iteration earlier, while the device learns."""
+        return Actors(self.next, newest) if overlap else Actors(newest, newest)
+
+
+def save(run: Run, state: TrainState, actors: Actors) -> None:
+    """A checkpoint of everything: learner, model, counters, normaliser, environment, and the transitions so far."""
+    run.transitions.flush()
+    arrays = jax.device_get(
+        {"train_state": without_rows(state), "acting_actor": actors.acting, "next_actor": actors.next}
+    )
+    host = {
+        "progress": dataclasses.asdict(run.at),
+        "collector": {name: np.asarray(value).tolist() for name, value in run.collector.snapshot().items()},
+        "config": configs.to_dict(run.config),
+        "finished_episodes": run.finished_episodes,
+    }
+    run.checkpoints.save(run.at.env_steps, arrays, host)
+
+
+def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> tuple[TrainState, Actors] | None:
+    """The newest good checkpoint, put back in the order: arrays, replay, environment, logs; None if there is none."""
+    actor = state.learner.actor
+    template = jax.device_get({"train_state": without_rows(state), "acting_actor": actor, "next_actor": actor})
+    found = run.checkpoints.restore(template)
+    if found is None:
+        run.transitions.truncate(0)
+        run.metrics.truncate(-1)
+        return None
+    env_steps, arrays, host = found
+    progress = host["progress"]
+    run.at = Progressing(**(progress | {"clock": Clock(**progress["clock"])}))
+    run.finished_episodes = host["finished_episodes"]
+    run.transitions.truncate(env_steps)
+    run.metrics.truncate(env_steps)
+    state = refill(run, state, insert)
+    saved = arrays["train_state"]
+    for counter in ("total", "head", "tail", "open_length"):
+        have, want = int(getattr(state.replay, counter)), int(getattr(saved.replay, counter))
+        if have != want:
+            raise RuntimeError(f"{run.folder}: the stored transitions give replay {counter} {have}, the checkpoint {want}")
+    rows = {name: getattr(state.replay, name) for name in ("observations", "actions", "rewards", "terminals", "starts")}
+    restored = jax.tree.map(jnp.asarray, saved)
+    snapshot = host["collector"]
+    run.collector.restore(
+        {
+            "episode_index": snapshot["episode_index"],
+            "executed_actions": np.asarray(snapshot["executed_actions"], np.float32).reshape(-1, run.spec.action_size),
+            "observation": np.asarray(snapshot["observation"], np.float32),
+        }
+    )
+    return restored.replace(replay=restored.replay.replace(**rows)), Actors(
+        arrays["acting_actor"], arrays["next_actor"]
+    )
+
+
+def refill(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> TrainState:
+    """The replay built again from the logged transitions."""
+    stored = run.transitions.rows(0, run.at.env_steps)
+    for start in range(0, run.at.env_steps, INSERT_CHUNK):
+        part = {name: values[start : start + INSERT_CHUNK] for name, values in stored.items()}
+        count = len(part["rewards"])
+        chunk = empty_chunk(INSERT_CHUNK, run.spec)
+        for name in ("observations", "actions", "rewards", "terminals", "truncations"):
+            getattr(chunk, name)[:count] = part[name]
+        chunk.valid[:count] = True
+        state = insert(state, chunk)
+    return state
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Path) -> None:
+    """Stops the run where a component is not finite.
+
+    Raises:
+      NonFiniteError: naming the component, the environment step, and what remains.
+    """
+    finite = np.asarray(finite)
+    if not finite.all():
+        bad = ", ".join(name for name, good in zip(names, finite, strict=True) if not good)
+        raise NonFiniteError(
+            f"not finite at environment step {env_step}: {bad}; the last good checkpoint is in {folder / 'checkpoints'}"
+        )
+
+
+def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.ImagineFromReplay | None) -> dict[str, Any]:
+    """Evaluation returns (20 episodes, mean action) and the error of imagined trajectories; one row of ``eval.csv``."""
+    began = time.perf_counter()
+    at, config = run.at, run.config
+    actor = jax.device_get(state.learner.actor)
+    seed = evaluation_seed(config.seed, at.env_steps)
+    episodes = evaluation.evaluate_policy(config.env, run.act, actor, config.loop.eval_episodes, seed)
+    row = {
+        "return_mean": float(episodes.returns.mean()),
+        "return_std": float(episodes.returns.std()),
+        "length_mean": float(episodes.lengths.mean()),
+    }
+    if np.isfinite(episodes.distances).all():
+        row["distance_mean"] = float(episodes.distances.mean())
+        row["distance_std"] = float(episodes.distances.std())
+    at.last_return = row["return_mean"]
+    if at.best_return is None or at.last_return > at.best_return:
+        at.best_return = at.last_return
+        run.checkpoints.save_best(at.env_steps, policy_and_model(state))
+    run.metrics.write_evaluation(at.env_steps, row)
+    errors = {}
+    if imagine_from_replay is not None:
+        segment = jax.device_get(imagine_from_replay(state, jnp.int32(at.env_steps)))
+        simulator_states = run.transitions.simulator_states(segment.rows[:, 0])
+        errors = evaluation.simulator_errors(config.env, segment, simulator_states)
+    at.clock.evaluating += time.perf_counter() - began
+    return {f"evaluation/{name}": value for name, value in row.items()} | errors
+
+
+def policy_and_model(state: TrainState) -> dict[str, Any]:
+    """What is needed to look at a run without going on with it: parameters and statistics."""
+    return jax.device_get(
+        {"actor": state.learner.actor, "world_model": state.world_model, "moments": state.replay.moments}
+    )
+
+
+def log_row(run: Run, output: Output, looks: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
+    """One row of metrics: learning, the episodes that ended since the last row, evaluation, time, memory."""
+    at = run.at
+    row: dict[str, Any] = {name: np.asarray(value) for name, value in jax.device_get(output.metrics).items()}
+    if run.finished_episodes:
+        for name in run.finished_episodes[0]:
+            row[f"episode/{name}"] = float(np.mean([e[name] for e in run.finished_episodes]))
+        run.finished_episodes.clear()
+    row |= {f"seconds/{name}": value for name, value in dataclasses.asdict(at.clock).items()}
+    row["env_steps/without_prefill"] = at.env_steps - at.prefill_env_steps
+    row["env_steps/per_second"] = steps_per_second
+    row |= memory_in_use() | looks
+    run.metrics.write(at.env_steps, row)
+    return row
+
+
+def memory_in_use() -> dict[str, float]:
+    """Bytes in use on the device, where the backend says so."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "memory/device_bytes", "peak_bytes_in_use": "memory/device_peak_bytes"}
+    return {name: float(stats[key]) for key, name in names.items() if key in stats}
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The device functions, each compiled exactly once."""
+
+    insert: Callable[[TrainState, Transitions], TrainState]
+    warmup: Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+    learn: Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+    finite: Callable[[TrainState], Any]
+
+
+def compile_iterations(iterations: Iterations, state: TrainState, config: Config, spec: EnvSpec) -> Compiled:
+    """Ahead-of-time compilation with the state donated; says what it does and how long it took."""
+    chunk = empty_chunk(config.loop.env_steps_per_iteration, spec)
+
+    def compiled(name: str, function: Callable[..., Any], example: Transitions) -> Callable[..., Any]:
+        with announce(f"compiling {name}"):
+            return jax.jit(function, donate_argnums=0).lower(state, example).compile()
+
+    return Compiled(
+        insert=compiled("the replay", iterations.insert, empty_chunk(INSERT_CHUNK, spec)),
+        warmup=compiled("the denoiser's update", iterations.warmup, chunk),
+        learn=compiled("the whole iteration", iterations.learn, chunk),
+        finite=jax.jit(iterations.finite),
+    )
+
+
+def open_run(config: Config, folder: Path) -> Run:
+    """Opens or creates the run folder and everything the host needs.
+
+    Raises:
+      ConfigError: an unknown environment, a folder with another configuration, a foreign folder.
+    """
+    collector = Collector(config.env, config.seed)
+    spec = collector.spec
+    open_run_folder(folder, config)
+    return Run(
+        config=config,
+        spec=spec,
+        folder=folder,
+        collector=collector,
+        transitions=TransitionLog(folder / "replay"),
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        metrics=MetricsLog(folder),
+        act=evaluation.make_act(config, spec),
+        at=Progressing(),
+    )
+
+
+def train(config: Config, folder: Path) -> Result:
+    """Algorithm 3 from wherever the run folder is to ``config.loop.total_env_steps``.
+
+    Raises:
+      ConfigError: see :func:`open_run`.
+      NonFiniteError: learning diverged; the last good checkpoint is kept.
+      EnvStepError: the environment failed; the message names the episode's seed and step.
+    """
+    run = open_run(config, folder)
+    iterations = make_iterations(config, run.spec)
+    state = jax.jit(iterations.init, static_argnums=0)(config.seed)
+    began = time.perf_counter()
+    compiled = compile_iterations(iterations, state, config, run.spec)
+    compile_seconds = time.perf_counter() - began
+    restored = restore(run, state, compiled.insert)
+    run.at.clock.compiling += compile_seconds
+    with stop_on_signals() as stop:
+        if restored is None:
+            state = jax.jit(iterations.init, static_argnums=0)(config.seed)
+            state = prefill(run, state, compiled.insert)
+            actors = Actors(*(jax.tree.map(jnp.copy, state.learner.actor) for _ in range(2)))
+            save(run, state, actors)
+        else:
+            state, actors = restored
+        try:
+            return _learn(run, compiled, state, actors, stop)
+        finally:
+            run.metrics.close()
+            run.collector.close()
+
+
+def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop: StopRequest) -> Result:
+    config, at, loop = run.config, run.at, run.config.loop
+    look = has_simulator_state(run.collector.env) and loop.error_trajectories > 0
+    imagine = evaluation.make_imagine_from_replay(config, run.spec, loop.error_trajectories) if look else None
+    cpu = jax.local_devices(backend="cpu")[0]
+    session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
+    previous: Output | None = None
+    with Progress(total=loop.total_env_steps, initial=at.env_steps) as progress:
+        while at.env_steps < loop.total_env_steps and not stop.requested:
+            began, before = time.perf_counter(), at.env_steps
+            chunk = collect(run, jax.device_put(actors.acting, cpu))
+            collected = time.perf_counter()
+            learning = before - at.prefill_env_steps >= loop.denoiser_warmup_env_steps
+            state, output = (compiled.learn if learning else compiled.warmup)(state, chunk)
+            actors = actors.after(output.actor_params, loop.overlap)
+            # Without overlap the next action needs this iteration's policy; waiting here keeps the clock honest.
+            jax.block_until_ready(actors.acting)
+            if previous is not None:
+                check_finite(previous.finite, FINITE_OUTPUTS, before, run.folder)
+            previous = output
+            at.clock.collecting += collected - began
+            at.clock.training += time.perf_counter() - collected
+
+            over = at.env_steps >= loop.total_env_steps
+            due = {
+                what: over or crossed(before, at.env_steps, every)
+                for what, every in (
+                    ("evaluate", loop.eval_every_env_steps),
+                    ("log", loop.log_every_env_steps),
+                    ("save", loop.checkpoint_every_env_steps),
+                )
+            }
+            if any(due.values()):
+                check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
+                check_finite(compiled.finite(state), FINITE_STATES, at.env_steps, run.folder)
+            looks = evaluate(run, state, imagine) if due["evaluate"] else {}
+            if due["log"] or looks:
+                seconds = time.perf_counter() - session_began
+                progress.show(log_row(run, output, looks, (at.env_steps - session_first_step) / seconds), at.last_return)
+            if due["save"]:
+                save(run, state, actors)
+                saved_at = at.env_steps
+            progress.update(at.env_steps)
+        if saved_at != at.env_steps:
+            check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
+            check_finite(compiled.finite(state), FINITE_STATES, at.env_steps, run.folder)
+            save(run, state, actors)
+    return Result(at.env_steps, stop.signal, at.last_return, run.folder)

@@ -1,0 +1,141 @@
+"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from tqdm import tqdm
+
+PLAIN_LINE_EVERY_SECONDS = 30.0
+_RATE_OVER_SECONDS = 60.0
+"""Steps per second are those of the last minute, so that prefill and compilation are soon forgotten."""
+
+
+def clock_time(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    whole = int(round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def status_text(values: dict[str, float | None]) -> str:
+    """``name value`` of each, with a dash for what is not known yet."""
+    return ", ".join(f"{name} {'-' if value is None else format(value, '.4g')}" for name, value in values.items())
+
+
+class Progress:
+    """Environment steps, their rate, time left, last evaluation return, delta, std of standardised actions."""
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        plain_every_seconds: float = PLAIN_LINE_EVERY_SECONDS,
+    ):
+        self._total, self._steps, self._clock = total, initial, clock
+        self._stream = sys.stderr if stream is None else stream
+        self._every = plain_every_seconds
+        self._status: dict[str, float | None] = {"return": None, "delta": None, "action std": None}
+        self._seen = deque([(clock(), initial)])
+        self._next_line = clock() + self._every
+        self._bar = None
+        if self._stream.isatty():
+            form = "{desc}|{bar}|{postfix}"
+            self._bar = tqdm(total=total, initial=initial, file=self._stream, bar_format=form, dynamic_ncols=True)
+
+    def update(
+        self,
+        env_steps: int,
+        evaluation_return: float | None = None,
+        delta: float | None = None,
+        action_std: float | None = None,
+    ) -> None:
+        """Where the run is now; what is None is shown as it was last."""
+        self._steps = env_steps
+        new = {"return": evaluation_return, "delta": delta, "action std": action_std}
+        self._status |= {name: float(value) for name, value in new.items() if value is not None}
+        self._remember()
+        if self._bar is not None:
+            self._draw()
+        elif self._clock() >= self._next_line:
+            self._next_line = self._clock() + self._every
+            print(self.line(), file=self._stream, flush=True)
+
+    def _remember(self) -> None:
+        now = self._clock()
+        if now - self._seen[-1][0] < 0.1:
+            return
+        self._seen.append((now, self._steps))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _RATE_OVER_SECONDS:
+            self._seen.popleft()
+
+    def steps_per_second(self) -> float | None:
+        """Over the last minute; None before there is anything to divide."""
+        (then, before), (now, steps) = self._seen[0], self._seen[-1]
+        return (steps - before) / (now - then) if now > then and steps > before else None
+
+    def line(self) -> str:
+        """The whole state in one line."""
+        return f"{self._count()}, {status_text(self._status)}"
+
+    def _count(self) -> str:
+        rate = self.steps_per_second()
+        left = "-" if rate is None else clock_time(max(self._total - self._steps, 0) / rate)
+        per_second = "-" if rate is None else f"{rate:.1f}"
+        return f"{self._steps:,}/{self._total:,} env steps, {per_second} steps/s, {left} left"
+
+    def _draw(self) -> None:
+        # As often as tqdm would; the texts are only made when they are drawn.
+        assert self._bar is not None
+        if time.time() - self._bar.last_print_t < self._bar.mininterval:
+            return
+        self._bar.set_description_str(self._count(), refresh=False)
+        self._bar.set_postfix_str(status_text(self._status), refresh=False)
+        self._bar.n = self._steps
+        self._bar.last_print_t = time.time()
+        self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def announced(self, text: str) -> Iterator[None]:
+        """Says ``text ...`` before, and how many seconds it took after; for what keeps a person waiting."""
+        with announced(text, self.say, self._clock):
+            yield
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        if self._bar is not None:
+            self._bar.last_print_t = 0.0
+            self._draw()
+            self._bar.close()
+        else:
+            print(self.line(), file=self._stream, flush=True)
+
+
+def announce(text: str, stream: TextIO | None = None) -> None:
+    """A line where there is no bar yet."""
+    print(text, file=sys.stderr if stream is None else stream, flush=True)
+
+
+@contextlib.contextmanager
+def announced(
+    text: str, say: Callable[[str], None] = announce, clock: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
+    """Says ``text ...`` before, and how many seconds it took after."""
+    say(f"{text} ...")
+    start = clock()
+    yield
+    say(f"{text}: {clock() - start:.1f} s")

@@ -1,0 +1,281 @@
+"""A run folder: what a run was told, where it ran, and whether it may go on there.
+
+``config.json`` marks a folder as a run's; ``environment.json`` says on what it ran. Every file written here is
+complete or absent, whatever kills the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from polygrad_jax.config import Config, ConfigError, to_json
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+TEMPORARY_SUFFIX = ".tmp"
+
+MAY_DIFFER_ON_RESUME = (
+    "preset",  # a name for the record; what it stands for is in the other fields
+    "preallocate_gpu_memory",
+    "loop.total_env_steps",
+    "loop.eval_every_env_steps",
+    "loop.eval_episodes",
+    "loop.error_trajectories",
+    "loop.log_every_env_steps",
+)
+"""Fields that change nothing in what is learnt. The interval of checkpoints is not among them: a checkpoint drains
+the lag of ``loop.overlap``."""
+
+NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "cores", "machine", "xla_flags")
+"""Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "gymnasium", "numpy")
+
+_NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_NO_ACCESS = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "there is a file in its place",
+}
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_line_on_disk_trouble(path: Path | str) -> Iterator[None]:
+    """Turns a full disk, or a place where one may not write, into a ConfigError of one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = _disk_trouble(error)
+        if reason is None:
+            raise
+        raise ConfigError(
+            f"{path} cannot be written: {reason}; allowed: a folder with room and write permission"
+        ) from error
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """Why the disk refused, or None; libraries wrap the system's error, so its causes and its words are looked at."""
+    while error is not None:
+        reason = (_NO_ROOM | _NO_ACCESS).get(getattr(error, "errno", None))
+        if reason is None and os.strerror(errno.ENOSPC) in str(error):
+            reason = _NO_ROOM[errno.ENOSPC]
+        if reason is not None:
+            return reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def write_bytes_atomically(path: Path | str, content: bytes) -> None:
+    """Writes a file that is complete or not there; an earlier one of that name stays until then."""
+    path = Path(path)
+    with one_line_on_disk_trouble(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner only
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_text_atomically(path: Path | str, text: str) -> None:
+    """Writes a text file that is complete or not there."""
+    write_bytes_atomically(path, text.encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+# --- where the program runs ------------------------------------------------------------------------------------------
+
+
+def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What results depend on beside the config: versions, device, cores, flags, revision, command line."""
+    import jax  # here, so that a mistake in the config is reported before jax is loaded
+
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": f"{device.platform}: {device.device_kind}",
+        "device_count": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git_revision": git_revision(),
+        "command": shlex.join(sys.argv if command is None else command),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """The commit of this source tree, with ``+changes`` where files differ from it; None outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        changed = revision and git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{revision}+changes" if changed else revision or None
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _leaves(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differing_fields(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Dotted names of the fields in which two nested configs conflict: all that differ, or are in one of the two
+    only, except those of ``MAY_DIFFER_ON_RESUME``."""
+    a, b = _leaves(saved), _leaves(current)
+    absent = object()
+    names = sorted(a.keys() | b.keys())
+    return [n for n in names if n not in MAY_DIFFER_ON_RESUME and a.get(n, absent) != b.get(n, absent)]
+
+
+def differing_environment(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """``name: saved -> current`` for every entry that bit-exactness needs and that is not the same."""
+    a = _leaves({n: saved.get(n) for n in NEEDED_FOR_BIT_EXACTNESS})
+    b = _leaves({n: current.get(n) for n in NEEDED_FOR_BIT_EXACTNESS})
+    return [f"{n}: {a.get(n)} -> {b.get(n)}" for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)]
+
+
+class RunFolder:
+    """Where one run keeps its files. :meth:`check` writes nothing; :meth:`record` is for when all was accepted."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.videos = self.path / "videos"
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was started here, so that starting again means going on."""
+        return (self.path / CONFIG_FILE).is_file()
+
+    def saved_config(self) -> dict[str, Any]:
+        """The config of the run, as nested dictionaries.
+
+        Raises:
+          ConfigError: there is none, or it cannot be read.
+        """
+        file = self.path / CONFIG_FILE
+        try:
+            saved = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"run folder {self.path} has no {CONFIG_FILE}; allowed: the folder of a run") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read ({error}); allowed: the folder of a run") from error
+        if not isinstance(saved, dict):
+            raise ConfigError(f"{file} is not a configuration; allowed: the folder of a run")
+        return saved
+
+    def saved_environment(self) -> dict[str, Any]:
+        """What ``environment.json`` says; empty where it is missing or unreadable, since nothing depends on it."""
+        try:
+            saved = json.loads((self.path / ENVIRONMENT_FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return saved if isinstance(saved, dict) else {}
+
+    def check(self, config: Config, environment: dict[str, Any]) -> list[str]:
+        """Lines of warning for going on here; none for a new folder.
+
+        Raises:
+          ConfigError: the folder is a file, holds something else than a run, or a run with another config.
+        """
+        if not self.holds_a_run():
+            self._check_empty()
+            return []
+        # Both through JSON, so that a tuple and a list are the same.
+        saved, current = self.saved_config(), json.loads(to_json(config))
+        different = differing_fields(saved, current)
+        if different:
+            was, now = _leaves(saved), _leaves(current)
+            conflicts = ", ".join(f"{n} ({was.get(n, 'absent')}, now {now.get(n, 'absent')})" for n in different)
+            raise ConfigError(
+                f"run folder {self.path} has another config in {conflicts}; allowed: the same values, or another folder"
+            )
+        before = self.saved_environment()
+        changed = differing_environment(before, environment) if before else []
+        if not changed:
+            return []
+        return [
+            f"warning: {self.path} was run elsewhere ({'; '.join(changed)}); "
+            "going on, but not bit for bit as the uninterrupted run would"
+        ]
+
+    def _check_empty(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"run folder {self.path} is a file; allowed: a folder, new, empty or of a run")
+        # A program killed before config.json was complete leaves its temporary file.
+        strangers = sorted(
+            p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(TEMPORARY_SUFFIX))
+        )
+        if strangers:
+            raise ConfigError(
+                f"run folder {self.path} has no {CONFIG_FILE} but holds {', '.join(strangers[:3])}"
+                f"{', ...' if len(strangers) > 3 else ''}; allowed: a folder that is new, empty or of a run"
+            )
+
+    def record(self, config: Config, environment: dict[str, Any]) -> None:
+        """Makes the folder where it is new and writes what runs now; earlier environments are kept beside it."""
+        before = self.saved_environment()
+        earlier = before.pop("earlier", [])
+        if before and before != environment:
+            earlier = [*earlier, before]
+        # config.json first: it marks the folder as a run's, environment.json may be missing.
+        write_text_atomically(self.path / CONFIG_FILE, to_json(config))
+        whole = {**environment, "earlier": earlier}
+        write_text_atomically(self.path / ENVIRONMENT_FILE, json.dumps(whole, indent=2) + "\n")
+

@@ -1,0 +1,136 @@
+"""PolyGRAD: one diffusion run imagines a whole on-policy trajectory.
+
+Algorithm 1 is ``diffusion/denoising_loss.py``, Algorithm 2 ``diffusion/sampler.py``; this file makes them a world
+model with a state of its own: the denoiser, its average, its optimiser, and delta.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from polygrad_jax.config import Config, DenoiserConfig, EnvSpec
+from polygrad_jax.diffusion.denoising_loss import Denoise, denoising_loss, draw_steps_and_noise, pack, unpack
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, action_metrics, sigma_of, standardise, update_log_delta
+from polygrad_jax.diffusion.sampler import Given, Sampler, sample
+from polygrad_jax.diffusion.schedule import coefficients
+from polygrad_jax.networks.denoisers import make_denoiser
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+
+
+@flax.struct.dataclass
+class PolyGRADState:
+    """Everything PolyGRAD learns."""
+
+    params: Params
+    ema_params: Params  # what imagines
+    adam: Any
+    updates: Array  # gradient steps taken
+    log_delta: Array
+
+
+def make_denoise(config: Config) -> Denoise:
+    """The denoiser of ``config`` as a pure function (see :data:`Denoise`)."""
+    module = make_denoiser(config.denoiser, config.horizon, config.precision)
+
+    def denoise(params: Params, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
+        return module.apply({"params": params}, normed_traj, normed_actions, step)
+
+    return denoise
+
+
+def make_sampler(config: Config, policy_apply: PolicyApply) -> Sampler:
+    """Algorithm 2 with this configuration's denoiser and guidance, under ``policy_apply``."""
+    return Sampler(make_denoise(config), policy_apply, config.guidance, config.diffusion.prediction)
+
+
+def average(ema_params: Params, params: Params, updates: Array, config: DenoiserConfig) -> Params:
+    """The averaged parameters after gradient step number ``updates`` (counted from 0).
+
+    Every ``ema_every_updates`` steps: a plain copy before ``ema_start_updates``, an exponential average after.
+    """
+    decay = jnp.where(updates < config.ema_start_updates, 0.0, config.ema_decay)
+    return jax.lax.cond(
+        updates % config.ema_every_updates == 0,
+        lambda: jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema_params, params),
+        lambda: ema_params,
+    )
+
+
+def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
+    """PolyGRAD behind the protocol of :class:`WorldModel`.
+
+    ``imagine`` takes ``horizon == config.horizon`` only (the residual MLP has a fixed length) and raises ValueError
+    otherwise. It adapts delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
+    """
+    denoise = make_denoise(config)
+    training_schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, config.diffusion.tau)
+    sampling_schedule = coefficients(config.diffusion.num_steps, config.diffusion.sampling_steps, config.diffusion.tau)
+    adam = optax.adam(config.denoiser.learning_rate)
+    rule = RULES[config.guidance.rule]
+
+    def init(key: Array) -> PolyGRADState:
+        module = make_denoiser(config.denoiser, config.horizon, config.precision)
+        traj = jnp.zeros((1, config.horizon, spec.observation_size + 2))
+        actions = jnp.zeros((1, config.horizon, spec.action_size))
+        params = module.init(key, traj, actions, jnp.zeros(1, jnp.int32))["params"]
+        return PolyGRADState(
+            params=params,
+            ema_params=jax.tree.map(jnp.copy, params),
+            adam=adam.init(params),
+            updates=jnp.int32(0),
+            log_delta=jnp.log(jnp.float32(config.guidance.initial_delta)),
+        )
+
+    def update(
+        state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[PolyGRADState, Metrics]:
+        normed_traj, normed_actions = pack(segment, normaliser)
+        steps, noise = draw_steps_and_noise(key, normed_traj.shape, config.diffusion.num_steps)
+
+        def loss(params: Params) -> tuple[Array, Metrics]:
+            return denoising_loss(
+                denoise, params, normed_traj, normed_actions, steps, noise, training_schedule, config.diffusion.prediction
+            )
+
+        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+        updates, adam_state = adam.update(gradients, state.adam)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(
+            params=params,
+            ema_params=average(state.ema_params, params, state.updates, config.denoiser),
+            adam=adam_state,
+            updates=state.updates + 1,
+        ), metrics
+
+    def imagine(
+        state: PolyGRADState,
+        policy_apply: PolicyApply,
+        policy_params: Params,
+        context: Segment,
+        normaliser: Normaliser,
+        key: Array,
+        horizon: int,
+    ) -> tuple[PolyGRADState, Segment, Metrics]:
+        if horizon != config.horizon:
+            raise ValueError(f"horizon is {horizon}, but this model was built for {config.horizon} states")
+        sampler = make_sampler(config, policy_apply)
+        initial, _ = pack(jax.tree.map(lambda x: x[:, -1:], context), normaliser)
+        given = Given(state.ema_params, policy_params, normaliser, initial[:, 0, :-2], jnp.exp(state.log_delta))
+        traj, actions, _ = sample(sampler, given, sampling_schedule, key, horizon, spec.action_size)
+        segment = unpack(traj, actions, normaliser)
+
+        # The last state only bootstraps: its action is not trained on and does not count here either.
+        policy = Gaussian(*policy_apply(policy_params, segment.observations[:, :-1]))
+        standardised = standardise(segment.actions[:, :-1], policy)
+        metrics = {"guidance/delta": given.delta, **action_metrics(standardised)}
+        if rule.tunes_delta:
+            log_delta = update_log_delta(state.log_delta, sigma_of(standardised), policy, config.guidance)
+            state = state.replace(log_delta=log_delta)
+        return state, segment, metrics
+
+    return WorldModel(init, update, imagine)

@@ -1,0 +1,23 @@
+"""Strictness for every test: no silent broadcasting, no silent promotion, no warning that goes unread."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors; the exceptions are third parties' and say why."""
+    for line in (
+        "error",
+        # A donated buffer that an output cannot reuse (a smaller dtype, a metric) is freed, which is what we want.
+        "ignore:Some donated buffers were not usable:UserWarning",
+        # Gymnasium reports the float64 bounds of its own action spaces.
+        "ignore:.*precision lowered by casting to float32.*:UserWarning:gymnasium",
+    ):
+        config.addinivalue_line("filterwarnings", line)
