@@ -147,11 +147,10 @@ def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> 
         print(f"finished: {result.env_steps:,} environment steps; last evaluation return {result.last_return:.1f}")
         print(f"look at it: polygrad imagine {result.folder}   or   make tensorboard RUN={result.folder}")
         return 0
-    name = signal.Signals(result.stopped_by).name
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
-    print(f"\nstopped by {name} at {result.env_steps:,} environment steps; everything is saved. Go on with:")
+    print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Go on with:")
     print("  polygrad train " + " ".join(words))
-    return 128 + result.stopped_by
+    return 128 + signal.Signals[result.stopped_by]
 
 
 COMMANDS = {"train": train_command}

@@ -93,7 +93,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert_same_bits(state, a_state(2))
 
 
-@pytest.mark.parametrize("how", ["a flipped bit", "a short file", "a missing file", "no host"])
+@pytest.mark.parametrize("how", ["a flipped bit", "a short file", "a missing file", "a short host", "a wrong host"])
 def test_corrupt_newest_falls_back_with_a_warning(tmp_path, how):
     said = []
     kept = Checkpoints(tmp_path, say=said.append)
@@ -106,8 +106,11 @@ def test_corrupt_newest_falls_back_with_a_warning(tmp_path, how):
         os.truncate(file, file.stat().st_size // 2)
     elif how == "a missing file":
         file.unlink()
+    elif how == "a short host":
+        (tmp_path / "20" / "host" / "metadata").write_text('{"format_ver')
     else:
-        largest_file(tmp_path / "20" / "host").write_text('{"format_ver')
+        host = tmp_path / "20" / "host" / "metadata"
+        host.write_text(host.read_text().replace('"env_steps": 20', '"env_steps": 21'))
 
     kept = Checkpoints(tmp_path, say=said.append)
     step, state, host = kept.restore(a_state())

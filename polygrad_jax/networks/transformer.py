@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from polygrad_jax.networks.dense import Dense
 from polygrad_jax.networks.layer_norm import LayerNorm
@@ -15,15 +16,19 @@ _INITS = {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializ
 
 
 def _causal_attention(q: Array, k: Array, v: Array) -> Array:
-    """``q, k, v [B, H, heads, d] -> [B, H, heads, d]``: state k attends to states 0 to k.
+    """``q, k, v [B, heads, H, d] -> [B, heads, H, d]``: state k attends to states 0 to k.
 
     Always float32: less than one percent of the arithmetic, and the softmax wants it.
     """
-    horizon, d = q.shape[1], q.shape[-1]
-    scores = jnp.einsum("bqnd,bknd->bnqk", q, k) * d**-0.5
-    past = jnp.tril(jnp.ones((1, 1, horizon, horizon), bool))
+    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2)) * q.shape[-1] ** -0.5
+    past = jnp.tril(jnp.ones((1, 1, *scores.shape[-2:]), bool))
     weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
+    return jnp.matmul(weights, v)
+
+
+def _exact_gelu(x: Array) -> Array:
+    """``x Phi(x)``; with erf as PyTorch, which on a CPU takes two thirds of the time of jax.nn.gelu's erfc."""
+    return 0.5 * x * (1.0 + lax.erf(x * 0.5**0.5))
 
 
 class _Block(nn.Module):
@@ -39,12 +44,12 @@ class _Block(nn.Module):
         residual = {"kernel_init": nn.initializers.normal(self.residual_std), "bias_init": _INITS["bias_init"]}
         qkv = Dense(3 * embed_dim, self.precision, name="qkv", **_INITS)(LayerNorm(name="attention_norm")(x))
         heads = (batch, horizon, self.num_heads, embed_dim // self.num_heads)
-        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        y = _causal_attention(q, k, v).reshape(x.shape)
+        # Heads before time: XLA's batched products on a CPU are three times as fast as with time before heads.
+        q, k, v = (part.reshape(heads).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1))
+        y = _causal_attention(q, k, v).swapaxes(1, 2).reshape(x.shape)
         x = x + Dense(embed_dim, self.precision, name="attention_output", **residual)(y)
         y = Dense(4 * embed_dim, self.precision, name="mlp_hidden", **_INITS)(LayerNorm(name="mlp_norm")(x))
-        y = jax.nn.gelu(y, approximate=False)
-        return x + Dense(embed_dim, self.precision, name="mlp_output", **residual)(y)
+        return x + Dense(embed_dim, self.precision, name="mlp_output", **residual)(_exact_gelu(y))
 
 
 class TransformerDenoiser(nn.Module):

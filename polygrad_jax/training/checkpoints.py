@@ -1,18 +1,20 @@
 """Checkpoints (orbax) that are complete or absent, and come back bit for bit or not at all.
 
 A checkpoint is one flat dictionary of named arrays and one JSON of what the host must remember. A checksum over
-all arrays is kept in the JSON, because a flipped bit in a file does not make reading it fail.
+both is kept in the JSON, because a flipped bit in a file need not make reading it fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +68,25 @@ def _on_host(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten_named(jax.device_get(tree)).items()}
 
 
-def _checksum(arrays: dict[str, np.ndarray]) -> int:
-    """CRC-32 over names, types, shapes and bytes of all arrays."""
-    crc = 0
+def _checksum(arrays: dict[str, np.ndarray], host_json: dict[str, Any]) -> int:
+    """CRC-32 over the JSON and over names, types, shapes and bytes of all arrays."""
+    crc = zlib.crc32(json.dumps(host_json, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         crc = zlib.crc32(f"{name} {array.dtype} {arrays[name].shape}".encode(), crc)
         crc = zlib.crc32(array.reshape(-1).view(np.uint8), crc)
     return crc
+
+
+@contextlib.contextmanager
+def _orbax_silent() -> Iterator[None]:
+    """orbax logs every error with its stack before raising it; here each becomes one line."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -106,12 +119,13 @@ class Checkpoints:
         named = _on_host(arrays)
         # orbax refuses arrays without elements; their shapes come back from the target.
         stored = {name: array for name, array in named.items() if array.size}
-        host = {**host_json, "format_version": FORMAT_VERSION, "checksum": _checksum(stored)}
-        json.dumps(host)  # a mistake here must not leave half a checkpoint
+        # As it will be read. What is no JSON fails here, before any file.
+        remembered = json.loads(json.dumps(host_json))
+        host = {**remembered, "format_version": FORMAT_VERSION, "checksum": _checksum(stored, remembered)}
         if step in self._manager.all_steps():
             self._manager.delete(step)
         items = {_ARRAYS: ocp.args.PyTreeSave(stored), _HOST: ocp.args.JsonSave(host)}
-        with one_line_on_disk_trouble(self.folder / str(step)):
+        with one_line_on_disk_trouble(self.folder / str(step)), _orbax_silent():
             try:
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
                 self._manager.wait_until_finished()
@@ -143,8 +157,8 @@ class Checkpoints:
         if corrupt:
             newest = max(corrupt)
             raise ConfigError(
-                f"none of the checkpoints {sorted(corrupt)} in {self.folder} can be read ({newest}: {corrupt[newest]}); "
-                "allowed: a run folder with a whole checkpoint, or a new one"
+                f"none of the checkpoints {sorted(corrupt)} in {self.folder} can be read "
+                f"({newest}: {corrupt[newest]}); allowed: a run folder with a whole checkpoint, or a new one"
             )
         return None
 
@@ -155,13 +169,15 @@ class Checkpoints:
         if found != FORMAT_VERSION:
             raise ConfigError(f"checkpoint {path} has format version {found}; allowed: {FORMAT_VERSION}")
         stored = self._read_item(step, _ARRAYS, ocp.args.PyTreeRestore())
-        if _checksum(stored) != host.get("checksum"):
-            raise CorruptCheckpoint("its checksum is not that of its arrays")
-        return stored, {k: v for k, v in host.items() if k not in ("format_version", "checksum")}
+        remembered = {k: v for k, v in host.items() if k not in ("format_version", "checksum")}
+        if _checksum(stored, remembered) != host.get("checksum"):
+            raise CorruptCheckpoint("its checksum is not that of its content")
+        return stored, remembered
 
     def _read_item(self, step: int, item: str, how: Any) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            with _orbax_silent():
+                return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # what a broken file raises depends on the layer that notices
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorruptCheckpoint(reason[:200]) from error
@@ -172,10 +188,11 @@ class Checkpoints:
         path = self.folder / str(step)
         expected = {name for name, leaf in wanted.items() if 0 not in np.shape(leaf)}
         if different := sorted(expected ^ stored.keys()):
-            raise ConfigError(f"checkpoint {path} has other arrays: {', '.join(different[:3])}; allowed: this program's")
-        return jax.tree.unflatten(
-            jax.tree.structure(target), [_placed(path, name, stored.get(name), leaf) for name, leaf in wanted.items()]
-        )
+            raise ConfigError(
+                f"checkpoint {path} has other arrays: {', '.join(different[:3])}; allowed: those of this version"
+            )
+        leaves = [_placed(path, name, stored.get(name), leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
     def _set_aside(self, corrupt: dict[int, str], taken: int) -> None:
         """Renames unreadable checkpoints, so that new ones can take their step."""
@@ -226,7 +243,8 @@ def load_npz(path: Path | str) -> dict[str, Any]:
       ConfigError: the file is not there or is not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves the file open where it is no archive.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             named = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz that this package exported") from error

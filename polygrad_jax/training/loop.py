@@ -6,6 +6,7 @@ is, so that a resumed run is the uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -19,21 +20,31 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog
 from polygrad_jax.envs.simulator import has_simulator_state
 from polygrad_jax.envs.stepping import Collector, uniform_action
 from polygrad_jax.training import evaluation
-from polygrad_jax.training.checkpoints import Checkpoints
-from polygrad_jax.training.iteration import FINITE_OUTPUTS, FINITE_STATES, Iterations, Output, TrainState, make_iterations
-from polygrad_jax.training.metrics import MetricsLog
-from polygrad_jax.training.progress import Progress, announce
-from polygrad_jax.training.run_folder import open_run_folder
-from polygrad_jax.training.signals import StopRequest, stop_on_signals
+from polygrad_jax.training.checkpoints import Checkpoints, save_best
+from polygrad_jax.training.iteration import (
+    FINITE_OUTPUTS,
+    FINITE_STATES,
+    Iterations,
+    Output,
+    TrainState,
+    make_iterations,
+)
+from polygrad_jax.training.metrics import Histogram, MetricsLog
+from polygrad_jax.training.progress import Progress, announce, announced
+from polygrad_jax.training.run_folder import RunFolder, describe_environment
+from polygrad_jax.training.signals import StopOnSignal
 from polygrad_jax.types import Params, Transitions
 
 INSERT_CHUNK = 256
 EXPLORATION_STREAM = 1
 EVALUATION_STREAM = 2
+HISTOGRAM_EDGES = np.linspace(-4.0, 4.0, 41)
+"""Of the standardised actions, as ``diffusion/guidance.py`` counts them."""
 
 
 class NonFiniteError(RuntimeError):
@@ -70,6 +81,7 @@ class Run:
     folder: Path
     collector: Collector
     transitions: TransitionLog
+    simulator_log: SimulatorLog
     checkpoints: Checkpoints
     metrics: MetricsLog
     act: evaluation.Act
@@ -82,8 +94,8 @@ class Result:
     """How a run ended."""
 
     env_steps: int
-    stopped_by: int | None
-    """The signal that stopped it, or None."""
+    stopped_by: str | None
+    """The name of the signal that stopped it, or None."""
     last_return: float | None
     folder: Path
 
@@ -119,52 +131,75 @@ def empty_chunk(length: int, spec: EnvSpec) -> Transitions:
     )
 
 
-def take_step(run: Run, chunk: Transitions, row: int, action: np.ndarray) -> bool:
-    """Steps the environment, writes the transition to ``chunk`` and to the log; whether an episode ended."""
+@dataclass
+class Chunk:
+    """Transitions being collected, with the simulator's states before each (empty without MuJoCo)."""
+
+    transitions: Transitions
+    simulator_states: np.ndarray  # [T, S]
+    length: int = 0
+
+
+def new_chunk(run: Run, length: int) -> Chunk:
+    """An empty chunk with room for ``length`` transitions."""
+    return Chunk(empty_chunk(length, run.spec), np.zeros((length, run.collector.simulator_state_size)))
+
+
+def take_step(run: Run, chunk: Chunk, action: np.ndarray) -> bool:
+    """Steps the environment and writes the transition to ``chunk``; whether an episode ended."""
     step = run.collector.step(action)
-    chunk.observations[row] = step.observation
-    chunk.actions[row] = step.action
-    chunk.rewards[row] = step.reward
-    chunk.terminals[row] = step.terminal
-    chunk.truncations[row] = step.truncated and not step.terminal
-    chunk.valid[row] = True
-    run.transitions.append(
-        chunk.observations[row],
-        chunk.actions[row],
-        chunk.rewards[row],
-        chunk.terminals[row],
-        chunk.truncations[row],
-        step.simulator_state,
-    )
+    row, rows = chunk.length, chunk.transitions
+    rows.observations[row] = step.observation
+    rows.actions[row] = step.action
+    rows.rewards[row] = step.reward
+    rows.terminals[row] = step.terminal
+    rows.truncations[row] = step.truncated and not step.terminal
+    rows.valid[row] = True
+    if step.simulator_state is not None:
+        chunk.simulator_states[row] = step.simulator_state
+    chunk.length += 1
     run.at.env_steps += 1
-    if step.episode is None:
-        return False
-    episode = {"return": step.episode.episode_return, "length": step.episode.length, "distance": step.episode.distance}
-    run.finished_episodes.append(episode)
-    return True
+    if step.episode is not None:
+        e = step.episode
+        run.finished_episodes.append({"return": e.episode_return, "length": e.length, "distance": e.distance})
+    return step.episode is not None
+
+
+def record(run: Run, chunk: Chunk) -> Transitions:
+    """Puts a chunk on the host's records; what is to be sent to the device."""
+    rows, n = chunk.transitions, chunk.length
+    run.simulator_log.append(chunk.simulator_states[:n])
+    run.transitions.append(
+        rows.observations[:n],
+        rows.actions[:n],
+        rows.rewards[:n],
+        rows.terminals[:n] > 0,
+        rows.truncations[:n] > 0,
+        chunk.simulator_states[:n],
+    )
+    return rows
 
 
 def collect(run: Run, actor_params: Params) -> Transitions:
     """One iteration's environment steps under the Gaussian policy; actions are stored as sampled."""
     length = run.config.loop.env_steps_per_iteration
     noise = exploration_noise(run.config.seed, run.at.env_steps, (length, run.spec.action_size))
-    chunk = empty_chunk(length, run.spec)
+    chunk = new_chunk(run, length)
     for row in range(length):
         mean, std = run.act(actor_params, run.collector.observation)
-        take_step(run, chunk, row, mean + std * noise[row])
-    return chunk
+        take_step(run, chunk, mean + std * noise[row])
+    return record(run, chunk)
 
 
 def prefill(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> TrainState:
     """Uniform random actions in whole episodes until there are enough (not counted in the paper's budget)."""
-    chunk, row, done = empty_chunk(INSERT_CHUNK, run.spec), 0, False
-    while not (done and run.at.env_steps >= run.config.loop.prefill_env_steps):
-        done = take_step(run, chunk, row, uniform_action(run.config.seed, run.at.env_steps, run.spec.action_size))
-        row += 1
-        if row == INSERT_CHUNK:
-            state, chunk, row = insert(state, chunk), empty_chunk(INSERT_CHUNK, run.spec), 0
+    chunk, ended = new_chunk(run, INSERT_CHUNK), False
+    while not (ended and run.at.env_steps >= run.config.loop.prefill_env_steps):
+        ended = take_step(run, chunk, uniform_action(run.config.seed, run.at.env_steps, run.spec.action_size))
+        if chunk.length == INSERT_CHUNK:
+            state, chunk = insert(state, record(run, chunk)), new_chunk(run, INSERT_CHUNK)
     run.at.prefill_env_steps = run.at.env_steps
-    return insert(state, chunk)
+    return insert(state, record(run, chunk)) if chunk.length else state
 
 
 # --- saving and going on ---------------------------------------------------------------------------------------------
@@ -214,7 +249,7 @@ def save(run: Run, state: TrainState, actors: Actors) -> None:
 def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> tuple[TrainState, Actors] | None:
     """The newest good checkpoint, put back in the order: arrays, replay, environment, logs; None if there is none."""
     actor = state.learner.actor
-    template = jax.device_get({"train_state": without_rows(state), "acting_actor": actor, "next_actor": actor})
+    template = {"train_state": without_rows(state), "acting_actor": actor, "next_actor": actor}
     found = run.checkpoints.restore(template)
     if found is None:
         run.transitions.truncate(0)
@@ -231,9 +266,8 @@ def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> t
     for counter in ("total", "head", "tail", "open_length"):
         have, want = int(getattr(state.replay, counter)), int(getattr(saved.replay, counter))
         if have != want:
-            raise RuntimeError(f"{run.folder}: the stored transitions give replay {counter} {have}, the checkpoint {want}")
+            raise RuntimeError(f"{run.folder}: replay {counter} is {have} by its transitions, {want} by the checkpoint")
     rows = {name: getattr(state.replay, name) for name in ("observations", "actions", "rewards", "terminals", "starts")}
-    restored = jax.tree.map(jnp.asarray, saved)
     snapshot = host["collector"]
     run.collector.restore(
         {
@@ -242,21 +276,20 @@ def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> t
             "observation": np.asarray(snapshot["observation"], np.float32),
         }
     )
-    return restored.replace(replay=restored.replay.replace(**rows)), Actors(
-        arrays["acting_actor"], arrays["next_actor"]
-    )
+    state = saved.replace(replay=saved.replay.replace(**rows))
+    return state, Actors(arrays["acting_actor"], arrays["next_actor"])
 
 
 def refill(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> TrainState:
-    """The replay built again from the logged transitions."""
-    stored = run.transitions.rows(0, run.at.env_steps)
+    """The replay and the simulator's states built again from the logged transitions."""
+    stored = run.transitions.load(run.at.env_steps)
     for start in range(0, run.at.env_steps, INSERT_CHUNK):
-        part = {name: values[start : start + INSERT_CHUNK] for name, values in stored.items()}
-        count = len(part["rewards"])
+        part = stored[start : start + INSERT_CHUNK]
         chunk = empty_chunk(INSERT_CHUNK, run.spec)
         for name in ("observations", "actions", "rewards", "terminals", "truncations"):
-            getattr(chunk, name)[:count] = part[name]
-        chunk.valid[:count] = True
+            getattr(chunk, name)[: len(part)] = getattr(part, name)
+        chunk.valid[: len(part)] = True
+        run.simulator_log.append(part.simulator_states)
         state = insert(state, chunk)
     return state
 
@@ -296,15 +329,14 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
     at.last_return = row["return_mean"]
     if at.best_return is None or at.last_return > at.best_return:
         at.best_return = at.last_return
-        run.checkpoints.save_best(at.env_steps, policy_and_model(state))
+        save_best(run.folder / "best.npz", policy_and_model(state))
     run.metrics.write_evaluation(at.env_steps, row)
     errors = {}
     if imagine_from_replay is not None:
         segment = jax.device_get(imagine_from_replay(state, jnp.int32(at.env_steps)))
-        simulator_states = run.transitions.simulator_states(segment.rows[:, 0])
-        errors = evaluation.simulator_errors(config.env, segment, simulator_states)
+        errors = evaluation.simulator_errors(config.env, segment, run.simulator_log.get(segment.rows[:, 0]))
     at.clock.evaluating += time.perf_counter() - began
-    return {f"evaluation/{name}": value for name, value in row.items()} | errors
+    return errors
 
 
 def policy_and_model(state: TrainState) -> dict[str, Any]:
@@ -317,16 +349,20 @@ def policy_and_model(state: TrainState) -> dict[str, Any]:
 def log_row(run: Run, output: Output, looks: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
     """One row of metrics: learning, the episodes that ended since the last row, evaluation, time, memory."""
     at = run.at
-    row: dict[str, Any] = {name: np.asarray(value) for name, value in jax.device_get(output.metrics).items()}
+    row: dict[str, Any] = jax.device_get(output.metrics)
+    counts = row.pop("guidance/standardised_histogram", None)
+    histograms = {} if counts is None else {"guidance/standardised_actions": Histogram(HISTOGRAM_EDGES, counts)}
     if run.finished_episodes:
         for name in run.finished_episodes[0]:
-            row[f"episode/{name}"] = float(np.mean([e[name] for e in run.finished_episodes]))
+            mean = float(np.mean([e[name] for e in run.finished_episodes]))
+            if np.isfinite(mean):  # a task that reports no position has no distance
+                row[f"episode/{name}"] = mean
         run.finished_episodes.clear()
     row |= {f"seconds/{name}": value for name, value in dataclasses.asdict(at.clock).items()}
     row["env_steps/without_prefill"] = at.env_steps - at.prefill_env_steps
     row["env_steps/per_second"] = steps_per_second
     row |= memory_in_use() | looks
-    run.metrics.write(at.env_steps, row)
+    run.metrics.write(at.env_steps, row, histograms)
     return row
 
 
@@ -355,7 +391,7 @@ def compile_iterations(iterations: Iterations, state: TrainState, config: Config
     chunk = empty_chunk(config.loop.env_steps_per_iteration, spec)
 
     def compiled(name: str, function: Callable[..., Any], example: Transitions) -> Callable[..., Any]:
-        with announce(f"compiling {name}"):
+        with announced(f"compiling {name}"):
             return jax.jit(function, donate_argnums=0).lower(state, example).compile()
 
     return Compiled(
@@ -374,13 +410,17 @@ def open_run(config: Config, folder: Path) -> Run:
     """
     collector = Collector(config.env, config.seed)
     spec = collector.spec
-    open_run_folder(folder, config)
+    run_folder, environment = RunFolder(folder), describe_environment()
+    for warning in run_folder.check(config, environment):
+        announce(warning)
+    run_folder.record(config, environment)
     return Run(
         config=config,
         spec=spec,
         folder=folder,
         collector=collector,
         transitions=TransitionLog(folder / "replay"),
+        simulator_log=SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size),
         checkpoints=Checkpoints(folder / "checkpoints"),
         metrics=MetricsLog(folder),
         act=evaluation.make_act(config, spec),
@@ -404,7 +444,7 @@ def train(config: Config, folder: Path) -> Result:
     compile_seconds = time.perf_counter() - began
     restored = restore(run, state, compiled.insert)
     run.at.clock.compiling += compile_seconds
-    with stop_on_signals() as stop:
+    with StopOnSignal() as stop:
         if restored is None:
             state = jax.jit(iterations.init, static_argnums=0)(config.seed)
             state = prefill(run, state, compiled.insert)
@@ -419,14 +459,14 @@ def train(config: Config, folder: Path) -> Result:
             run.collector.close()
 
 
-def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop: StopRequest) -> Result:
+def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop: StopOnSignal) -> Result:
     config, at, loop = run.config, run.at, run.config.loop
     look = has_simulator_state(run.collector.env) and loop.error_trajectories > 0
     imagine = evaluation.make_imagine_from_replay(config, run.spec, loop.error_trajectories) if look else None
     cpu = jax.local_devices(backend="cpu")[0]
     session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
     previous: Output | None = None
-    with Progress(total=loop.total_env_steps, initial=at.env_steps) as progress:
+    with contextlib.closing(Progress(total=loop.total_env_steps, initial=at.env_steps)) as progress:
         while at.env_steps < loop.total_env_steps and not stop.requested:
             began, before = time.perf_counter(), at.env_steps
             chunk = collect(run, jax.device_put(actors.acting, cpu))
@@ -457,7 +497,9 @@ def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop
             looks = evaluate(run, state, imagine) if due["evaluate"] else {}
             if due["log"] or looks:
                 seconds = time.perf_counter() - session_began
-                progress.show(log_row(run, output, looks, (at.env_steps - session_first_step) / seconds), at.last_return)
+                row = log_row(run, output, looks, (at.env_steps - session_first_step) / seconds)
+                delta, sigma = row.get("guidance/delta"), row.get("guidance/sigma")
+                progress.update(at.env_steps, at.last_return, delta, sigma)
             if due["save"]:
                 save(run, state, actors)
                 saved_at = at.env_steps
@@ -466,4 +508,4 @@ def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop
             check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
             check_finite(compiled.finite(state), FINITE_STATES, at.env_steps, run.folder)
             save(run, state, actors)
-    return Result(at.env_steps, stop.signal, at.last_return, run.folder)
+    return Result(at.env_steps, stop.signal_name, at.last_return, run.folder)

@@ -13,17 +13,17 @@ from polygrad_jax.config import Config
 from polygrad_jax.envs import registry
 from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.loop import empty_chunk
-from polygrad_jax.training.run_folder import environment
+from polygrad_jax.training.run_folder import describe_environment
 
 MINIMUM_ROWS = 200
 
 
 def describe(config: Config, folder: Path, why: str) -> str:
     """The first lines: preset and why, resolved config, versions, device, memory preallocation."""
-    facts = environment()
+    facts = describe_environment()
     device = jax.local_devices()[0]
     fields = "\n".join(f"  {name} = {value}" for name, value in configs.flatten(config))
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     lines = [
         f"preset {config.preset}: {why}; ask for another with PRESET=" + "|".join(configs.PRESETS),
         f"run folder {folder}",
@@ -64,7 +64,7 @@ def cost_of_other(config: Config, folder: Path) -> str:
     per_step, compile_seconds = seconds_per_env_step(config)
     hours = per_step * config.loop.total_env_steps / 3600
     return (
-        f"preset {config.preset} would learn for about {hours:.1f} hours here ({config.loop.total_env_steps:,} steps at "
-        f"{per_step * 1e3:.1f} ms, timed on one iteration, {compile_seconds:.0f} s to compile); ask for it with "
+        f"preset {config.preset} would learn for about {hours:.1f} hours here ({config.loop.total_env_steps:,} steps "
+        f"at {per_step * 1e3:.1f} ms, timed on one iteration, {compile_seconds:.0f} s to compile); ask for it with "
         f"PRESET={config.preset}"
     )

@@ -70,6 +70,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     denoise = make_denoise(config)
     training_schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, config.diffusion.tau)
     sampling_schedule = coefficients(config.diffusion.num_steps, config.diffusion.sampling_steps, config.diffusion.tau)
+    prediction = config.diffusion.prediction
     adam = optax.adam(config.denoiser.learning_rate)
     rule = RULES[config.guidance.rule]
 
@@ -94,7 +95,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
 
         def loss(params: Params) -> tuple[Array, Metrics]:
             return denoising_loss(
-                denoise, params, normed_traj, normed_actions, steps, noise, training_schedule, config.diffusion.prediction
+                denoise, params, normed_traj, normed_actions, steps, noise, training_schedule, prediction
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
