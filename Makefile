@@ -43,8 +43,9 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# exec: a SIGTERM that make passes on reaches the program, not a shell in between.
 train: $(INSTALLED)
-	@$(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
+	@exec $(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(RUN),--run $(RUN)) $(ARGS)
 
 # One file of tests goes to one worker, so that its compiled functions are compiled once.

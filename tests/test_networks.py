@@ -13,10 +13,10 @@ from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.rl import a2c
 
 B, H, O, A = 4, 10, 11, 3  # noqa: E741  (the letters of the docstrings)
-CONFIGS = {"mlp": DenoiserConfig(kind="mlp"), "transformer": DenoiserConfig(kind="transformer", embed_dim=312)}
+CONFIGS = {"mlp": DenoiserConfig(kind="mlp"), "transformer": DenoiserConfig(kind="transformer", token_dim=312)}
 SMALL = {
     "mlp": DenoiserConfig(kind="mlp", width=32, num_blocks=2),
-    "transformer": DenoiserConfig(kind="transformer", embed_dim=32, num_blocks=2),
+    "transformer": DenoiserConfig(kind="transformer", token_dim=32, num_blocks=2),
 }
 
 

@@ -17,7 +17,7 @@ from polygrad_jax.rl import a2c
 PARITY = Path(__file__).parent / "parity"
 CONFIGS = {
     "mlp": DenoiserConfig(kind="mlp", width=48, num_blocks=6, embed_dim=128),
-    "transformer": DenoiserConfig(kind="transformer", embed_dim=48, num_heads=4, num_blocks=3),
+    "transformer": DenoiserConfig(kind="transformer", token_dim=48, num_heads=4, num_blocks=3),
 }
 
 

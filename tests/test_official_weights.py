@@ -18,7 +18,7 @@ from polygrad_jax.rl import a2c
 PARITY = Path(__file__).parent / "parity"
 CONFIGS = {
     "mlp": DenoiserConfig(kind="mlp", width=48),
-    "transformer": DenoiserConfig(kind="transformer", embed_dim=48, num_blocks=3),
+    "transformer": DenoiserConfig(kind="transformer", token_dim=48, num_blocks=3),
 }
 
 

@@ -78,7 +78,8 @@ def test_betas_are_the_official_ones(n, tau):
 
 @pytest.mark.parametrize(
     ("name", "rule", "guidance"),
-    [(name, rule, {}) for rule, name in FILE_OF_RULE.items()] + [("wide_state_clip", "score", {"state_change_clip": 100.0})],
+    [(name, rule, {}) for rule, name in FILE_OF_RULE.items()]
+    + [("wide_state_clip", "score", {"state_change_clip": 100.0})],
 )
 def test_every_step_and_the_whole_run_are_the_official_ones(name, rule, guidance):
     arrays, sampler, given = recorded_run(name, rule, **guidance)
@@ -86,9 +87,8 @@ def test_every_step_and_the_whole_run_are_the_official_ones(name, rule, guidance
     traj, actions = jnp.asarray(arrays["init_x"]), jnp.asarray(arrays["init_a"])
     for i, t in enumerate(arrays["step_t"]):
         # one step from the recorded state, so that an error is seen where it is made
-        x, a = run_step(
-            sampler, given, schedule, t, jnp.asarray(arrays["step_x_in"][i]), jnp.asarray(arrays["step_a_in"][i]), arrays
-        )
+        x_in, a_in = jnp.asarray(arrays["step_x_in"][i]), jnp.asarray(arrays["step_a_in"][i])
+        x, a = run_step(sampler, given, schedule, t, x_in, a_in, arrays)
         np.testing.assert_allclose(x, arrays["step_x_out"][i], rtol=RTOL, atol=ATOL, err_msg=f"trajectory, t = {t}")
         np.testing.assert_allclose(a, arrays["step_a_out"][i], rtol=RTOL, atol=ATOL, err_msg=f"actions, t = {t}")
         traj, actions = run_step(sampler, given, schedule, t, traj, actions, arrays)
@@ -99,7 +99,8 @@ def test_every_step_and_the_whole_run_are_the_official_ones(name, rule, guidance
 def test_sampling_with_given_actions_is_the_official_one():
     arrays = load("sample_given_actions")
     sampler = Sampler(mlp, lambda p, o: (o, o), GuidanceConfig(), "clean")
-    given = Given(denoiser_params(part(arrays, "denoiser/"), "mlp"), {}, None, jnp.asarray(arrays["s0"]), jnp.float32(0))
+    params = denoiser_params(part(arrays, "denoiser/"), "mlp")
+    given = Given(params, {}, None, jnp.asarray(arrays["s0"]), jnp.float32(0))
     noise = jnp.concatenate([jnp.asarray(arrays["x_noise"]), jnp.asarray(arrays["init_x"])[None]])
     x = sample_given_actions(sampler, given, coefficients(N, N, TAU), jnp.asarray(arrays["actions"]), noise)
     np.testing.assert_allclose(x, arrays["final_x"], rtol=RTOL, atol=ATOL)

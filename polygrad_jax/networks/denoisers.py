@@ -18,4 +18,4 @@ def make_denoiser(config: DenoiserConfig, horizon: int, precision: str) -> nn.Mo
     """
     if config.kind == "mlp":
         return ResidualMLPDenoiser(config.width, config.num_blocks, config.embed_dim, precision)
-    return TransformerDenoiser(config.embed_dim, config.num_heads, config.num_blocks, horizon, precision)
+    return TransformerDenoiser(config.token_dim, config.num_heads, config.num_blocks, horizon, precision)

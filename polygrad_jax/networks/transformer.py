@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,11 @@ def _causal_attention(q: Array, k: Array, v: Array) -> Array:
 
     Always float32: less than one percent of the arithmetic, and the softmax wants it.
     """
-    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2)) * q.shape[-1] ** -0.5
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    scores = product(q, jnp.swapaxes(k, -1, -2)) * q.shape[-1] ** -0.5
     past = jnp.tril(jnp.ones((1, 1, *scores.shape[-2:]), bool))
     weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf), axis=-1)
-    return jnp.matmul(weights, v)
+    return product(weights, v)
 
 
 def _exact_gelu(x: Array) -> Array:

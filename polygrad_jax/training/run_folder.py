@@ -34,6 +34,7 @@ MAY_DIFFER_ON_RESUME = (
     "loop.eval_episodes",
     "loop.error_trajectories",
     "loop.log_every_env_steps",
+    "loop.checkpoint_every_env_steps",
 )
 """Fields that change nothing in what is learnt. The interval of checkpoints is not among them: a checkpoint drains
 the lag of ``loop.overlap``."""

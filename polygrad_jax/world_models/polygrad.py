@@ -56,7 +56,7 @@ def average(ema_params: Params, params: Params, updates: Array, config: Denoiser
     decay = jnp.where(updates < config.ema_start_updates, 0.0, config.ema_decay)
     return jax.lax.cond(
         updates % config.ema_every_updates == 0,
-        lambda: jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema_params, params),
+        lambda: jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema_params, params),
         lambda: ema_params,
     )
 
@@ -99,7 +99,9 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-        updates, adam_state = adam.update(gradients, state.adam)
+        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, adam_state = adam.update(gradients, state.adam)
         params = optax.apply_updates(state.params, updates)
         return state.replace(
             params=params,
