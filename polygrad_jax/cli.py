@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         name = argument.split("=")[0].replace("_", "-")
         # A switch is turned off by --group.no-switch.
         positive = ".".join(part.removeprefix("no-") for part in name.split(".")).replace("--no-", "--")
-        if name.startswith("--") and name not in known and positive not in known:
+        if name.startswith("--") and not {name, positive} & {*known, "--help"}:
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"unknown field {name}; allowed: "
@@ -149,7 +150,7 @@ def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> 
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
     print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Go on with:")
-    print("  polygrad train " + " ".join(words))
+    print("  " + shlex.join([sys.argv[0], "train", *words]))
     return 128 + signal.Signals[result.stopped_by]
 
 

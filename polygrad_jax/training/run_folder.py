@@ -36,8 +36,8 @@ MAY_DIFFER_ON_RESUME = (
     "loop.log_every_env_steps",
     "loop.checkpoint_every_env_steps",
 )
-"""Fields that change nothing in what is learnt. The interval of checkpoints is not among them: a checkpoint drains
-the lag of ``loop.overlap``."""
+"""Fields that change nothing in what is learnt. A checkpoint changes nothing either: with ``loop.overlap`` it holds
+both policies, the one that acts next and the one after."""
 
 NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "cores", "machine", "xla_flags")
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""

@@ -1,0 +1,109 @@
+"""The command line: a mistake is one line, exit code 2, and nothing is written."""
+
+import dataclasses
+
+import pytest
+
+from polygrad_jax import cli
+from polygrad_jax import config as configs
+from polygrad_jax.config import ConfigError
+
+
+def complaint(capsys, *arguments):
+    """Runs the command in this process; its one line of complaint."""
+    assert cli.main(list(arguments)) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ("command is nothing", "train")),
+        (["fly"], ("command is fly", "train")),
+        (["train", "--env", "hoper"], ("hoper", "hopper")),
+        (["train", "--env", "CartPole-v1"], ("CartPole-v1", "Discrete", "Box")),
+        (["train", "--preset", "huge"], ("preset is huge", "paper, cpu, smoke")),
+        (["train", "--seed", "-1"], ("seed is -1", "from 0")),
+        (["train", "--seed", "one"], ("--seed", "one", "int")),
+        (["train", "--a2c.gamna", "0.9"], ("--a2c.gamna", "--a2c.gamma")),
+        (["train", "--a2c.gamma", "fast"], ("gamma", "fast", "float")),
+        (["train", "--a2c.gamma", "1.5"], ("a2c.gamma is 1.5", "from 0 to 1")),
+        (["train", "--a2c.gamma", "nan"], ("a2c.gamma is nan", "finite")),
+        (["train", "--guidance.rule", "luck"], ("rule", "luck", "score")),
+        (["train", "--env.version", "3"], ("env.version is 3", "4 or 5")),
+        (["train", "--diffusion.sampling-steps", "999"], ("diffusion.sampling_steps is 999", "diffusion.num_steps")),
+        (["train", "--loop.env-steps-per-iteration", "3"], ("loop.env_steps_per_iteration is 3", "multiple")),
+        (["train", "--loop.total-env-steps", "10"], ("loop.total_env_steps is 10", "loop.prefill_env_steps")),
+        (["train", "--a2c.min-std", "2.0"], ("a2c.initial_std", "a2c.min_std (2.0)")),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_thing_and_what_is_allowed(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    line = complaint(capsys, *arguments)
+    for word in words:
+        assert word in line, line
+    assert not list(tmp_path.iterdir()), "a refused command wrote something"
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert cli.main(["train", "--preset", "smoke", "--run", str(tmp_path)]) == cli.BAD_INPUT
+    assert "thesis.tex" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_fields_on_the_command_line_win_over_the_preset():
+    config = cli.override(configs.cpu("hopper"), ["--a2c.gae-lambda", "0.5", "--loop.overlap", "--precision", "float32"])
+    assert (config.a2c.gae_lambda, config.loop.overlap, config.precision) == (0.5, True, "float32")
+    expected = dataclasses.replace(
+        configs.cpu("hopper"),
+        precision="float32",
+        a2c=dataclasses.replace(configs.cpu("hopper").a2c, gae_lambda=0.5),
+        loop=dataclasses.replace(configs.cpu("hopper").loop, overlap=True),
+    )
+    assert config == expected, "a field that was not named changed"
+    assert cli.override(config, ["--loop.no-overlap"]).loop.overlap is False
+
+
+@pytest.mark.parametrize("env", ["hopper", "walker2d", "halfcheetah", "inverted_pendulum"])
+@pytest.mark.parametrize("name", list(configs.PRESETS))
+def test_every_preset_is_valid_and_survives_json(name, env):
+    config = configs.validate(configs.preset(name, env))
+    assert config.preset == name
+    assert config.env.name == env
+    assert configs.from_dict(configs.to_dict(config)) == config
+    assert configs.PRESETS[name].__doc__
+
+
+def test_the_paper_preset_is_tables_1_to_4():
+    c = configs.paper("hopper")
+    assert (c.a2c.trajectories, c.horizon, c.a2c.gae_lambda, c.a2c.critic_lr, c.a2c.gamma) == (1024, 10, 0.9, 3e-4, 0.99)
+    assert (c.a2c.target_change, c.a2c.entropy_weight, c.a2c.min_std) == (0.01, 1e-5, 0.1)
+    assert (c.denoiser.width, c.denoiser.batch_size, c.denoiser.num_blocks, c.denoiser.learning_rate) == (1024, 256, 6, 3e-4)
+    assert (c.diffusion.num_steps, c.diffusion.sampling_steps, c.diffusion.tau) == (128, 128, 0.1)
+    assert configs.paper("walker2d").diffusion.tau == 1.0
+    assert c.loop.env_steps_per_policy_update == 4
+    assert configs.denoiser_updates_per_policy_update(c) == 4
+    t = configs.paper_transformer("hopper")
+    assert (t.denoiser.token_dim, t.denoiser.num_heads, t.denoiser.num_blocks) == (312, 4, 6)
+    assert (t.denoiser.learning_rate, t.diffusion.tau) == (1e-4, 1.0)
+
+
+def test_a_saved_config_of_another_version_is_refused():
+    saved = configs.to_dict(configs.cpu("hopper"))
+    saved["a2c"]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match="unknown fields .*momentum"):
+        configs.from_dict(saved)
+
+
+def test_every_field_has_a_docstring_for_the_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name, _ in configs.flatten(configs.paper("hopper")):
+        assert "--" + name.replace("_", "-") in text, name
