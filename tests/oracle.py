@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# --- the world ---------------------------------------------------------------------------------------------------------
+# --- the world -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def two_state_system(process_std: float) -> System:
     )
 
 
-def rollout(system: System, policy: LinearPolicy, horizon: int, u: np.ndarray, initial: np.ndarray | None) -> np.ndarray:
+def rollout(
+    system: System, policy: LinearPolicy, horizon: int, u: np.ndarray, initial: np.ndarray | None
+) -> np.ndarray:
     """One trajectory, flat: ``[H, O + 2]`` (state, reward, terminal), then ``[H, A]``.
 
     ``u`` are its standard normal draws: of the initial state (unused where ``initial`` is given), of the policy and
@@ -106,7 +108,8 @@ def trajectories(system: System, policy: LinearPolicy, horizon: int, initial: np
     """The distribution of raw trajectories under ``policy``, from ``initial [O]`` or from the data's initial states."""
     size = sum(system.sizes) * horizon + system.sizes[0]
     offset = rollout(system, policy, horizon, np.zeros(size), initial)
-    return Affine(offset, np.stack([rollout(system, policy, horizon, u, initial) - offset for u in np.eye(size)], axis=1))
+    columns = [rollout(system, policy, horizon, u, initial) - offset for u in np.eye(size)]
+    return Affine(offset, np.stack(columns, axis=1))
 
 
 def statistics(system: System, data: Affine, horizon: int) -> Statistics:
@@ -129,7 +132,7 @@ def normalised(x: Affine, stats: Statistics, horizon: int) -> Affine:
     return Affine((x.offset - mean) / std, x.matrix / std[:, None])
 
 
-# --- the optimal denoiser ----------------------------------------------------------------------------------------------
+# --- the optimal denoiser --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,9 @@ def cosine_schedule(num_steps: int, tau: float) -> Schedule:
     )
 
 
-def optimal_denoiser(system: System, normed_data: Affine, schedule: Schedule, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+def optimal_denoiser(
+    system: System, normed_data: Affine, schedule: Schedule, horizon: int
+) -> tuple[np.ndarray, np.ndarray]:
     """``gain [N, D, D + HA]`` and ``offset [N, D]``: ``E[x_0 | input] = offset + gain @ input``, D = H (O + 2).
 
     The input is what Algorithm 1 shows the network: the noisy trajectory with its first observation clean, then the
@@ -180,7 +185,7 @@ def optimal_denoiser(system: System, normed_data: Affine, schedule: Schedule, ho
     return np.stack(gains), np.stack(offsets)
 
 
-# --- the sampler, by hand ----------------------------------------------------------------------------------------------
+# --- the sampler, by hand --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

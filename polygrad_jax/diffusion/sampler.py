@@ -89,7 +89,7 @@ def diffusion_step(
       The trajectory before line 6 of the next step and the actions, both normalised.
     """
     rule = RULES[sampler.guidance.rule]
-    is_last = c.step == 0
+    is_last = c.posterior_std == 0  # t = 0, or the only step where K = 1
     traj = set_initial_state(traj, given.initial)  # line 6
     clean = predict_clean(sampler, given, traj, actions, c)  # lines 7, 9
     mean = posterior_mean(clean, traj, c)

@@ -107,6 +107,7 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
             state.world_model, policy_apply, state.learner.actor, context, normaliser, imagine_key, horizon
         )
         segment = jax.lax.stop_gradient(segment)
+        # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
         learner, policy_metrics = a2c.update(state.learner, segment, config.a2c, spec)  # 8
         state = state.replace(world_model=model, learner=learner, policy_updates=state.policy_updates + 1)
         return state, metrics | policy_metrics, all_finite(segment)

@@ -476,8 +476,10 @@ def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop
             actors = actors.after(output.actor_params, loop.overlap)
             # Without overlap the next action needs this iteration's policy; waiting here keeps the clock honest.
             jax.block_until_ready(actors.acting)
-            if previous is not None:
-                check_finite(previous.finite, FINITE_OUTPUTS, before, run.folder)
+            # Never act with a policy whose own update was not looked at: with overlap that is the previous one.
+            looked_at = previous if loop.overlap else output
+            if looked_at is not None:
+                check_finite(looked_at.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
             previous = output
             at.clock.collecting += collected - began
             at.clock.training += time.perf_counter() - collected

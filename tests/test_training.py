@@ -1,0 +1,84 @@
+"""The whole loop in this process: what it learns on an easy task, how it stops when learning diverges."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from polygrad_jax import config as configs
+from polygrad_jax.training import loop
+from polygrad_jax.training.checkpoints import Checkpoints, load_npz
+from polygrad_jax.training.loop import NonFiniteError, crossed, train
+
+
+def small(env="hopper", **loop_fields):
+    base = configs.smoke(env)
+    fields = {"total_env_steps": 1_600, "eval_every_env_steps": 400, "checkpoint_every_env_steps": 200} | loop_fields
+    return configs.validate(dataclasses.replace(base, loop=dataclasses.replace(base.loop, **fields)))
+
+
+def test_multiples_are_crossed_once():
+    assert [s for s in range(6, 31, 4) if crossed(s - 4, s, 10)] == [10, 22, 30]
+
+
+def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
+    traced = []
+    make = loop.make_iterations
+
+    def counting(config, spec):
+        made = make(config, spec)
+
+        def learn(state, chunk):
+            traced.append("learn")
+            return made.learn(state, chunk)
+
+        return made._replace(learn=learn)
+
+    monkeypatch.setattr(loop, "make_iterations", counting)
+    config = small()
+    result = train(config, tmp_path / "run")
+    assert traced == ["learn"]
+    assert result.stopped_by is None
+    assert config.loop.total_env_steps <= result.env_steps < config.loop.total_env_steps + 4
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    assert last["env_steps"] == result.env_steps
+    prefill = result.env_steps - last["env_steps/without_prefill"]
+    assert prefill >= config.loop.prefill_env_steps
+    # one policy update per iteration of 4 steps once the warm-up is over, 4 denoiser updates per iteration from its start
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    step, host = checkpoints.steps()[-1], None
+    arrays, host = checkpoints._read(step)
+    checkpoints.close()
+    iterations = (result.env_steps - prefill) // 4
+    warmup = -(-config.loop.denoiser_warmup_env_steps // 4)
+    assert arrays["train_state/policy_updates"] == iterations - warmup
+    assert arrays["train_state/model_updates"] == 4 * iterations
+    assert arrays["train_state/replay/total"] == result.env_steps
+    with open(tmp_path / "run" / "eval.csv", newline="") as file:
+        evaluations = list(csv.DictReader(file))
+    assert float(evaluations[-1]["return_mean"]) == pytest.approx(result.last_return)
+    best = load_npz(tmp_path / "run" / "best.npz")
+    assert max(float(e["return_mean"]) for e in evaluations) == pytest.approx(host["progress"]["best_return"])
+    assert best["actor"]["log_std"].shape == (3,)
+    # the error of imagined trajectories is there for every horizon, and it grows
+    errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
+    assert errors[-1] > errors[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "component"),
+    [("denoiser", "learning_rate", 1e30, "imagined trajectory|loss|world model"), ("a2c", "critic_lr", 1e30, "loss|actor")],
+)
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, group, field, value, component):
+    config = small()
+    part = dataclasses.replace(getattr(config, group), **{field: value})
+    config = dataclasses.replace(config, **{group: part})
+    with pytest.raises(NonFiniteError, match=f"not finite at environment step [0-9]+: .*({component})"):
+        train(config, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    arrays, _ = checkpoints._read(checkpoints.steps()[-1])
+    checkpoints.close()
+    assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
