@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, States, clip_to_policy, log_prob
 from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
+from polygrad_jax.networks.parts import in_parts
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
 
 
@@ -72,7 +74,8 @@ def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: 
 
 def policy_at(sampler: Sampler, given: Given, normed_obs: Array) -> Gaussian:
     """The policy's Gaussian over raw actions at normalised states ``[B, H, O]``."""
-    return Gaussian(*sampler.policy_apply(given.policy_params, unnormalise(normed_obs, given.normaliser.observations)))
+    raw_obs = unnormalise(normed_obs, given.normaliser.observations)
+    return Gaussian(*in_parts(functools.partial(sampler.policy_apply, given.policy_params), raw_obs.shape[1], raw_obs))
 
 
 def diffusion_step(

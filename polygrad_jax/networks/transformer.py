@@ -11,6 +11,7 @@ from jax import lax
 
 from polygrad_jax.networks.dense import Dense
 from polygrad_jax.networks.layer_norm import LayerNorm
+from polygrad_jax.networks.parts import in_parts
 from polygrad_jax.networks.step_embedding import SinusoidalEmbedding
 from polygrad_jax.types import Array
 
@@ -66,6 +67,8 @@ class TransformerDenoiser(nn.Module):
     num_blocks: int = 6
     horizon: int = 10
     precision: str = "float32"
+    is_part: bool = False
+    """Set by the module itself where it calls itself on a part of the batch."""
 
     @nn.compact
     def __call__(self, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
@@ -73,6 +76,10 @@ class TransformerDenoiser(nn.Module):
         horizon = normed_traj.shape[1]
         if horizon > self.horizon:
             raise ValueError(f"horizon = {horizon}: this transformer has {self.horizon} positions")
+        if not self.is_initializing() and step.shape[0] == 1 and not self.is_part:
+            # All at once, the activations of a long batch do not even fit in memory that is quickly reached.
+            part = self.clone(parent=None, is_part=True)
+            return in_parts(lambda t, a: part.apply(self.variables, t, a, step), horizon, normed_traj, normed_actions)
         tokens = jnp.concatenate([normed_traj, normed_actions], axis=-1)
         x = Dense(self.embed_dim, self.precision, name="embedding", **_INITS)(tokens)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.horizon, self.embed_dim))
