@@ -12,6 +12,7 @@ import io
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -146,7 +147,7 @@ def train_command(arguments: Sequence[str]) -> int:
 def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if result.stopped_by is None:
         print(f"finished: {result.env_steps:,} environment steps; last evaluation return {result.last_return:.1f}")
-        print(f"look at it: polygrad imagine {result.folder}   or   make tensorboard RUN={result.folder}")
+        print(f"look at it: {sys.argv[0]} imagine {result.folder}   or   make tensorboard RUN={result.folder}")
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
     print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Go on with:")
@@ -154,8 +155,43 @@ def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> 
     return 128 + signal.Signals[result.stopped_by]
 
 
-COMMANDS = {"train": train_command}
-USAGE = "usage: polygrad {train,evaluate,imagine,tensorboard} ..., each with --help"
+def evaluate_command(arguments: Sequence[str]) -> int:
+    """``polygrad evaluate RUN``: episodes with the mean action, and a video."""
+    from polygrad_jax.training import looking
+
+    return looking.evaluate_command(arguments)
+
+
+def imagine_command(arguments: Sequence[str]) -> int:
+    """``polygrad imagine RUN``: imagined trajectories beside the simulator."""
+    from polygrad_jax.training import looking
+
+    return looking.imagine_command(arguments)
+
+
+def plot_command(arguments: Sequence[str]) -> int:
+    """``polygrad plot RUN``: the training curves."""
+    from polygrad_jax.training import looking
+
+    return looking.plot_run_command(arguments)
+
+
+def tensorboard_command(arguments: Sequence[str]) -> int:
+    """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``."""
+    if len(arguments) > 1 or (arguments and not Path(arguments[0]).is_dir()):
+        raise ConfigError(f"tensorboard was given {shlex.join(arguments)}; allowed: one run folder, or nothing")
+    folder = arguments[0] if arguments else "runs"
+    return subprocess.run([sys.executable, "-m", "tensorboard.main", "--logdir", folder], check=False).returncode
+
+
+COMMANDS = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "imagine": imagine_command,
+    "plot": plot_command,
+    "tensorboard": tensorboard_command,
+}
+USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; train, evaluate, imagine and plot know --help"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

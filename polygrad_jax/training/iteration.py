@@ -71,8 +71,8 @@ def key_for(root_key: Array, stream: str, counter: Array) -> Array:
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every entry of every array is finite."""
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+    """Whether every entry of every array is finite; true of no arrays at all."""
+    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in jax.tree.leaves(tree))]).all()
 
 
 def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
@@ -128,7 +128,7 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
 
     def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
         losses = [x for name, x in metrics.items() if "loss" in name]
-        finite = jnp.stack([all_finite(losses) if losses else jnp.bool_(True), imagined_finite])
+        finite = jnp.stack([all_finite(losses), imagined_finite])
         # Copies: the state's own buffers are donated to the next iteration.
         actor = jax.tree.map(jnp.copy, state.learner.actor)
         return state, Output(actor_params=actor, metrics=metrics, finite=finite)
