@@ -351,7 +351,7 @@ def test_the_mutant_is_killed(mutate, check, monkeypatch):
         check()
 
 
-def test_the_wrappers_alone_kill_nothing(monkeypatch):
+def test_the_checks_hold_under_wrappers_that_change_nothing(monkeypatch):
     """The same monkeypatching with a change that is none: what kills a mutant is its slip."""
     with_another_network_input(monkeypatch, lambda scaled, steps, root: (scaled, steps))
     with_other_posterior_std(monkeypatch, lambda std, root_beta: std)

@@ -52,7 +52,7 @@ def run_episodes(
     starts = np.empty(episodes)
     for e, env in enumerate(envs):
         observations[e], info = env.reset(seed=seeds[e])
-        starts[e] = np.nan_to_num(registry.distance(info))  # the v4 tasks start within 0.1 m of 0 and do not say
+        starts[e] = registry.start_of(info)
     returns, distances = np.zeros(episodes), np.full(episodes, np.nan)
     lengths, running = np.zeros(episodes, np.int64), np.ones(episodes, bool)
     if on_frame is not None:

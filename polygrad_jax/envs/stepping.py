@@ -181,8 +181,7 @@ class Collector:
         self._return = 0.0
         observation, info = self._env.reset(seed=self._seed)
         self.observation = np.asarray(observation, np.float32)
-        # The v4 tasks do not report where they start, which is within 0.1 m of 0.
-        self._start = float(np.nan_to_num(registry.distance(info)))
+        self._start = registry.start_of(info)
 
     def _execute(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
         try:
