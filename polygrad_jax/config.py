@@ -410,8 +410,8 @@ def cpu(env: str) -> Config:
     to expect in ``results/``. Against the paper's settings the critic learns four times per batch and its target
     follows faster (the slow target was what held learning back), the transition into a terminal state is trained on
     (without it the pendulum does not learn), and the change of a state is clipped in the last two steps only (a dozen
-    clipped steps cannot reach a rare terminal). bfloat16 is fast where the processor multiplies it (AMX); elsewhere ask for
-    ``--precision float32``.
+    clipped steps cannot reach a rare terminal). bfloat16 is fast where the processor multiplies it (AMX); elsewhere
+    ask for ``--precision float32``.
     """
     base = paper(env)
     return replace(
@@ -489,7 +489,7 @@ def _ablation(rule: GuidanceRule) -> Callable[[str], Config]:
         base = paper(env)
         return replace(base, preset=f"paper_{rule}", guidance=replace(base.guidance, rule=rule))
 
-    ablation.__doc__ = f"The paper's ablation '{rule}' (Section 5.4, Figure 7): the preset paper under that guidance rule."
+    ablation.__doc__ = f"The paper's ablation '{rule}' (Section 5.4, Figure 7): preset paper under that guidance rule."
     return ablation
 
 

@@ -47,7 +47,7 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     assert last["env_steps"] == result.env_steps
     prefill = result.env_steps - last["env_steps/without_prefill"]
     assert prefill >= config.loop.prefill_env_steps
-    # one policy update per iteration of 4 steps once the warm-up is over, 4 denoiser updates per iteration from its start
+    # one policy update per iteration of 4 steps after the warm-up, 4 denoiser updates per iteration from the start
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     step, host = checkpoints.steps()[-1], None
     arrays, host = checkpoints._read(step)
@@ -70,7 +70,10 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("group", "field", "value", "component"),
-    [("denoiser", "learning_rate", 1e30, "imagined trajectory|loss|world model"), ("a2c", "critic_lr", 1e30, "loss|actor")],
+    [
+        ("denoiser", "learning_rate", 1e30, "imagined trajectory|loss|world model"),
+        ("a2c", "critic_lr", 1e30, "loss|actor"),
+    ],
 )
 def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, group, field, value, component):
     config = small()
