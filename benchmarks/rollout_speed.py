@@ -1,0 +1,295 @@
+"""Seconds per batch of imagined rollouts at the paper's sizes, and the share of this machine's peak that they reach.
+
+    python benchmarks/rollout_speed.py                                 every size: an hour on two cores
+    python benchmarks/rollout_speed.py --horizons 10 --kinds mlp --batch 1024
+    python benchmarks/rollout_speed.py --horizons 10 --kinds mlp --batch 1024 --against-official CLONE
+
+What the columns mean is in ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flops
+import jax
+import jax.numpy as jnp
+import measure
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.networks.actor_critic import Actor
+from polygrad_jax.rl import a2c
+from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
+from polygrad_jax.world_models.registry import make_world_model
+
+HOPPER = EnvSpec(observation_size=11, action_size=3)
+PRECISIONS = ("float32", "bfloat16")
+RERUN_BELOW_SECONDS = 60.0
+"""A batch that takes longer than this is timed once, whatever --repeats says."""
+
+
+class Unusable(Exception):
+    """--against-official cannot be done; the message is one line."""
+
+
+def paper_size(kind: str, horizon: int, precision: str, batch: int, steps: int, width: int | None) -> Config:
+    """The paper's sizes on Hopper: residual MLP of width 1,024, or 2,048 for more than 10 states; the transformer."""
+    base = configs.paper("hopper") if kind == "mlp" else configs.paper_transformer("hopper")
+    width = width or (1024 if horizon <= 10 else 2048)
+    return configs.validate(
+        replace(
+            base,
+            horizon=horizon,
+            precision=precision,
+            denoiser=replace(base.denoiser, width=width),
+            diffusion=replace(base.diffusion, sampling_steps=steps),
+            a2c=replace(base.a2c, trajectories=batch),
+        )
+    )
+
+
+class Ours:
+    """The compiled ``imagine`` of one size, unpacking included, on random weights."""
+
+    def __init__(self, config: Config):
+        batch = config.a2c.trajectories
+        world_model = make_world_model(config, HOPPER)
+        policy_apply = a2c.make_policy_apply(HOPPER, config.a2c, config.precision)
+        state_key, policy_key, context_key, key = jax.random.split(jax.random.key(0), 4)
+        actor = Actor(HOPPER.action_size, config.a2c.hidden_size, config.a2c.initial_std, config.a2c.min_std)
+        first = jax.random.normal(context_key, (batch, 1, HOPPER.observation_size))
+        zeros = jnp.zeros((batch, 1))
+        context = Segment(first, jnp.zeros((batch, 1, HOPPER.action_size)), zeros, zeros)
+        sizes = (HOPPER.observation_size, HOPPER.action_size, 1, 1)
+        identity = Normaliser(*(MeanStd(jnp.zeros(n), jnp.ones(n)) for n in sizes))
+
+        def imagine(state, actor_params, context, normaliser, key):
+            return world_model.imagine(
+                state, policy_apply, actor_params, context, normaliser, key, config.horizon
+            )[1:]
+
+        state = jax.jit(world_model.init)(state_key)
+        actor_params = actor.init(policy_key, first)["params"]
+        self._arguments = (state, actor_params, context, identity, key)
+        lowered = jax.jit(imagine).lower(*self._arguments)
+        compile_began = time.perf_counter()
+        self.program = lowered.compile()
+        self.compile_seconds = time.perf_counter() - compile_began
+        self.result: Segment | None = None
+
+    def __call__(self) -> Segment:
+        self.result, _ = self.program(*self._arguments)
+        return self.result
+
+
+class Official:
+    """The official sampler of the same size in a child process that sleeps between runs."""
+
+    def __init__(self, clone: Path, python: str, config: Config):
+        size = {
+            "kind": config.denoiser.kind,
+            "observations": HOPPER.observation_size,
+            "actions": HOPPER.action_size,
+            "batch": config.a2c.trajectories,
+            "horizon": config.horizon,
+            "width": config.denoiser.width,
+            "embed_dim": config.denoiser.embed_dim,
+            "token_dim": config.denoiser.token_dim,
+            "num_blocks": config.denoiser.num_blocks,
+            "sampling_steps": config.diffusion.sampling_steps,
+            "tau": config.diffusion.tau,
+            "hidden_size": config.a2c.hidden_size,
+            "min_std": config.a2c.min_std,
+            "initial_std": config.a2c.initial_std,
+            "delta": config.guidance.initial_delta,
+            "clip_std": config.guidance.clip_std,
+            "state_clip": config.guidance.state_change_clip,
+            "cores": measure.hardware()["cores"],
+        }
+        worker = Path(__file__).parent / "official_sampler.py"
+        try:
+            self._child = subprocess.Popen(
+                [python, str(worker), str(clone)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
+        except OSError as error:
+            raise Unusable(f"--official-python is {python}; it does not start: {error.strerror}") from error
+        answer = self._ask(json.dumps(size))
+        if answer != "ready":
+            self.close()
+            raise Unusable(f"--against-official needs torch and einops: {answer}")
+
+    def _ask(self, line: str) -> str:
+        try:
+            self._child.stdin.write(line + "\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self._child.stdout.readline().strip()
+        if not answer:
+            last = self._child.stderr.read().strip().splitlines()[-1:]
+            raise Unusable(f"--against-official: the official code failed: {''.join(last)}")
+        return answer
+
+    def seconds(self) -> float:
+        """Seconds of one batch."""
+        return float(self._ask("run"))
+
+    def close(self) -> None:
+        """Ends the child process."""
+        self._child.stdin.close()
+        self._child.wait()
+        self._child.stdout.close()
+        self._child.stderr.close()
+
+
+def relative_error(ours: Segment, reference: Segment) -> float:
+    """Root of the mean square difference over that of the reference: observations, actions and rewards together."""
+
+    def flat(segment: Segment) -> Array:
+        rewards = segment.rewards[..., None]
+        return jnp.concatenate([segment.observations, segment.actions, rewards], -1)
+
+    difference = jnp.square(flat(ours) - flat(reference)).mean()
+    return float(jnp.sqrt(difference / jnp.square(flat(reference)).mean()))
+
+
+def time_size(
+    args: argparse.Namespace, kind: str, horizon: int, precision: str, peak: measure.Peak, reference: Segment | None
+) -> tuple[measure.Row, Segment]:
+    """One row of the table, and what was imagined."""
+    config = paper_size(kind, horizon, precision, args.batch, args.sampling_steps, args.width)
+    memory = measure.PeakMemory()
+    ours = Ours(config)
+    official = None
+    if args.against_official and precision == "float32":
+        official = Official(args.against_official, args.official_python, config)
+    peaks, ours_seconds, official_seconds = [peak.flops()], [], []
+    while len(ours_seconds) < args.repeats:
+        ours_seconds.append(measure.seconds(ours))
+        if official:
+            official_seconds.append(official.seconds())
+        if ours_seconds[0] > RERUN_BELOW_SECONDS:
+            break
+    peaks.append(peak.flops())
+    if official:
+        official.close()
+
+    count = flops.imagination_flops(config, HOPPER)
+    best = min(ours_seconds)
+    row: measure.Row = {
+        "denoiser": kind,
+        "H": horizon,
+        "width": config.denoiser.width if kind == "mlp" else config.denoiser.token_dim,
+        "precision": precision,
+        "batch": args.batch,
+        "steps": args.sampling_steps,
+        "seconds": best,
+        "median_seconds": measure.median(ours_seconds),
+        "runs": len(ours_seconds),
+        "GFLOP": count / 1e9,
+        "GFLOP/s": count / best / 1e9,
+        "peak_GFLOP/s": max(peaks) / 1e9,
+        "share_of_peak": count / best / max(peaks),
+        "compile_seconds": ours.compile_seconds,
+        "program_MiB": measure.program_mebibytes(ours.program),
+        "peak_MiB": memory.mebibytes(),
+        "error_to_float32": relative_error(ours.result, reference) if reference is not None else None,
+    }
+    if args.against_official:
+        row["official_seconds"] = min(official_seconds, default=None)
+        row["times_as_fast"] = row["official_seconds"] / best if official else None
+    return row, ours.result
+
+
+def check_official(clone: Path) -> None:
+    """Whether ``clone`` looks like the official repository."""
+    if not (clone / "polygrad" / "models" / "diffusion.py").is_file():
+        raise Unusable(
+            f"--against-official is {clone}; allowed: a clone of marc-rigter/polygrad-world-models "
+            "(it must hold polygrad/models/diffusion.py)"
+        )
+
+
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=1000, help="rollouts per batch; the paper's is 1024")
+    parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50, 200], help="states per rollout")
+    parser.add_argument("--kinds", nargs="+", choices=["mlp", "transformer"], default=["mlp", "transformer"])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--sampling-steps", type=int, default=128, help="K of the N = 128 diffusion steps")
+    parser.add_argument("--width", type=int, default=None, help="of the MLP, instead of the paper's 1024 or 2048")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs; batches over a minute are run once")
+    parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
+    parser.add_argument(
+        "--against-official", type=Path, default=None, metavar="PATH", help="a clone of the official repository"
+    )
+    parser.add_argument(
+        "--official-python", default=sys.executable, metavar="PYTHON", help="an interpreter with torch and einops"
+    )
+    args = parser.parse_args()
+    for name in ("batch", "sampling_steps", "repeats"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; allowed: 1 or greater")
+    return parser, args
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measure.Row]:
+    """Times every size, shows and keeps the rows."""
+    if args.against_official:
+        check_official(args.against_official)
+    facts: dict[str, Any] = {
+        "command": measure.command(parser, ("--against-official", "--official-python", "--out")),
+        **measure.hardware(),
+    }
+    measure.say(measure.one_line(facts))
+    if args.sampling_steps != 128:
+        measure.say(f"K = {args.sampling_steps} of N = 128 diffusion steps: not the seconds of the paper's full run")
+    peaks = {precision: measure.Peak(precision) for precision in args.precisions}
+    rows: list[measure.Row] = []
+    for kind in args.kinds:
+        for horizon in args.horizons:
+            reference = None
+            for precision in sorted(args.precisions, key=PRECISIONS.index):  # float32 first: the reference
+                measure.say(f"{kind}, H = {horizon}, {precision} ...")
+                row, segment = time_size(args, kind, horizon, precision, peaks[precision], reference)
+                reference = segment if precision == "float32" else reference
+                rows.append(row)
+                measure.say(f"  {row['seconds']:.2f} s, {row['share_of_peak']:.0%} of peak")
+    print(measure.table(rows))
+    if args.out:
+        measure.write(args.out, rows, facts)
+    return rows
+
+
+def main() -> int:
+    """The exit code: 2 for a bad argument, otherwise 0."""
+    parser, args = parse()
+    try:
+        run(parser, args)
+    except (Unusable, configs.ConfigError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
