@@ -408,10 +408,10 @@ def cpu(env: str) -> Config:
 
     Command: ``make train ENV=hopper PRESET=cpu``. Found by measuring; what was tried is in ``results/cpu_search``, what
     to expect in ``results/``. Against the paper's settings the critic learns four times per batch and its target
-    follows faster (the slow target was what held learning back), the transition into a terminal state is trained on
-    (without it the pendulum does not learn), and the change of a state is clipped in the last two steps only (a dozen
-    clipped steps cannot reach a rare terminal). bfloat16 is fast where the processor multiplies it (AMX); elsewhere
-    ask for ``--precision float32``.
+    follows faster (the slow target was what held learning back), delta follows the policy's shrinking std faster, the
+    transition into a terminal state is trained on (without it the pendulum does not learn), and the change of a state
+    is clipped in the last two steps only (a dozen clipped steps cannot reach a rare terminal). bfloat16 is fast where
+    the processor multiplies it (AMX); elsewhere ask for ``--precision float32``.
     """
     base = paper(env)
     return replace(
@@ -419,7 +419,7 @@ def cpu(env: str) -> Config:
         preset="cpu",
         precision="bfloat16",
         diffusion=replace(base.diffusion, num_steps=16, sampling_steps=16, tau=0.1),
-        guidance=replace(base.guidance, state_change_clip_below=2),
+        guidance=replace(base.guidance, delta_lr=3e-2, state_change_clip_below=2),
         denoiser=replace(base.denoiser, width=256),
         a2c=replace(
             base.a2c,
@@ -428,7 +428,7 @@ def cpu(env: str) -> Config:
             gae_lambda=0.95,
             critic_lr=1e-3,
             critic_updates=4,
-            max_actor_lr=1e-3,
+            max_actor_lr=3e-3,
             target_change=0.03,
             target_critic_ema=0.98,
             train_terminal_transitions=True,
