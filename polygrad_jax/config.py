@@ -435,7 +435,7 @@ def cpu(env: str) -> Config:
         ),
         loop=replace(
             base.loop,
-            total_env_steps=30_000 if env == "inverted_pendulum" else 100_000,
+            total_env_steps=20_000 if env == "inverted_pendulum" else 100_000,
             replay_capacity=200_000,
             eval_every_env_steps=5_000,
         ),
