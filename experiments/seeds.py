@@ -84,6 +84,7 @@ def summary(options: argparse.Namespace, rule: str, seed: int, ran: tuple[Path, 
         "seed": seed,
         "outcome": {0: "finished", 3: "diverged"}.get(code, f"exit code {code}"),
         "env_steps": rows[-1]["env_steps"] if rows else 0,
+        "final_return_mean": rows[-1]["return_mean"] if rows else "nan",
         **{f"last{LAST_EVALUATIONS}_{name}": value for name, value in mean.items()},
         **{f"seconds_{name}": clock.get(f"seconds/{name}") for name in ("training", "collecting", "evaluating")},
         "device": environment["device"],
@@ -182,9 +183,10 @@ def draw(out: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.02)
         axis.set_xlim(right=axis.get_xlim()[1] * 1.22)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(5))
     seeds = len({r["seed"] for r in rows})
     figure.suptitle(
-        f"{first['env']}, preset {first['preset']}: {seeds} seeds (thin), mean (thick), 20 episodes each", fontsize=10
+        f"{first['env']}, preset {first['preset']}: {seeds} seeds (thin),\nmean (thick), 20 episodes each", fontsize=9
     )
     figure.tight_layout()
     temporary = out / ".curves.tmp.png"
