@@ -125,7 +125,8 @@ def train_command(arguments: Sequence[str]) -> int:
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
 
-    from polygrad_jax.envs.stepping import EnvStepError
+    from polygrad_jax.data.transition_log import TransitionLogError
+    from polygrad_jax.envs.stepping import EnvRestartError, EnvStepError
     from polygrad_jax.training import opening
     from polygrad_jax.training.loop import NonFiniteError, train
 
@@ -138,7 +139,7 @@ def train_command(arguments: Sequence[str]) -> int:
     except NonFiniteError as error:
         print(f"polygrad: {error}", file=sys.stderr)
         return DIVERGED
-    except EnvStepError as error:
+    except (EnvStepError, EnvRestartError, TransitionLogError) as error:
         print(f"polygrad: {error}", file=sys.stderr)
         return 1
     return _farewell(result, options, arguments)
