@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 GuidanceRule = Literal[
     "score",
@@ -493,14 +493,7 @@ def _ablation(rule: GuidanceRule) -> Callable[[str], Config]:
     return ablation
 
 
-ABLATIONS: tuple[GuidanceRule, ...] = (
-    "random_actions",
-    "policy_sampling",
-    "no_clipping",
-    "state_update",
-    "noisy_states",
-    "posterior_mean",
-)
+ABLATIONS: tuple[GuidanceRule, ...] = tuple(rule for rule in get_args(GuidanceRule) if rule != "score")
 
 PRESETS: dict[str, Callable[[str], Config]] = {
     "paper": paper,

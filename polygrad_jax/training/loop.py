@@ -446,7 +446,6 @@ def train(config: Config, folder: Path) -> Result:
     run.at.clock.compiling += compile_seconds
     with StopOnSignal() as stop:
         if restored is None:
-            state = jax.jit(iterations.init, static_argnums=0)(config.seed)
             state = prefill(run, state, compiled.insert)
             actors = Actors(*(jax.tree.map(jnp.copy, state.learner.actor) for _ in range(2)))
             save(run, state, actors)
