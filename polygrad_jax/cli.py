@@ -21,9 +21,11 @@ from typing import NoReturn
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.training.run_folder import CONFIG_FILE, RunFolder
 
 BAD_INPUT = 2
 DIVERGED = 3
+DEFAULT_ENV = "hopper"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,9 +37,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _train_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="polygrad train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--env", default="hopper")
+    parser.add_argument("--env", default=None)
     parser.add_argument("--preset", default=None)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--run", type=Path, default=None)
     parser.add_argument("-h", "--help", action="store_true")
     return parser
@@ -80,8 +82,28 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
 
 def build_config(options: argparse.Namespace, fields: Sequence[str], preset: str) -> Config:
     """Preset, then fields from the command line, then validation."""
-    config = replace(configs.preset(preset, options.env), seed=options.seed)
+    config = replace(configs.preset(preset, options.env or DEFAULT_ENV), seed=options.seed or 0)
     return configs.validate(override(config, fields))
+
+
+def _goes_on(options: argparse.Namespace) -> bool:
+    """Whether only a run folder was named, and a run is in it: then its own config is what is meant."""
+    named = (options.env, options.preset, options.seed) != (None, None, None)
+    return not named and options.run is not None and (options.run / CONFIG_FILE).is_file()
+
+
+def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, str]:
+    """``(config, why this preset)``; a mistake is reported before jax is even imported."""
+    from polygrad_jax.envs import registry
+
+    if _goes_on(options):
+        config = configs.validate(override(configs.from_dict(RunFolder(options.run).saved_config()), fields))
+        registry.make(config.env).close()
+        return config, "the run folder's own"
+    build_config(options, fields, options.preset or "cpu")
+    registry.make(configs.EnvConfig(name=options.env or DEFAULT_ENV)).close()
+    preset, why = (options.preset, "it was asked for") if options.preset else _choose_preset()
+    return build_config(options, fields, preset), why
 
 
 def default_run_folder(config: Config) -> Path:
@@ -94,7 +116,7 @@ def _prepare_jax(config: Config) -> None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if config.preallocate_gpu_memory else "false"
 
 
-def _choose_preset(env: str) -> tuple[str, str]:
+def _choose_preset() -> tuple[str, str]:
     """``(preset, why)`` where none was asked for: paper where JAX finds an accelerator, cpu otherwise."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
@@ -114,14 +136,8 @@ def train_command(arguments: Sequence[str]) -> int:
             "usage: polygrad train [--env ENV] [--preset paper|cpu|smoke] [--seed SEED] [--run FOLDER] "
             "[--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
         )
-        override(configs.preset(options.preset or "paper", options.env), ["--help"])
-    build_config(options, fields, options.preset or "cpu")  # a mistake is reported before jax is even imported
-    from polygrad_jax.envs import registry
-
-    registry.make(configs.EnvConfig(name=options.env)).close()
-    asked = options.preset is not None
-    preset, why = (options.preset, "it was asked for") if asked else _choose_preset(options.env)
-    config = build_config(options, fields, preset)
+        override(configs.preset(options.preset or "paper", options.env or DEFAULT_ENV), ["--help"])
+    config, why = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
 
@@ -131,8 +147,8 @@ def train_command(arguments: Sequence[str]) -> int:
     from polygrad_jax.training.loop import NonFiniteError, train
 
     print(opening.describe(config, folder, why), flush=True)
-    if not asked:
-        other = "paper" if preset == "cpu" else "cpu"
+    if options.preset is None and not _goes_on(options):
+        other = "paper" if config.preset == "cpu" else "cpu"
         print(opening.cost_of_other(build_config(options, fields, other), folder), flush=True)
     try:
         result = train(config, folder)

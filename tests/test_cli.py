@@ -96,6 +96,19 @@ def test_the_paper_preset_is_tables_1_to_4():
     assert (t.denoiser.learning_rate, t.diffusion.tau) == (1e-4, 1.0)
 
 
+def test_a_run_folder_alone_means_the_config_of_its_run(tmp_path):
+    saved = dataclasses.replace(configs.smoke("walker2d"), seed=3, horizon=7)
+    (tmp_path / "config.json").write_text(configs.to_json(saved))
+    parse = cli._train_parser().parse_known_args
+    config, why = cli._config_to_train(*parse(["--run", str(tmp_path)]))
+    assert (config, why) == (saved, "the run folder's own")
+    longer, _ = cli._config_to_train(*parse(["--run", str(tmp_path), "--loop.total-env-steps", "9000"]))
+    assert longer == dataclasses.replace(saved, loop=dataclasses.replace(saved.loop, total_env_steps=9000))
+    # whoever names an environment, a preset or a seed says what the whole config is
+    named, _ = cli._config_to_train(*parse(["--run", str(tmp_path), "--env", "walker2d", "--preset", "smoke"]))
+    assert (named.seed, named.horizon) == (0, 10)
+
+
 def test_a_saved_config_of_another_version_is_refused():
     saved = configs.to_dict(configs.cpu("hopper"))
     saved["a2c"]["momentum"] = 0.9

@@ -113,7 +113,10 @@ def test_half_then_half_is_the_whole_and_sigterm_says_how_to_go_on(uninterrupted
     assert f"--run {folder}" in said.splitlines()[-1]
     saved = checkpoint_count(folder)
     assert 1_200 <= saved < 2_200
-    finish(folder, cache)
+    # the folder alone says all: the run's own config is taken
+    alone = [sys.executable, "-m", "polygrad_jax.cli", "train", "--run", str(folder)]
+    done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     assert_same_run(whole, folder)
 
 

@@ -43,16 +43,20 @@ class TransitionRecord:
 class TransitionLog:
     """Keeps what the replay was sent and appends it to a folder when asked."""
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], read_only: bool = False):
         """Opens the folder, made if there is none; what a killed run left unfinished is removed.
+
+        With ``read_only`` nothing on the disk is changed, so that a run that is still going on can be looked at: a
+        shard being written is left to the one that writes it.
 
         Raises:
             TransitionLogError: a shard is missing between others.
         """
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(f"*{_UNFINISHED}"):
-            leftover.unlink()
+        if not read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self._folder.glob(f"*{_UNFINISHED}"):
+                leftover.unlink()
         shards = self._shards()
         self.flushed_rows = shards[-1][1] if shards else 0
         """Rows on disk: 0 to this, exclusive."""

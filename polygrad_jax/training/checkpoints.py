@@ -95,10 +95,22 @@ def _orbax_silent() -> Iterator[None]:
 class Checkpoints:
     """The newest ``keep`` checkpoints of a run, by environment step."""
 
-    def __init__(self, folder: Path | str, keep: int = 2, say: Callable[[str], None] | None = None):
-        """Opens the folder and removes what killed saves left in it."""
+    def __init__(
+        self, folder: Path | str, keep: int = 2, say: Callable[[str], None] | None = None, read_only: bool = False
+    ):
+        """Opens the folder and removes what killed saves left in it.
+
+        With ``read_only`` nothing on the disk is changed, so that a run that is still going on can be looked at: what
+        is unfinished or unreadable stays where it is.
+        """
         self.folder = Path(folder).absolute()
         self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._read_only = read_only
+        if read_only:
+            with _orbax_silent():  # it warns that it will not write
+                options = ocp.CheckpointManagerOptions(read_only=True)
+                self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
+            return
         with one_line_on_disk_trouble(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
@@ -195,13 +207,17 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
     def _set_aside(self, corrupt: dict[int, str], taken: int) -> None:
-        """Renames unreadable checkpoints, so that new ones can take their step."""
+        """Renames unreadable checkpoints, so that new ones can take their step; only names them if ``read_only``."""
         for step, reason in corrupt.items():
+            if self._read_only:
+                path = self.folder / str(step)
+                self._say(f"warning: checkpoint {path} cannot be read ({reason}); showing step {taken}")
+                continue
             aside = self.folder / f"corrupt-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
             self._say(f"warning: checkpoint {aside} cannot be read ({reason}); going on from step {taken}")
-        if corrupt:
+        if corrupt and not self._read_only:
             self._manager.reload()
 
     def close(self) -> None:

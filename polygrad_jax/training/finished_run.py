@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvSpec
@@ -27,15 +26,7 @@ from polygrad_jax.diffusion.sampler import Given, draw, sample
 from polygrad_jax.diffusion.schedule import coefficients
 from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
-from polygrad_jax.training.checkpoints import (
-    _ARRAYS,
-    _HOST,
-    Checkpoints,
-    _orbax_silent,
-    export_npz,
-    flatten_named,
-    load_npz,
-)
+from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
 from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.loop import policy_and_model, without_rows
 from polygrad_jax.training.progress import announce
@@ -74,7 +65,7 @@ class FinishedRun:
           ConfigError: they are missing or damaged.
         """
         try:
-            log = _WatchedTransitions(self.folder / "replay")
+            log = TransitionLog(self.folder / "replay", read_only=True)
             return log.load(log.flushed_rows)
         except TransitionLogError as error:
             raise ConfigError(f"{error}; allowed: the folder of a run with its replay") from error
@@ -143,30 +134,6 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
 # --- reading without writing -----------------------------------------------------------------------------------------
 
 
-class _WatchedCheckpoints(Checkpoints):
-    """The checkpoints of a run that may still be going on: what is unfinished or unreadable stays where it is."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-        with _orbax_silent():  # it warns that it will not write
-            options = ocp.CheckpointManagerOptions(read_only=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
-
-    def _set_aside(self, corrupt: dict[int, str], taken: int) -> None:
-        for step, reason in corrupt.items():
-            announce(f"warning: checkpoint {self.folder / str(step)} cannot be read ({reason}); showing step {taken}")
-
-
-class _WatchedTransitions(TransitionLog):
-    """The transitions of a run that may still be going on: an unfinished shard is left to the one that writes it."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._waiting = []
-        shards = self._shards()
-        self.flushed_rows = shards[-1][1] if shards else 0
-
-
 def _shape_of_state(config: Config, spec: EnvSpec) -> Any:
     """Shapes of a run's train state without the replay's rows; nothing is computed."""
     return jax.eval_shape(lambda: without_rows(make_iterations(config, spec).init(config.seed)))
@@ -177,7 +144,7 @@ def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict
     actor = shape.learner.actor
     if not (folder / "checkpoints").is_dir():
         raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
-    checkpoints = _WatchedCheckpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", say=announce, read_only=True)
     try:
         found = checkpoints.restore({"train_state": shape, "acting_actor": actor, "next_actor": actor})
     finally:
