@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,26 @@ def paper_size(kind: str, horizon: int, precision: str, batch: int, steps: int, 
     )
 
 
+def over_all_devices(imagine: Callable[..., Any]) -> Callable[..., Any]:
+    """``imagine`` with its contexts cut into as many shares as there are devices, each imagining its own.
+
+    A CPU is one device to XLA unless ``XLA_FLAGS=--xla_force_host_platform_device_count`` says otherwise; what XLA does
+    on one core (loops that are no matrix products) is then done on every core at once.
+    """
+    mesh = jax.make_mesh((jax.local_device_count(),), ("share",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def share(state, actor_params, context, normaliser, key):
+        own_key = jax.random.fold_in(key, jax.lax.axis_index("share"))
+        segment, metrics = imagine(state, actor_params, context, normaliser, own_key)
+        return segment, jax.tree.map(lambda x: x[None], metrics)
+
+    whole, cut = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("share")
+    in_specs = (whole, whole, cut, whole, whole)
+    return jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=cut, check_vma=False)
+
+
 class Ours:
-    """The compiled ``imagine`` of one size, unpacking included, on random weights."""
+    """The compiled ``imagine`` of one size, unpacking included, on random weights; on all devices there are."""
 
     def __init__(self, config: Config):
         batch = config.a2c.trajectories
@@ -82,6 +101,8 @@ class Ours:
         state = jax.jit(world_model.init)(state_key)
         actor_params = actor.init(policy_key, first)["params"]
         self._arguments = (state, actor_params, context, identity, key)
+        if jax.local_device_count() > 1:
+            imagine = over_all_devices(imagine)
         lowered = jax.jit(imagine).lower(*self._arguments)
         compile_began = time.perf_counter()
         self.program = lowered.compile()
@@ -249,6 +270,8 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     for name in ("batch", "sampling_steps", "repeats"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; allowed: 1 or greater")
+    if args.batch % jax.local_device_count():
+        parser.error(f"--batch is {args.batch}; allowed: a multiple of the {jax.local_device_count()} devices")
     return parser, args
 
 

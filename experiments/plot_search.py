@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"]
+STYLES = ["-", "--", ":"]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -22,26 +23,31 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def draw(folder: Path, env: str) -> None:
-    """Evaluation return against environment steps, a line per trial, its label at its end."""
+    """Evaluation return, and distance where there is one, against environment steps: a line per trial."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     curves = [r for r in read(folder / "curves.csv") if r["env"] == env]
-    figure, axis = plt.subplots(figsize=(8, 4.2))
-    for colour, trial in zip(COLOURS * 4, dict.fromkeys(r["trial"] for r in curves), strict=False):
-        points = [(int(r["env_steps"]), float(r["return_mean"])) for r in curves if r["trial"] == trial]
-        axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=3)
-        axis.annotate(trial, points[-1], color=colour, xytext=(4, 0), textcoords="offset points", va="center")
-    axis.set_xlabel("environment steps, prefill included")
-    axis.set_ylabel("evaluation return (20 episodes, mean action)")
-    axis.set_title(f"{env}: settings tried for the cpu preset (see trials.csv)", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlim(right=axis.get_xlim()[1] * 1.15)
+    meaning = {r["trial"]: r["what"] for r in read(folder / "trials.csv")}
+    measured = {"return_mean": "return", "distance_mean": "distance (m)"}
+    shown = [name for name in measured if any(r[name] for r in curves)]
+    figure, axes = plt.subplots(len(shown), sharex=True, figsize=(11, 3.2 * len(shown)), squeeze=False)
+    for axis, name in zip(axes[:, 0], shown, strict=True):
+        for number, trial in enumerate(dict.fromkeys(r["trial"] for r in curves)):
+            points = [(int(r["env_steps"]), float(r[name])) for r in curves if r["trial"] == trial and r[name]]
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+            label = f"{trial}: {meaning.get(trial, '').removeprefix(trial).strip(' :=')}"
+            axis.plot(*zip(*points, strict=True), **style, linewidth=1.6, marker="o", markersize=3, label=label)
+        axis.set_ylabel(f"evaluation {measured[name]}")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_title(f"{env}: settings tried for the cpu preset (20 episodes, mean action)", fontsize=9, loc="left")
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
+    axes[-1, 0].set_xlabel("environment steps, prefill included")
     figure.tight_layout()
     temporary = folder / f".{env}.tmp.png"
-    figure.savefig(temporary, dpi=150)
+    figure.savefig(temporary, dpi=130)
     plt.close(figure)
     os.replace(temporary, folder / f"{env}.png")
 
