@@ -102,7 +102,6 @@ def hardware() -> dict[str, Any]:
     """Versions, device, cores, flags and revision, the processor's name, and how busy the machine was at the start."""
     facts = describe_environment()
     facts.pop("command", None)  # it may name folders; see command()
-    facts["processor"] = _processor()
     facts["load_average_at_start"] = round(os.getloadavg()[0], 2)
     return facts
 
@@ -110,14 +109,6 @@ def hardware() -> dict[str, Any]:
 def one_line(facts: dict[str, Any]) -> str:
     """The hardware in a line; a load above zero says that others were computing."""
     return f"{facts['device']}, {facts['processor']}, {facts['cores']} cores, load {facts['load_average_at_start']}"
-
-
-def _processor() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return None
 
 
 def command(parser: argparse.ArgumentParser, folders: Sequence[str]) -> str:

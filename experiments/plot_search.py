@@ -22,6 +22,11 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def has(row: dict[str, str], name: str) -> bool:
+    """Whether a cell holds a number; the pendulum travels no distance."""
+    return row[name] not in ("", "nan")
+
+
 def draw(folder: Path, env: str) -> None:
     """Evaluation return, and distance where there is one, against environment steps: a line per trial."""
     import matplotlib
@@ -32,17 +37,17 @@ def draw(folder: Path, env: str) -> None:
     curves = [r for r in read(folder / "curves.csv") if r["env"] == env]
     meaning = {r["trial"]: r["what"] for r in read(folder / "trials.csv")}
     measured = {"return_mean": "return", "distance_mean": "distance (m)"}
-    shown = [name for name in measured if any(r[name] for r in curves)]
+    shown = [name for name in measured if any(has(r, name) for r in curves)]
     figure, axes = plt.subplots(len(shown), sharex=True, figsize=(11, 3.2 * len(shown)), squeeze=False)
     for axis, name in zip(axes[:, 0], shown, strict=True):
         for number, trial in enumerate(dict.fromkeys(r["trial"] for r in curves)):
-            points = [(int(r["env_steps"]), float(r[name])) for r in curves if r["trial"] == trial and r[name]]
+            points = [(int(r["env_steps"]), float(r[name])) for r in curves if r["trial"] == trial and has(r, name)]
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
             label = f"{trial}: {meaning.get(trial, '').removeprefix(trial).strip(' :=')}"
             axis.plot(*zip(*points, strict=True), **style, linewidth=1.6, marker="o", markersize=3, label=label)
         axis.set_ylabel(f"evaluation {measured[name]}")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_title(f"{env}: settings tried for the cpu preset (20 episodes, mean action)", fontsize=9, loc="left")
+    axes[0, 0].set_title(f"{env}: settings tried for the cpu preset, mean action", fontsize=9, loc="left")
     axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
     axes[-1, 0].set_xlabel("environment steps, prefill included")
     figure.tight_layout()

@@ -2,10 +2,11 @@
 
 Trains every combination of guidance rule and seed with the command a user would type, one run folder each, and
 keeps what the figure needs in CSV files. A grid that was stopped goes on where it was: finished runs are not
-repeated, unfinished ones resume. A run that diverges is a row like any other.
+repeated, unfinished ones resume. A run that diverges is a row like any other; one that ends otherwise (a wrong field,
+a run folder of another config) is said aloud, leaves no row, and makes the exit code 1.
 
     python experiments/seeds.py --env hopper --preset cpu --seeds 0 1 2 --rules score random_actions \
-        --runs runs/hopper-cpu --out results/hopper_cpu
+        --out results/hopper_cpu
     python experiments/seeds.py --out results/hopper_cpu --figure-only
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
@@ -26,8 +29,8 @@ import numpy as np
 from polygrad_jax.training.run_folder import write_text_atomically
 
 LAST_EVALUATIONS = 3
-STANDING_STILL_RETURN = 1000.0
-"""What Hopper pays for standing still for a whole episode: a return means nothing without the distance."""
+OUTCOMES = {0: "finished", 3: "diverged"}
+"""Exit codes of ``polygrad train`` that are results."""
 
 
 def parse() -> argparse.Namespace:
@@ -37,17 +40,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", default=["score"])
     parser.add_argument("--fields", default="", help='fields of the config, as in "--a2c.gae-lambda 0.95"')
-    parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/grid-<env>-<preset>)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--pin", action="store_true", help="one core for each of the runs at once (Linux)")
     parser.add_argument("--figure-only", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.runs = options.runs or Path("runs") / f"grid-{options.env.replace('/', '_')}-{options.preset}"
+    return options
 
 
 def train(options: argparse.Namespace, rule: str, seed: int, core: int | None) -> tuple[Path, list[str], float, int]:
     """One run by the command line; returns its folder, command, seconds and exit code."""
-    folder = options.runs / f"{rule}-seed{seed}"
+    folder = folder_of(options, rule, seed)
     command = [sys.executable, "-m", "polygrad_jax.cli", "train", "--env", options.env, "--preset", options.preset]
     command += ["--seed", str(seed), "--run", str(folder), "--guidance.rule", rule, *options.fields.split()]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +60,9 @@ def train(options: argparse.Namespace, rule: str, seed: int, core: int | None) -
     pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
     with open(f"{folder}.log", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin).returncode
-    return folder, ["polygrad", *command[3:]], time.monotonic() - began, code
+    # A result names no folder of the machine it was made on.
+    said = [folder.name if word == str(folder) else word for word in command[3:]]
+    return folder, ["polygrad", *said], time.monotonic() - began, code
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
@@ -79,10 +86,11 @@ def summary(options: argparse.Namespace, rule: str, seed: int, ran: tuple[Path, 
     }
     return {
         "env": options.env,
+        "env_version": json.loads((folder / "config.json").read_text())["env"]["version"],
         "preset": options.preset,
         "rule": rule,
         "seed": seed,
-        "outcome": {0: "finished", 3: "diverged"}.get(code, f"exit code {code}"),
+        "outcome": OUTCOMES[code],
         "env_steps": rows[-1]["env_steps"] if rows else 0,
         "final_return_mean": rows[-1]["return_mean"] if rows else "nan",
         **{f"last{LAST_EVALUATIONS}_{name}": value for name, value in mean.items()},
@@ -102,37 +110,47 @@ def last_metrics(folder: Path) -> dict:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows of equal columns, written whole or not at all."""
-    columns = list(rows[0])
-    lines = [",".join(columns)]
-    for row in rows:
-        lines.append(",".join('"' + str(row[c]).replace('"', '""') + '"' for c in columns))
-    write_text_atomically(path, "\n".join(lines) + "\n")
+    """Rows with the columns of all of them, written whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, text.getvalue())
 
 
-def run_grid(options: argparse.Namespace) -> None:
-    """All runs, ``--jobs`` at once; the CSV files grow with every finished run."""
+def run_grid(options: argparse.Namespace) -> list[str]:
+    """All runs, ``--jobs`` at once; the CSV files grow with every finished run. Returns what went wrong."""
     cells = [(rule, seed) for seed in options.seeds for rule in options.rules]
     done: dict[tuple[str, int], dict] = {}
+    wrong: list[str] = []
+    cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    allowed = sorted(os.sched_getaffinity(0)) if options.pin else []
+    for job in range(options.jobs):
+        cores.put(allowed[job % len(allowed)] if options.pin else None)
 
-    def one(numbered: tuple[int, tuple[str, int]]) -> None:
-        number, (rule, seed) = numbered
-        ran = train(options, rule, seed, number % options.jobs if options.pin else None)
-        done[rule, seed] = summary(options, rule, seed, ran)
-        row = done[rule, seed]
-        print(f"{rule} seed {seed}: {row['outcome']}, return {row['last3_return_mean']:.0f}", flush=True)
-        ordered = [done[cell] for cell in cells if cell in done]
-        write_csv(options.out / "runs.csv", ordered)
-        curves = [
-            {"rule": r, "seed": s, **row}
-            for r, s in cells
-            if (r, s) in done
-            for row in evaluations(folder_of(options, r, s))
-        ]
-        write_csv(options.out / "evaluations.csv", curves)
+    def one(cell: tuple[str, int]) -> None:
+        rule, seed = cell
+        core = cores.get()
+        ran = train(options, rule, seed, core)
+        cores.put(core)
+        folder, _, _, code = ran
+        if code not in OUTCOMES:
+            log = Path(f"{folder}.log").read_text().strip().splitlines()
+            wrong.append(f"{rule} seed {seed}: exit code {code}: {log[-1] if log else ''}")
+            print(wrong[-1], file=sys.stderr, flush=True)
+            return
+        done[cell] = summary(options, rule, seed, ran)
+        print(f"{rule} seed {seed}: {done[cell]['outcome']}, return {done[cell]['last3_return_mean']:.0f}", flush=True)
+        finished = [cell for cell in cells if cell in done]
+        write_csv(options.out / "runs.csv", [done[cell] for cell in finished])
+        curves = [{"rule": r, "seed": s, **row} for r, s in finished for row in evaluations(folder_of(options, r, s))]
+        if curves:  # a run may diverge before its first evaluation
+            write_csv(options.out / "evaluations.csv", curves)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, enumerate(cells)))
+        list(pool.map(one, cells))
+    return wrong
 
 
 def folder_of(options: argparse.Namespace, rule: str, seed: int) -> Path:
@@ -194,12 +212,14 @@ def draw(out: Path) -> None:
     os.replace(temporary, out / "curves.png")
 
 
-def main() -> None:
+def main() -> int:
+    """The exit code: 1 if a run ended without a result."""
     options = parse()
-    if not options.figure_only:
-        run_grid(options)
-    draw(options.out)
+    wrong = [] if options.figure_only else run_grid(options)
+    if (options.out / "evaluations.csv").exists():
+        draw(options.out)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,6 +60,8 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
     known = _option_names(config)
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
+        if name == "--env.name":  # the preset depends on it
+            raise ConfigError("env.name is set by a field; allowed: --env NAME, which the preset is chosen for")
         # A switch is turned off by --group.no-switch.
         positive = ".".join(part.removeprefix("no-") for part in name.split(".")).replace("--no-", "--")
         if name.startswith("--") and not {name, positive} & {*known, "--help"}:
@@ -92,6 +94,29 @@ def _goes_on(options: argparse.Namespace) -> bool:
     return not named and options.run is not None and (options.run / CONFIG_FILE).is_file()
 
 
+def _checked_early(options: argparse.Namespace, fields: Sequence[str]) -> Config:
+    """The config of the preset asked for; without one, of whichever of the two that may be taken can be run."""
+    if options.preset:
+        return build_config(options, fields, options.preset)
+    try:
+        return build_config(options, fields, "cpu")
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            return build_config(options, fields, "paper")
+        raise
+
+
+def _cost_of_other(options: argparse.Namespace, fields: Sequence[str], preset: str) -> str:
+    """The line on the preset that was not taken."""
+    from polygrad_jax.training import opening
+
+    other = "paper" if preset == "cpu" else "cpu"
+    try:
+        return opening.cost_of_other(build_config(options, fields, other))
+    except ConfigError as error:
+        return f"preset {other} does not go with these fields: {error}"
+
+
 def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, str]:
     """``(config, why this preset)``; a mistake is reported before jax is even imported."""
     from polygrad_jax.envs import registry
@@ -100,7 +125,7 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
         config = configs.validate(override(configs.from_dict(RunFolder(options.run).saved_config()), fields))
         registry.make(config.env).close()
         return config, "the run folder's own"
-    build_config(options, fields, options.preset or "cpu")
+    _prepare_jax(_checked_early(options, fields))  # choosing a preset starts jax
     registry.make(configs.EnvConfig(name=options.env or DEFAULT_ENV)).close()
     preset, why = (options.preset, "it was asked for") if options.preset else _choose_preset()
     return build_config(options, fields, preset), why
@@ -118,7 +143,6 @@ def _prepare_jax(config: Config) -> None:
 
 def _choose_preset() -> tuple[str, str]:
     """``(preset, why)`` where none was asked for: paper where JAX finds an accelerator, cpu otherwise."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     device = jax.local_devices()[0]
@@ -133,13 +157,14 @@ def train_command(arguments: Sequence[str]) -> int:
     options, fields = parser.parse_known_args(arguments)
     if options.help:
         print(
-            "usage: polygrad train [--env ENV] [--preset paper|cpu|smoke] [--seed SEED] [--run FOLDER] "
+            f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--run FOLDER] "
             "[--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
         )
         override(configs.preset(options.preset or "paper", options.env or DEFAULT_ENV), ["--help"])
     config, why = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
+    RunFolder(folder).check(config, {})  # before anything is compiled
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.stepping import EnvRestartError, EnvStepError
@@ -147,9 +172,8 @@ def train_command(arguments: Sequence[str]) -> int:
     from polygrad_jax.training.loop import NonFiniteError, train
 
     print(opening.describe(config, folder, why), flush=True)
-    if options.preset is None and not _goes_on(options):
-        other = "paper" if config.preset == "cpu" else "cpu"
-        print(opening.cost_of_other(build_config(options, fields, other), folder), flush=True)
+    if options.preset is None and not RunFolder(folder).holds_a_run():
+        print(_cost_of_other(options, fields, config.preset), flush=True)
     try:
         result = train(config, folder)
     except NonFiniteError as error:
@@ -163,7 +187,8 @@ def train_command(arguments: Sequence[str]) -> int:
 
 def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     if result.stopped_by is None:
-        print(f"finished: {result.env_steps:,} environment steps; last evaluation return {result.last_return:.1f}")
+        last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
+        print(f"finished: {result.env_steps:,} environment steps; {last}")
         print(f"look at it: {sys.argv[0]} imagine {result.folder}   or   make tensorboard RUN={result.folder}")
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
@@ -225,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"polygrad: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

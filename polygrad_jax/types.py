@@ -19,7 +19,7 @@ Params = Any
 """A pytree of network parameters."""
 
 Metrics = dict[str, Array]
-"""Scalars (or small arrays) by the name under which they are logged."""
+"""Scalars by the name under which they are logged (and PolyGRAD's histogram, which the loop knows)."""
 
 PolicyApply = Callable[[Params, Array], tuple[Array, Array]]
 """``(params, raw_obs [..., O]) -> (mean [..., A], std [..., A])`` of a Gaussian over raw actions."""

@@ -1,6 +1,9 @@
 """The command line: a mistake is one line, exit code 2, and nothing is written."""
 
+import ast
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +41,8 @@ def complaint(capsys, *arguments):
         (["train", "--diffusion.sampling-steps", "999"], ("diffusion.sampling_steps is 999", "diffusion.num_steps")),
         (["train", "--loop.env-steps-per-iteration", "3"], ("loop.env_steps_per_iteration is 3", "multiple")),
         (["train", "--loop.total-env-steps", "10"], ("loop.total_env_steps is 10", "loop.prefill_env_steps")),
+        (["train", "--loop.prefill-env-steps", "60", "--loop.replay-capacity", "200"], ("capacity is 200", "256")),
+        (["train", "--env.name", "walker2d"], ("env.name", "--env NAME")),
         (["train", "--a2c.min-std", "2.0"], ("a2c.initial_std", "a2c.min_std (2.0)")),
     ],
 )
@@ -116,10 +121,68 @@ def test_a_saved_config_of_another_version_is_refused():
         configs.from_dict(saved)
 
 
-def test_every_field_has_a_docstring_for_the_help(capsys):
+@pytest.mark.parametrize("task", ["hopper Hopper-v4", "inverted_pendulum InvertedPendulum-v5"])
+@pytest.mark.parametrize("name", ["paper", "cpu"])
+def test_a_full_gymnasium_id_has_the_settings_of_its_task(task, name):
+    known, gymnasium = task.split()
+    ours, theirs = configs.preset(name, known), configs.preset(name, gymnasium)
+    assert theirs.env.name == gymnasium
+    assert dataclasses.replace(theirs, env=ours.env) == ours
+
+
+def test_another_task_has_settings_of_its_own():
+    assert configs.cpu("inverted_pendulum").a2c != configs.cpu("hopper").a2c
+    assert configs.task_of("my/Own-v1") == "my/own"
+
+
+def test_the_help_shows_every_field_with_its_docstring(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.translate({ord(c): " " for c in "│─╭╮╰╯"}).split())
     for name, _ in configs.flatten(configs.paper("hopper")):
-        assert "--" + name.replace("_", "-") in text, name
+        assert "--" + name.replace("_", "-") in shown, name
+    fields = [
+        (kind.name, field, text)
+        for kind in ast.parse(Path(configs.__file__).read_text()).body
+        if isinstance(kind, ast.ClassDef) and kind.name.endswith("Config")
+        for field, text in zip(kind.body, [*kind.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config")
+    ]
+    assert len(fields) > 50
+    for kind, field, text in fields:
+        assert isinstance(text, ast.Expr), f"{kind}.{field.target.id} has no docstring"
+        assert " ".join(text.value.value.split()[:3]) in shown, f"{kind}.{field.target.id}"
+
+
+def test_fields_need_only_suit_the_preset_that_is_taken():
+    parse = cli._train_parser().parse_known_args
+    assert cli._checked_early(*parse(["--diffusion.sampling-steps", "64"])).preset == "paper"  # cpu has N = 16
+    options, fields = parse(["--diffusion.num-steps", "64"])  # paper has K = 128
+    assert cli._checked_early(options, fields).preset == "cpu"
+    assert "preset paper does not go with these fields: diffusion.sampling_steps is 128" in cli._cost_of_other(
+        options, fields, "cpu"
+    )
+
+
+def test_ctrl_c_is_one_line_too(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    assert cli.main(["train"]) == 130
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_memory_preallocation_is_set_before_choosing_a_preset_starts_jax(monkeypatch):
+    seen = []
+
+    def choose() -> tuple[str, str]:
+        seen.append(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"])
+        return "smoke", ""
+
+    monkeypatch.setattr(cli, "_choose_preset", choose)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    for fields, expected in (([], "false"), (["--preallocate-gpu-memory"], "true")):
+        cli._config_to_train(*cli._train_parser().parse_known_args(fields))
+        assert seen[-1] == expected

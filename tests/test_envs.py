@@ -127,6 +127,27 @@ def test_actions_are_clipped_when_executed_and_stored_as_sampled():
     assert collector.env.unwrapped.received[1].tolist() == [-0.5]
 
 
+class InPlace(Scripted):
+    """Hands out its own state and goes on writing to it."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.zeros(2, np.float32)
+        return self.state, {}
+
+    def step(self, action):
+        self.state += 1.0
+        return self.state, 1.0, False, False, {}
+
+
+def test_what_is_stored_is_a_copy():
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    gym.register("InPlace-v0", lambda **kw: InPlace(observation_space=box, **kw), max_episode_steps=9)
+    collector = stepping.Collector(EnvConfig("InPlace-v0"), run_seed=0)
+    steps = [collector.step(np.zeros(1)) for _ in range(2)]
+    assert [(s.observation[0], s.next_observation[0]) for s in steps] == [(0.0, 1.0), (1.0, 2.0)]
+
+
 def test_an_episode_ends_and_the_next_begins():
     collector = stepping.Collector(EnvConfig(register("Plain")), run_seed=0)
     first = collector.observation

@@ -102,6 +102,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
     assert contents(tmp_path) == {name: b"mine"}
 
 
+def test_two_runs_cannot_train_in_one_folder(tmp_path):
+    folder, config = a_run(tmp_path)
+    first = folder.lock()
+    with pytest.raises(ConfigError, match="being trained in by another process"):
+        RunFolder(folder.path).lock()
+    first.close()
+    RunFolder(folder.path).lock().close()
+    assert folder.check(config, ENVIRONMENT) == []
+
+
+def test_a_lock_alone_is_no_hindrance(tmp_path):
+    RunFolder(tmp_path).lock().close()
+    assert RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT) == []
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(ConfigError, match="run is a file"):

@@ -3,11 +3,14 @@
 import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from polygrad_jax import config as configs
+from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.data import replay as replays
 from polygrad_jax.training import loop
 from polygrad_jax.training.checkpoints import Checkpoints, load_npz
 from polygrad_jax.training.loop import NonFiniteError, crossed, train
@@ -66,6 +69,32 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     # the error of imagined trajectories is there for every horizon, and it grows
     errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
     assert errors[-1] > errors[0] > 0
+
+
+def test_a_replay_without_a_window_is_refused():
+    config, spec = small(), EnvSpec(2, 1)
+    run = SimpleNamespace(config=config, at=loop.Progressing(env_steps=12))
+    state = SimpleNamespace(replay=replays.init(spec, 300, config.horizon))
+    chunk = loop.empty_chunk(13, spec)
+    chunk.valid[:] = True
+    chunk.truncations[5::6] = 1.0  # episodes of 6 steps, cut off: no window of 10 states in them
+    state.replay = replays.add(state.replay, chunk, config.horizon)
+    with pytest.raises(ConfigError, match="horizon is 10, and none of the 12 stored steps"):
+        loop.require_windows(run, state)
+    chunk.truncations[:] = 0.0
+    chunk.terminals[5::6] = 1.0  # ended: windows are padded
+    state.replay = replays.add(state.replay, chunk, config.horizon)
+    loop.require_windows(run, state)
+
+
+def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
+    config = small("halfcheetah", prefill_env_steps=500, total_env_steps=900)  # an episode is 1,000 steps
+    run = loop.open_run(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match="loop.total_env_steps is 900; allowed: more than 1000"):
+        loop.prefill(run, None, lambda state, chunk: state)
+    with pytest.raises(KeyboardInterrupt):
+        loop.prefill(run, None, lambda state, chunk: state, SimpleNamespace(requested=True))
+    run.lock.close()
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,15 @@ class TransitionLog:
     def _write(self, first: int, record: TransitionRecord) -> None:
         path = self._folder / f"{_PREFIX}{first:012d}_{first + len(record):012d}{_SUFFIX}"
         unfinished = path.with_name(path.name + _UNFINISHED)
-        with open(unfinished, "wb") as file:
-            np.savez(file, **{field.name: getattr(record, field.name) for field in fields(record)})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        try:
+            with open(unfinished, "wb") as file:
+                np.savez(file, **{field.name: getattr(record, field.name) for field in fields(record)})
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:  # a full disk needs the room back
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _check_shape(name: str, array: np.ndarray, count: int, axes: int) -> None:

@@ -67,7 +67,8 @@ class Rule(NamedTuple):
     Attributes:
       move: what happens to the raw actions in every step but the last.
       reads: which states the policy is asked about.
-      clips: whether actions are clipped to the policy before they move and, in the last step, instead of moving.
+      clips: whether the last step clips actions to the policy; it moves them under no rule.
+      clips_while_moving: whether, where ``clips``, the steps before clip them too, before they move.
       moves_states: also follow the gradient of the log-density with respect to the states (Eq. 8).
       tunes_delta: whether the controller of delta (Eq. 10) runs.
     """

@@ -101,16 +101,6 @@ class Collector:
         """S; 0 without MuJoCo."""
         return simulator.state_size(self._env)
 
-    @property
-    def episode_index(self) -> int:
-        """Number of the current episode since the start of the run."""
-        return self._episode_index
-
-    @property
-    def at_episode_start(self) -> bool:
-        """Whether the current episode has no step yet."""
-        return not self._executed
-
     def step(self, action: np.ndarray) -> Step:
         """Takes one step with an action ``[A]`` and resets if it ended the episode.
 
@@ -180,7 +170,7 @@ class Collector:
         self._executed: list[np.ndarray] = []
         self._return = 0.0
         observation, info = self._env.reset(seed=self._seed)
-        self.observation = np.asarray(observation, np.float32)
+        self.observation = np.array(observation, np.float32)  # a copy: the environment may go on writing to its own
         self._start = registry.start_of(info)
 
     def _execute(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -188,7 +178,7 @@ class Collector:
             observation, reward, terminal, truncated, info = self._env.step(action)
         except Exception as error:
             raise EnvStepError(f"{self._where()} failed: {type(error).__name__}: {error}") from error
-        observation = np.asarray(observation, np.float32)
+        observation = np.array(observation, np.float32)
         if not (np.isfinite(reward) and np.all(np.isfinite(observation))):
             found = " ".join(f"reward {reward} and observation {observation}".split())
             raise EnvStepError(f"{self._where()} gave {found}; both must be finite")

@@ -1,4 +1,4 @@
-"""The residual MLP denoiser (paper, Appendix B and Table 2)."""
+"""The residual MLP denoiser (paper, Appendix A and Table 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The causal transformer denoiser (paper, Appendix B and Table 3)."""
+"""The causal transformer denoiser (paper, Appendix A and Table 3)."""
 
 from __future__ import annotations
 

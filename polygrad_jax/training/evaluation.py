@@ -69,7 +69,7 @@ def simulator_errors(config: EnvConfig, segment: Segment, simulator_states: np.n
     """How far imagined trajectories are from MuJoCo replaying the same actions from the same simulator state.
 
     Squared error in raw units, averaged over observation dimensions and trajectories, for every horizon 1 to H - 1;
-    trajectories go on past termination; the reward error is that of the first step (DESIGN: Appendix C.1).
+    trajectories go on past termination; the reward error is that of the first step (paper, Appendix C.1).
 
     Args:
       simulator_states: ``[B, S]``, the simulator's state at each first observation.

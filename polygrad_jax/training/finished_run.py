@@ -161,20 +161,14 @@ def _read_best(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[s
         raise ConfigError(f"run folder {folder} has no best.npz yet; allowed: --which newest, or a run evaluated once")
     shape = _shape_of_state(config, spec)
     wanted = {"actor": shape.learner.actor, "world_model": shape.world_model, "moments": shape.replay.moments}
-    stored, named = flatten_named(load_npz(path)), flatten_named(wanted)
+    tree = load_npz(path)
+    env_steps = int(tree.pop("env_steps", 0))
+    stored, named = flatten_named(tree), flatten_named(wanted)
     shapes = [{name: (np.shape(x), x.dtype) for name, x in arrays.items()} for arrays in (stored, named)]
     if different := sorted(n for n in stored.keys() | named.keys() if shapes[0].get(n) != shapes[1].get(n)):
         raise ConfigError(f"{path} has other arrays: {', '.join(different[:3])}; allowed: those of this version")
     leaves = [jnp.asarray(stored[name]) for name in named]
-    return _step_of_best(folder), jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-
-
-def _step_of_best(folder: Path) -> int:
-    """Environment step of the first of the best evaluations in ``eval.csv``, which is when best.npz was written."""
-    rows = read_evaluations(folder)
-    if not len(rows.get("env_steps", ())):
-        return 0
-    return int(rows["env_steps"][np.nanargmax(rows["return_mean"])])
+    return env_steps, jax.tree.unflatten(jax.tree.structure(wanted), leaves)
 
 
 def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:

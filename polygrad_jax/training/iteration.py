@@ -24,9 +24,9 @@ from polygrad_jax.world_models.registry import make_world_model
 STREAMS = {"world_model_init": 0, "policy_init": 1, "context": 2, "imagine": 3, "batch": 4, "denoise": 5, "errors": 6}
 
 
-# The run stops, naming it, when one of these is not finite: the first two after every iteration; the state, whose
+# The run stops, naming it, when one of these is not finite: the first three after every iteration; the state, whose
 # damage shows in the next loss, whenever the host looks at the run, and so before every checkpoint.
-FINITE_OUTPUTS = ("loss", "imagined trajectory")
+FINITE_OUTPUTS = ("loss", "imagined trajectory", "policy")
 FINITE_STATES = ("world model", "actor and critic")
 
 
@@ -128,9 +128,9 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
 
     def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
         losses = [x for name, x in metrics.items() if "loss" in name]
-        finite = jnp.stack([all_finite(losses), imagined_finite])
         # Copies: the state's own buffers are donated to the next iteration.
         actor = jax.tree.map(jnp.copy, state.learner.actor)
+        finite = jnp.stack([all_finite(losses), imagined_finite, all_finite(actor)])
         return state, Output(actor_params=actor, metrics=metrics, finite=finite)
 
     def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
+from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog
+from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
 from polygrad_jax.envs.simulator import has_simulator_state
 from polygrad_jax.envs.stepping import Collector, uniform_action
 from polygrad_jax.training import evaluation
@@ -36,11 +37,10 @@ from polygrad_jax.training.iteration import (
 )
 from polygrad_jax.training.metrics import Histogram, MetricsLog
 from polygrad_jax.training.progress import Progress, announce, announced
-from polygrad_jax.training.run_folder import RunFolder, describe_environment
+from polygrad_jax.training.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.training.signals import StopOnSignal
 from polygrad_jax.types import Params, Transitions
 
-INSERT_CHUNK = 256
 EXPLORATION_STREAM = 1
 EVALUATION_STREAM = 2
 HISTOGRAM_EDGES = np.linspace(-4.0, 4.0, 41)
@@ -76,6 +76,7 @@ class Progressing:
 class Run:
     """The parts of one run on the host."""
 
+    lock: IO[bytes]
     config: Config
     spec: EnvSpec
     folder: Path
@@ -191,15 +192,43 @@ def collect(run: Run, actor_params: Params) -> Transitions:
     return record(run, chunk)
 
 
-def prefill(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> TrainState:
-    """Uniform random actions in whole episodes until there are enough (not counted in the paper's budget)."""
+def prefill(
+    run: Run, state: TrainState, insert: Callable[..., TrainState], stop: StopOnSignal | None = None
+) -> TrainState:
+    """Uniform random actions in whole episodes until there are enough (not counted in the paper's budget).
+
+    Raises:
+      ConfigError: whole episodes took as many steps as the run may have.
+      KeyboardInterrupt: ``stop`` was requested; there is nothing worth saving yet.
+    """
     chunk, ended = new_chunk(run, INSERT_CHUNK), False
     while not (ended and run.at.env_steps >= run.config.loop.prefill_env_steps):
+        if stop is not None and stop.requested:
+            raise KeyboardInterrupt
         ended = take_step(run, chunk, uniform_action(run.config.seed, run.at.env_steps, run.spec.action_size))
         if chunk.length == INSERT_CHUNK:
             state, chunk = insert(state, record(run, chunk)), new_chunk(run, INSERT_CHUNK)
     run.at.prefill_env_steps = run.at.env_steps
+    total = run.config.loop.total_env_steps
+    if run.at.env_steps >= total:
+        raise ConfigError(
+            f"loop.total_env_steps is {total}; allowed: more than {run.at.env_steps}, which the prefill took in whole "
+            "episodes"
+        )
     return insert(state, record(run, chunk)) if chunk.length else state
+
+
+def require_windows(run: Run, state: TrainState) -> None:
+    """Refuses to learn where the replay holds nothing to learn from.
+
+    Raises:
+      ConfigError: no stored stretch of steps is as long as the horizon.
+    """
+    if int(replays.num_windows(state.replay)) == 0:
+        raise ConfigError(
+            f"horizon is {run.config.horizon}, and none of the {run.at.env_steps} stored steps begins a window of that "
+            "length; allowed: a shorter horizon, a larger loop.replay_capacity or loop.prefill_env_steps"
+        )
 
 
 # --- saving and going on ---------------------------------------------------------------------------------------------
@@ -233,7 +262,8 @@ class Actors:
 
 def save(run: Run, state: TrainState, actors: Actors) -> None:
     """A checkpoint of everything: learner, model, counters, normaliser, environment, and the transitions so far."""
-    run.transitions.flush()
+    with one_line_on_disk_trouble(run.folder / "replay"):
+        run.transitions.flush()
     arrays = jax.device_get(
         {"train_state": without_rows(state), "acting_actor": actors.acting, "next_actor": actors.next}
     )
@@ -266,7 +296,10 @@ def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> t
     for counter in ("total", "head", "tail", "open_length"):
         have, want = int(getattr(state.replay, counter)), int(getattr(saved.replay, counter))
         if have != want:
-            raise RuntimeError(f"{run.folder}: replay {counter} is {have} by its transitions, {want} by the checkpoint")
+            raise TransitionLogError(
+                f"{run.folder / 'replay'} does not belong to the checkpoint at step {env_steps}: its {counter} is "
+                f"{have}, the checkpoint's {want}; restore the folder, or resume from an earlier checkpoint"
+            )
     rows = {name: getattr(state.replay, name) for name in ("observations", "actions", "rewards", "terminals", "starts")}
     snapshot = host["collector"]
     run.collector.restore(
@@ -329,7 +362,7 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
     at.last_return = row["return_mean"]
     if at.best_return is None or at.last_return > at.best_return:
         at.best_return = at.last_return
-        save_best(run.folder / "best.npz", policy_and_model(state))
+        save_best(run.folder / "best.npz", policy_and_model(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row)
     errors = {}
     if imagine_from_replay is not None:
@@ -340,7 +373,7 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
 
 
 def policy_and_model(state: TrainState) -> dict[str, Any]:
-    """What is needed to look at a run without going on with it: parameters and statistics."""
+    """What is needed to look at a run without going on with it: policy, world model (whole state), statistics."""
     return jax.device_get(
         {"actor": state.learner.actor, "world_model": state.world_model, "moments": state.replay.moments}
     )
@@ -408,13 +441,16 @@ def open_run(config: Config, folder: Path) -> Run:
     Raises:
       ConfigError: an unknown environment, a folder with another configuration, a foreign folder.
     """
+    configs.validate(config)
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder, environment = RunFolder(folder), describe_environment()
     for warning in run_folder.check(config, environment):
         announce(warning)
+    lock = run_folder.lock()
     run_folder.record(config, environment)
     return Run(
+        lock=lock,
         config=config,
         spec=spec,
         folder=folder,
@@ -437,25 +473,27 @@ def train(config: Config, folder: Path) -> Result:
       EnvStepError: the environment failed; the message names the episode's seed and step.
     """
     run = open_run(config, folder)
-    iterations = make_iterations(config, run.spec)
-    state = jax.jit(iterations.init, static_argnums=0)(config.seed)
-    began = time.perf_counter()
-    compiled = compile_iterations(iterations, state, config, run.spec)
-    compile_seconds = time.perf_counter() - began
-    restored = restore(run, state, compiled.insert)
-    run.at.clock.compiling += compile_seconds
-    with StopOnSignal() as stop:
-        if restored is None:
-            state = prefill(run, state, compiled.insert)
-            actors = Actors(*(jax.tree.map(jnp.copy, state.learner.actor) for _ in range(2)))
-            save(run, state, actors)
-        else:
-            state, actors = restored
-        try:
+    try:
+        iterations = make_iterations(config, run.spec)
+        state = jax.jit(iterations.init, static_argnums=0)(config.seed)
+        began = time.perf_counter()
+        compiled = compile_iterations(iterations, state, config, run.spec)
+        compile_seconds = time.perf_counter() - began
+        restored = restore(run, state, compiled.insert)
+        run.at.clock.compiling += compile_seconds
+        with StopOnSignal() as stop:
+            if restored is None:
+                state = prefill(run, state, compiled.insert, stop)
+                require_windows(run, state)
+                actors = Actors(*(jax.tree.map(jnp.copy, state.learner.actor) for _ in range(2)))
+                save(run, state, actors)
+            else:
+                state, actors = restored
             return _learn(run, compiled, state, actors, stop)
-        finally:
-            run.metrics.close()
-            run.collector.close()
+    finally:
+        run.metrics.close()
+        run.collector.close()
+        run.lock.close()
 
 
 def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop: StopOnSignal) -> Result:
@@ -493,6 +531,7 @@ def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop
                 )
             }
             if any(due.values()):
+                require_windows(run, state)  # a small replay may have lost what it had
                 check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
                 check_finite(compiled.finite(state), FINITE_STATES, at.env_steps, run.folder)
             looks = evaluate(run, state, imagine) if due["evaluate"] else {}

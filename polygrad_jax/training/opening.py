@@ -59,7 +59,7 @@ def seconds_per_env_step(config: Config) -> tuple[float, float]:
     return (time.perf_counter() - compiled) / config.loop.env_steps_per_iteration, compiled - began
 
 
-def cost_of_other(config: Config, folder: Path) -> str:
+def cost_of_other(config: Config) -> str:
     """One line: what the other preset would cost on this machine, measured by timing one iteration."""
     per_step, compile_seconds = seconds_per_env_step(config)
     hours = per_step * config.loop.total_env_steps / 3600

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -18,12 +19,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from polygrad_jax.config import Config, ConfigError, to_json
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
+LOCK_FILE = ".lock"
 TEMPORARY_SUFFIX = ".tmp"
 
 MAY_DIFFER_ON_RESUME = (
@@ -39,7 +41,7 @@ MAY_DIFFER_ON_RESUME = (
 """Fields that change nothing in what is learnt. A checkpoint changes nothing either: with ``loop.overlap`` it holds
 both policies, the one that acts next and the one after."""
 
-NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "cores", "machine", "xla_flags")
+NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores", "machine", "xla_flags")
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "gymnasium", "numpy")
@@ -128,6 +130,7 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
         "packages": {name: _version(name) for name in PACKAGES},
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -140,6 +143,15 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str | None:
+    """The processor's name where the system tells (Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
         return None
 
 
@@ -195,8 +207,6 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.videos = self.path / "videos"
 
     def holds_a_run(self) -> bool:
         """Whether a run was started here, so that starting again means going on."""
@@ -226,6 +236,24 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return saved if isinstance(saved, dict) else {}
+
+    def lock(self) -> IO[bytes]:
+        """Keeps other processes from training here while the file that is returned is open.
+
+        Raises:
+          ConfigError: another process does.
+        """
+        with one_line_on_disk_trouble(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / LOCK_FILE, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ConfigError(
+                f"run folder {self.path} is being trained in by another process; allowed: another folder, or wait"
+            ) from None
+        return file
 
     def check(self, config: Config, environment: dict[str, Any]) -> list[str]:
         """Lines of warning for going on here; none for a new folder.
@@ -259,10 +287,9 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise ConfigError(f"run folder {self.path} is a file; allowed: a folder, new, empty or of a run")
-        # A program killed before config.json was complete leaves its temporary file.
-        strangers = sorted(
-            p.name for p in self.path.iterdir() if not (p.name.startswith(".") and p.name.endswith(TEMPORARY_SUFFIX))
-        )
+        # A program killed before config.json was complete leaves its lock and its temporary file.
+        left = [p.name for p in self.path.iterdir() if p.name != LOCK_FILE]
+        strangers = sorted(name for name in left if not (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)))
         if strangers:
             raise ConfigError(
                 f"run folder {self.path} has no {CONFIG_FILE} but holds {', '.join(strangers[:3])}"
