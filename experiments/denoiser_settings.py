@@ -6,8 +6,9 @@ measures against MuJoCo replaying the same actions. Much cheaper than training a
     python experiments/denoiser_settings.py RUN --rows 20000 --updates 12000 --out results/denoiser_settings.csv \
         --setting "--diffusion.tau 0.1" --setting "--diffusion.tau 1.0 --denoiser.learning-rate 1e-3"
 
-One row per setting, appended as it is finished; a setting that is in the file already is not fitted again. Errors are
-in units of each observation's std. The rows named ``untrained`` and ``nothing moves`` are what a fit must beat.
+One row per setting, appended as it is finished; a row that is in the file already (same run, rows, updates and setting)
+is not made again. Errors are in units of each observation's std. The rows named ``untrained`` and ``nothing moves``
+are what a fit must beat.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> 
     print(file=sys.stderr)
     std = np.asarray(normaliser.observations.std)
     (first, began), (last, ended) = times[0], times[-1]
-    common = {"rows": options.rows, "updates": options.updates}
-    if not options.out.exists():
+    common = conditions(run, options)
+    if not recorded(options.out, common, "untrained"):
         untrained = jax.jit(model.init)(jax.random.key(0))
         segment, replayed, sigma = imagined_and_replayed(run, config, model, untrained, normaliser, rows)
         errors = measured(segment.observations, replayed, std)
@@ -123,13 +124,29 @@ def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> 
     yield {"setting": setting or "as the run"} | common | errors | {"sigma": sigma} | speed
 
 
+def conditions(run: FinishedRun, options: argparse.Namespace) -> dict[str, Any]:
+    """What the rows of one call have in common."""
+    c = run.config
+    name = f"{c.env.name} {c.preset} {c.guidance.rule} seed {c.seed} at {run.env_steps} steps"
+    return {"run": name, "rows": options.rows, "updates": options.updates}
+
+
+def recorded(path: Path, common: dict[str, Any], setting: str) -> bool:
+    """Whether the file has this row."""
+    if not path.exists():
+        return False
+    wanted = {name: str(value) for name, value in (common | {"setting": setting}).items()}
+    with path.open(newline="") as file:
+        return any(wanted.items() <= row.items() for row in csv.DictReader(file))
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     """The file with one row more, written whole or not at all."""
     facts = describe_environment()
     packages = " ".join(f"{name}={version}" for name, version in facts["packages"].items())
     row = row | {"ms_per_update": row.get("ms_per_update", float("nan"))}
     row = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()}
-    row |= {"packages": packages} | {name: facts[name] for name in ("device", "cores", "git_revision", "command")}
+    row |= {"packages": packages} | {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
     text = io.StringIO(path.read_text() if path.exists() else "", newline="")
     text.seek(0, io.SEEK_END)
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
@@ -145,8 +162,7 @@ def main() -> None:
     try:
         run = open_finished(options.run)
         for setting in options.setting or [""]:
-            done = list(csv.DictReader(options.out.open(newline=""))) if options.out.exists() else []
-            if any(r["setting"] == (setting or "as the run") for r in done):
+            if recorded(options.out, conditions(run, options), setting or "as the run"):
                 continue
             for row in one_setting(run, options, setting):
                 append(options.out, row)
