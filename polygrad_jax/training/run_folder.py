@@ -156,7 +156,7 @@ def _processor() -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit of this source tree, with ``+changes`` where files differ from it; None outside a clone."""
+    """The commit of this source tree, with ``+changes`` where files other than results differ; None outside a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -167,7 +167,7 @@ def git_revision() -> str | None:
 
     try:
         revision = git("rev-parse", "HEAD")
-        changed = revision and git("status", "--porcelain", "--untracked-files=no")
+        changed = revision and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return f"{revision}+changes" if changed else revision or None
