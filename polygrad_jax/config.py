@@ -471,7 +471,7 @@ def smoke(env: str) -> Config:
         base,
         preset="smoke",
         precision="float32",
-        diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8),
+        diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32),
         loop=replace(
