@@ -419,9 +419,9 @@ def cpu(env: str) -> Config:
     """Sized for two cores: a small denoiser, sixteen diffusion steps, small networks, a critic that keeps up.
 
     Command: ``make train ENV=hopper PRESET=cpu``. Found by measuring; what was tried is in ``results/cpu_search``, what
-    to expect in ``results/``. Against the paper's settings for Hopper: tau is 1 (with sixteen steps, tau 0.1 leaves a
-    multiple of the prediction error, ``results/denoiser_settings.csv``), the small denoiser learns faster, the change
-    of a state is not clipped (a dozen clipped steps cannot reach a rare terminal), the critic learns four times per
+    to expect in ``results/``. Against the paper's settings for Hopper: tau is 1 and the small denoiser learns faster
+    (only both together predict well after few updates, ``results/denoiser_settings.csv``), the change of a state is
+    not clipped (a dozen clipped steps cannot reach a rare terminal), the critic learns four times per
     batch and its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal
     state is trained on, and the least std is larger. The pendulum has settings of its own. bfloat16 is fast where the
     processor multiplies it (AMX); elsewhere ask for ``--precision float32``.
