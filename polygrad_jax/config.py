@@ -20,6 +20,8 @@ GuidanceRule = Literal[
     "state_update",
     "noisy_states",
     "posterior_mean",
+    "preconditioned",
+    "correlated",
 ]
 
 
@@ -59,6 +61,11 @@ class DiffusionConfig:
     """K, steps sampled (a strided subset of the N; K = N is the paper's)."""
     tau: float = 1.0
     """Exponent of the cosine schedule (Chen 2023, Algorithm 1)."""
+    eta: float = 1.0
+    """Share of the posterior's noise that sampling adds to the states: 1 is the paper's (DDPM), 0 none (DDIM)."""
+    terminal_std: float = 0.0
+    """Raw terminals are divided by this in the trajectory that is diffused; 0: by their std over the replay (official
+    code), which makes a rare terminal the loudest channel."""
     prediction: Literal["clean", "noise"] = "clean"
     """What the network puts out: the clean trajectory (official code) or the noise (paper's equations)."""
 
@@ -68,11 +75,15 @@ class GuidanceConfig:
     """How actions are led to the policy (Algorithm 2, lines 9 to 12) and how delta is tuned (Eq. 10)."""
 
     rule: GuidanceRule = "score"
-    """score is the paper's; the others are its ablations (Section 5.4)."""
+    """score is the paper's; preconditioned and correlated are other ways of following the policy; the rest are the
+    paper's ablations (Section 5.4)."""
+    rho: float = 1.0
+    """Rule correlated: correlation of an action's draw with the one of the diffusion step before; 1 keeps one draw for
+    the whole run."""
     clip_std: float = 3.0
     """Actions are clipped to the policy's mean plus or minus this many standard deviations (Eq. 11)."""
     initial_delta: float = 0.005
-    """Action update scale before any tuning, in squared raw action units."""
+    """Action update scale before any tuning, in squared raw action units (rule preconditioned: in variances)."""
     delta_lr: float = 3e-3
     """Learning rate of log delta (Eq. 10)."""
     max_delta_over_variance: float = 1.0
@@ -103,6 +114,10 @@ class DenoiserConfig:
     """Adam's learning rate."""
     batch_size: int = 256
     """Segments per gradient step."""
+    recent_share: float = 0.0
+    """Share of each batch that is drawn from the newest windows only (0: the paper's uniform replay)."""
+    recent_windows: int = 5_000
+    """How many windows count as the newest."""
     ema_decay: float = 0.99
     """Decay of the averaged parameters used for imagination."""
     ema_every_updates: int = 10
@@ -230,6 +245,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "diffusion.num_steps": _AT_LEAST_1,
     "diffusion.sampling_steps": _AT_LEAST_1,
     "diffusion.tau": _POSITIVE,
+    "diffusion.eta": _UNIT,
+    "diffusion.terminal_std": _AT_LEAST_0,
+    "guidance.rho": _UNIT,
     "guidance.clip_std": _POSITIVE,
     "guidance.initial_delta": _POSITIVE,
     "guidance.delta_lr": _AT_LEAST_0,
@@ -243,6 +261,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "denoiser.num_heads": _AT_LEAST_1,
     "denoiser.learning_rate": _POSITIVE,
     "denoiser.batch_size": _AT_LEAST_1,
+    "denoiser.recent_share": _UNIT,
+    "denoiser.recent_windows": _AT_LEAST_1,
     "denoiser.ema_decay": _BELOW_1,
     "denoiser.ema_every_updates": _AT_LEAST_1,
     "denoiser.ema_start_updates": _AT_LEAST_0,
@@ -361,22 +381,22 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(saved: dict[str, Any], kind: type = Config) -> Any:
-    """The inverse of :func:`to_dict`.
+    """The inverse of :func:`to_dict`. A field that an older version did not write has its default: what it did then.
 
     Raises:
-      ConfigError: a field that this version does not know, or one that it misses.
+      ConfigError: a field that this version does not know.
     """
     hints = get_type_hints(kind)
     unknown = sorted(set(saved) - set(hints))
-    missing = sorted(set(hints) - set(saved))
-    if unknown or missing:
+    if unknown:
         raise ConfigError(
-            f"saved configuration of {kind.__name__}: unknown fields {unknown}, missing fields {missing}; allowed: a "
-            "run folder written by this version"
+            f"saved configuration of {kind.__name__}: unknown fields {unknown}; allowed: a run folder written by this "
+            "version or an older one"
         )
     values = {
         name: from_dict(saved[name], hint) if dataclasses.is_dataclass(hint) else saved[name]
         for name, hint in hints.items()
+        if name in saved
     }
     return kind(**values)
 
@@ -516,7 +536,10 @@ def _ablation(rule: GuidanceRule) -> Callable[[str], Config]:
     return ablation
 
 
-ABLATIONS: tuple[GuidanceRule, ...] = tuple(rule for rule in get_args(GuidanceRule) if rule != "score")
+NOT_THE_PAPERS: tuple[GuidanceRule, ...] = ("preconditioned", "correlated")
+ABLATIONS: tuple[GuidanceRule, ...] = tuple(
+    rule for rule in get_args(GuidanceRule) if rule not in ("score", *NOT_THE_PAPERS)
+)
 
 PRESETS: dict[str, Callable[[str], Config]] = {
     "paper": paper,

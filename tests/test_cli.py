@@ -121,6 +121,22 @@ def test_a_saved_config_of_another_version_is_refused():
         configs.from_dict(saved)
 
 
+def test_a_saved_config_of_an_older_version_has_the_defaults_of_newer_fields():
+    config = configs.cpu("hopper")
+    saved = configs.to_dict(config)
+    for part, name in [
+        ("diffusion", "eta"),
+        ("diffusion", "terminal_std"),
+        ("guidance", "rho"),
+        ("denoiser", "recent_share"),
+    ]:
+        del saved[part][name]
+    old = configs.from_dict(saved)
+    assert (old.diffusion.eta, old.diffusion.terminal_std) == (1.0, 0.0)  # what that version did
+    assert (old.guidance.rho, old.denoiser.recent_share) == (1.0, 0.0)
+    assert old.a2c == config.a2c and old.loop == config.loop
+
+
 @pytest.mark.parametrize("task", ["hopper Hopper-v4", "inverted_pendulum InvertedPendulum-v5"])
 @pytest.mark.parametrize("name", ["paper", "cpu"])
 def test_a_full_gymnasium_id_has_the_settings_of_its_task(task, name):

@@ -15,7 +15,7 @@ from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.diffusion import guidance as guidances
 from polygrad_jax.diffusion.denoising_loss import denoising_loss
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, score
-from polygrad_jax.diffusion.sampler import Given, Sampler, draw, sample, sample_given_actions
+from polygrad_jax.diffusion.sampler import Diffusing, Given, Sampler, diffusion_step, draw, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, clean_from_noise, coefficients, posterior_mean
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.types import MeanStd, Normaliser
@@ -126,11 +126,14 @@ def test_the_posterior_is_bayes_of_the_forward_process(tau, t):
     np.testing.assert_allclose(posterior_mean(clean, noisy, c), by_hand, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 @pytest.mark.parametrize("sampling_steps", [2, 5, 16])
-def test_posterior_and_forward_process_give_the_marginals_of_every_step(tau, sampling_steps):
-    """x_t from q(x_t | x_0), then x_{t-1} from the posterior, is q(x_{t-1} | x_0), strided or not."""
-    c = jax.tree.map(lambda x: np.asarray(x, np.float64), coefficients(N, sampling_steps, tau))
+def test_posterior_and_forward_process_give_the_marginals_of_every_step(tau, sampling_steps, eta):
+    """x_t from q(x_t | x_0), then x_{t-1} from the posterior, is q(x_{t-1} | x_0), strided or not, whatever eta."""
+    c = jax.tree.map(lambda x: np.asarray(x, np.float64), coefficients(N, sampling_steps, tau, eta))
+    np.testing.assert_allclose(c.posterior_std, eta * c.action_noise_std, rtol=1e-6)
+    np.testing.assert_array_equal(c.is_last, np.arange(sampling_steps) == 0)
     root_before = np.append(1.0, c.sqrt_alpha_bar[:-1])
     variance_before = np.append(0.0, c.sqrt_one_minus_alpha_bar[:-1] ** 2)
     np.testing.assert_allclose(c.posterior_clean + c.posterior_noisy * c.sqrt_alpha_bar, root_before, rtol=1e-5)
@@ -213,8 +216,8 @@ def test_a_network_of_noise_and_one_of_clean_trajectories_sample_the_same(rule):
 class Plain:
     """Algorithm 2 in float64 NumPy: one loop, the paper's line numbers, nothing of the package but its draws."""
 
-    def __init__(self, rule: str, delta: float, tau: float, clip_std=3.0, change_clip=0.25, change_below=11):
-        self.rule, self.delta, self.tau = rule, delta, tau
+    def __init__(self, rule: str, delta: float, tau: float, clip_std=3.0, change_clip=0.25, change_below=11, rho=1.0):
+        self.rule, self.delta, self.tau, self.rho = rule, delta, tau, rho
         self.clip_std, self.change_clip, self.change_below = clip_std, change_clip, change_below
         n = NORMALISER
         self.obs_mean, self.obs_std = np.float64(n.observations.mean), np.float64(n.observations.std)
@@ -237,6 +240,7 @@ class Plain:
         betas = betas_by_hand(num_steps, self.tau)
         alpha_bar = np.cumprod(1 - betas)
         x, a = draws["start"]  # lines 2 and 3
+        kept = a  # the draw that the rule "correlated" carries along
         for t in reversed(range(num_steps)):  # line 5
             before = alpha_bar[t - 1] if t > 0 else 1.0
             std = np.sqrt(betas[t] * (1 - before) / (1 - alpha_bar[t]))
@@ -247,9 +251,9 @@ class Plain:
             clean[:, 0, :O] = initial
 
             def posterior(clean, x=x, t=t, before=before):
-                return (
-                    np.sqrt(before) * betas[t] * clean + np.sqrt(1 - betas[t]) * (1 - before) * x
-                ) / (1 - alpha_bar[t])
+                return (np.sqrt(before) * betas[t] * clean + np.sqrt(1 - betas[t]) * (1 - before) * x) / (
+                    1 - alpha_bar[t]
+                )
 
             mean = posterior(clean)
             holds = t < (1 if self.rule == "state_update" else self.change_below)
@@ -262,12 +266,17 @@ class Plain:
             inside = np.minimum(np.maximum(raw, mu - self.clip_std * sigma), mu + self.clip_std * sigma)
             if self.rule == "no_clipping":
                 inside = raw
-            if t == 0:  # line 12: no score and no noise, the clip stays
+            if self.rule == "correlated":  # in the last step too, but without a fresh draw
+                kept = self.rho * kept + np.sqrt(1 - self.rho**2) * z_a if t > 0 else kept
+                raw, noise = mu + sigma * kept, 0.0
+            elif t == 0:  # line 12: no score and no noise, the clip stays
                 raw, noise = inside, 0.0
             elif self.rule == "random_actions":
                 noise = 0.0
             elif self.rule == "policy_sampling":
                 raw, noise = mu + sigma * z_a, 0.0
+            elif self.rule == "preconditioned":
+                raw, noise = inside + self.delta * (mu - inside), std * z_a
             else:  # line 10
                 raw, noise = inside + self.delta * (mu - inside) / sigma**2, std * z_a
             if self.rule == "state_update" and t > 0:  # Eq. 8 for the states as well
@@ -303,6 +312,14 @@ def test_other_clips_are_the_plain_loop_too():
     guidance = {"clip_std": 1.0, "state_change_clip": 0.1, "state_change_clip_below": 4}
     traj, actions = run(sampler_of("score", **guidance), given_of(0.2), coefficients(N, N, 0.1), KEY)
     x, a = Plain("score", 0.2, 0.1, clip_std=1.0, change_clip=0.1, change_below=4).run(N, INITIAL, draws_of(KEY, N))
+    np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.7])
+def test_other_correlations_are_the_plain_loop_too(rho):
+    traj, actions = run(sampler_of("correlated", rho=rho), given_of(), coefficients(N, N, 1.0), KEY)
+    x, a = Plain("correlated", 0.05, 1.0, rho=rho).run(N, INITIAL, draws_of(KEY, N))
     np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
 
@@ -358,6 +375,53 @@ def test_fixed_actions_are_plain_conditional_diffusion():
     np.testing.assert_allclose(traj, plain, rtol=1e-4, atol=1e-5)
 
 
+def standardised_at_returned_states(traj, actions):
+    mean, std = policy_apply(given_of().policy_params, unnormalise(traj[..., :O], NORMALISER.observations))
+    return (unnormalise(actions, NORMALISER.actions) - mean) / std
+
+
+@pytest.mark.parametrize("sampling_steps", [1, 2, 5, 16])
+@pytest.mark.parametrize("rho", [0.0, 0.7, 1.0])
+def test_correlated_actions_are_the_policys_at_the_returned_states(rho, sampling_steps):
+    """(a - mu(s)) / sigma is the carried draw: z <- rho z + sqrt(1 - rho^2) xi in all steps but the last."""
+    sampler = sampler_of("correlated", rho=rho, state_change_clip=0.0)
+    traj, actions = run(sampler, given_of(), coefficients(N, sampling_steps, 1.0), KEY)
+    draws = draws_of(KEY, sampling_steps)
+    z = draws["start"][1]
+    for index in range(sampling_steps - 1):
+        z = rho * z + np.sqrt(1 - rho**2) * draws[sampling_steps - 1 - index][1]
+    np.testing.assert_allclose(standardised_at_returned_states(traj, actions), z, rtol=1e-4, atol=1e-4)
+
+
+def test_one_kept_draw_forgets_how_actions_began():
+    """rho = 1: no noise but the states' is fresh in a step, so without it (eta = 0) the start is all that is drawn."""
+    given, schedule = given_of(), coefficients(N, N, 1.0, eta=0.0)
+    sampler = sampler_of("correlated", state_change_clip=0.0)
+    begin = draw(KEY, (B, H, O + 2), A)
+
+    def body(before, c_and_index):
+        c, index = c_and_index
+        return diffusion_step(sampler, given, before, c, draw(jax.random.key(index), (B, H, O + 2), A)), None
+
+    ends = []
+    for offset in (0, 1000):
+        indices = jnp.arange(N) + offset
+        start = Diffusing(begin.traj, begin.actions, begin.actions)
+        ends.append(jax.lax.scan(body, start, (schedule, indices), reverse=True)[0])
+    for first, second in zip(*ends, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_preconditioned_is_the_score_with_delta_times_the_variance():
+    """One deviation for all dimensions: sigma^2 times as large a delta under the paper's rule is the same."""
+    given = given_of(0.1)
+    given = given._replace(policy_params=given.policy_params | {"std": jnp.full(A, 0.4)})
+    ours = run(sampler_of("preconditioned"), given, coefficients(N, N, 1.0), KEY)
+    paper_rule = run(sampler_of("score"), given._replace(delta=jnp.float32(0.016)), coefficients(N, N, 1.0), KEY)
+    for a, b in zip(ours, paper_rule, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_score_is_the_closed_form_and_the_finite_difference():
     actions, mean = jnp.asarray(random(0, B, H, A)), jnp.asarray(random(1, B, H, A))
     std = jnp.exp(jnp.asarray(random(2, B, H, A, scale=0.3)))
@@ -411,6 +475,8 @@ def test_units_of_observations_and_actions_do_not_matter(rule):
         delta=given.delta * c**2,
     )
     schedule = coefficients(N, N, 1.0)
+    if RULES[rule].relative_delta:  # in variances of the policy: the same in all units
+        scaled = scaled._replace(delta=given.delta)
     expected, ours = (run(sampler_of(rule), g, schedule, KEY) for g in (given, scaled))
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
@@ -564,9 +630,7 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "call", "training"), [("mlp", 13.60e9, 10.19e9), ("transformer", 144.9e9, 108.6e9)]
-)
+@pytest.mark.parametrize(("kind", "call", "training"), [("mlp", 13.60e9, 10.19e9), ("transformer", 144.9e9, 108.6e9)])
 def test_counted_flops_are_those_of_the_paper_sizes_and_of_the_compiler(kind, call, training):
     """The compiler also counts what is no matrix product: 0.6 % more in a call, 1.0 and 1.4 % more in training."""
     config = PAPER[kind]

@@ -35,10 +35,11 @@ def sampling_is_the_official_one(name: str = "polygrad", rule: str = "score") ->
 
     def run(traj, actions):
         def body(carry, c_and_draws):
-            return samplers.diffusion_step(sampler, given, *carry, *c_and_draws), None
+            return samplers.diffusion_step(sampler, given, carry, *c_and_draws), None
 
-        (traj, actions), _ = jax.lax.scan(body, (traj, actions), (schedule, draws), reverse=True)
-        return losses.set_initial_state(traj, given.initial), actions
+        begin = samplers.Diffusing(traj, actions, jnp.zeros_like(actions))
+        end, _ = jax.lax.scan(body, begin, (schedule, draws), reverse=True)
+        return losses.set_initial_state(end.traj, given.initial), end.actions
 
     traj, actions = jax.jit(run)(jnp.asarray(arrays["init_x"]), jnp.asarray(arrays["init_a"]))
     tolerance = {"rtol": sampler_parity.RTOL, "atol": sampler_parity.ATOL}
@@ -185,9 +186,9 @@ def killed_by(check):
 def clip_after_score(patch):
     rule = guidances.RULES["score"]
 
-    def move(actions, policy, delta, draws):
-        moved, noisy = rule.move(actions, policy, delta, draws)
-        return guidances.clip_to_policy(moved, policy, 3.0), noisy
+    def move(before, policy, strength, draws):
+        moved = rule.move(before, policy, strength, draws)
+        return moved._replace(actions=guidances.clip_to_policy(moved.actions, policy, 3.0))
 
     patch.setitem(guidances.RULES, "score", rule._replace(move=move, clips_while_moving=False))
 

@@ -18,7 +18,15 @@ from oracle import Problem
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.diffusion import sampler as samplers
 from polygrad_jax.diffusion.denoising_loss import set_initial_state
-from polygrad_jax.diffusion.sampler import Draws, Given, Sampler, diffusion_step, sample, sample_given_actions
+from polygrad_jax.diffusion.sampler import (
+    Diffusing,
+    Draws,
+    Given,
+    Sampler,
+    diffusion_step,
+    sample,
+    sample_given_actions,
+)
 from polygrad_jax.diffusion.schedule import coefficients
 from polygrad_jax.types import MeanStd, Normaliser
 
@@ -94,11 +102,11 @@ def sampled(problem: Problem, draws: Draws):
     sampler, given, schedule = ours(problem, draws.traj.dtype)
 
     def body(carry, c_and_draws):
-        return diffusion_step(sampler, given, *carry, *c_and_draws), None
+        return diffusion_step(sampler, given, carry, *c_and_draws), None
 
-    start = (draws.traj[-1], draws.actions[-1])
-    (traj, actions), _ = jax.lax.scan(body, start, (schedule, jax.tree.map(lambda x: x[:-1], draws)), reverse=True)
-    return jnp.concatenate([set_initial_state(traj, given.initial).ravel(), actions.ravel()])
+    begin = Diffusing(draws.traj[-1], draws.actions[-1], residual=draws.actions[-1])
+    end, _ = jax.lax.scan(body, begin, (schedule, jax.tree.map(lambda x: x[:-1], draws)), reverse=True)
+    return jnp.concatenate([set_initial_state(end.traj, given.initial).ravel(), end.actions.ravel()])
 
 
 def no_draws(problem: Problem, dtype=None) -> Draws:

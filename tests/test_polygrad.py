@@ -75,6 +75,41 @@ def all_equal(a, b) -> bool:
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
 
 
+# --- the loudness of terminals ---------------------------------------------------------------------------------------
+
+
+def test_a_terminal_std_changes_what_is_diffused_and_not_what_comes_out():
+    """Raw terminals 0 and 1 with mean 0.01: over a std of 0.5 they are -0.02 and 1.98, over their own 0.1 -0.1, 9.9."""
+    raw = segment(0).replace(terminals=jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (B, 1)))
+    for terminal_std, low, high in [(0.5, -0.02, 1.98), (0.0, -0.1, 9.9)]:
+        normaliser = polygrad.with_terminal_std(NORMALISER, terminal_std)
+        traj, actions = polygrad.pack(raw, normaliser)
+        np.testing.assert_allclose(traj[0, :, -1], [low, low, high, high], rtol=1e-4)
+        np.testing.assert_array_equal(traj[..., :-1], polygrad.pack(raw, NORMALISER)[0][..., :-1])
+        np.testing.assert_array_equal(polygrad.unpack(traj, actions, normaliser).terminals, raw.terminals)
+
+
+def test_a_terminal_std_is_used_by_training_and_by_imagination(state):
+    """Ten times the std: a tenth of the error in the terminals, so a hundredth of their loss (the mean is 0 here)."""
+    normaliser = NORMALISER.replace(terminals=MeanStd(jnp.zeros(1), jnp.full(1, 0.1)))
+    silent = jax.tree.map(jnp.zeros_like, state.params)  # a network that says 0 always: predicts the mean
+    state = state.replace(params=silent, ema_params=silent)
+    ended = segment(0).replace(terminals=jnp.ones((B, H)))
+    losses = {}
+    for terminal_std in (0.0, 1.0):
+        diffusion = dataclasses.replace(CONFIG.diffusion, terminal_std=terminal_std)
+        config = dataclasses.replace(CONFIG, diffusion=diffusion, guidance=GuidanceConfig(state_change_clip=0.0))
+        model = make_polygrad(config, SPEC)
+        _, metrics = model.update(state, ended, normaliser, jax.random.key(1))
+        losses[terminal_std] = metrics["denoiser/terminal_loss"]
+        # A silent network's terminals are the mean. At 0.6 that is over the threshold, whatever they are divided by.
+        likely = normaliser.replace(terminals=MeanStd(jnp.full(1, 0.6), jnp.full(1, 0.1)))
+        imagined = model.imagine(state, policy_apply, jnp.zeros(2), segment(0, 1), likely, jax.random.key(0), H)[1]
+        np.testing.assert_array_equal(imagined.terminals, 1.0)
+    np.testing.assert_allclose(losses[0.0], 100.0, rtol=1e-5)
+    np.testing.assert_allclose(losses[1.0], 1.0, rtol=1e-5)
+
+
 # --- update and its average ------------------------------------------------------------------------------------------
 
 
@@ -103,9 +138,7 @@ def test_update_averages_the_parameters_after_its_step(counted, state):
     update, _, _ = counted
 
     def step(updates: int):
-        start = state.replace(
-            updates=jnp.int32(updates), ema_params=jax.tree.map(jnp.zeros_like, state.ema_params)
-        )
+        start = state.replace(updates=jnp.int32(updates), ema_params=jax.tree.map(jnp.zeros_like, state.ema_params))
         return update(start, segment(1), NORMALISER, jax.random.key(2))[0]
 
     copied, untouched, averaged = step(0), step(1), step(2000)
@@ -207,7 +240,7 @@ def test_delta_is_adapted_by_the_rules_that_tune_it_only(rule, state, monkeypatc
     after, _, metrics = model.imagine(
         state, policy_apply, jnp.zeros(2), segment(0, 1), NORMALISER, jax.random.key(0), H
     )
-    tunes = rule in {"score", "no_clipping", "state_update", "noisy_states", "posterior_mean"}
+    tunes = rule in {"score", "no_clipping", "state_update", "noisy_states", "posterior_mean", "preconditioned"}
     np.testing.assert_allclose(after.log_delta - state.log_delta, 0.25 if tunes else 0.0, rtol=1e-3)
     np.testing.assert_allclose(metrics["guidance/sigma"], 2.0, rtol=1e-4)
     np.testing.assert_allclose(metrics["guidance/delta"], 0.005, rtol=1e-5)  # the one that was used

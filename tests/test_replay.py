@@ -208,6 +208,19 @@ def test_draws_are_uniform_over_window_starts():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("recent", "newest"), [(20_000, 12), (60_000, 1), (20_000, 10_000)])
+def test_recent_draws_are_uniform_over_the_newest_window_starts(recent, newest):
+    """The first ``recent`` from the newest starts alone (all, where there are fewer), the others from all."""
+    state = filled(random_rows(np.random.default_rng(5), 200, 25), 90, 6)
+    starts = live_starts(state)
+    drawn = jax.jit(replay.sample, static_argnums=(2, 3, 4, 5))(state, jax.random.key(2), 60_000, 6, recent, newest)
+    rows = np.asarray(drawn.rows[:, 0])
+    for part, allowed in ((rows[:recent], starts[-newest:]), (rows[recent:], starts)):
+        counts = np.asarray([(part == start).sum() for start in allowed])
+        assert counts.sum() == len(part)
+        assert len(allowed) == 1 or not len(part) or stats.chisquare(counts).pvalue > 1e-3
+
+
 def test_contexts_are_first_states_of_windows():
     state = filled(random_rows(np.random.default_rng(6), 120, 25), 90, 6)
     key = jax.random.key(3)

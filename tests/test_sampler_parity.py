@@ -9,7 +9,7 @@ import pytest
 
 from polygrad_jax.config import A2CConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.diffusion.denoising_loss import denoising_loss, set_initial_state
-from polygrad_jax.diffusion.sampler import Draws, Given, Sampler, diffusion_step, sample_given_actions
+from polygrad_jax.diffusion.sampler import Diffusing, Draws, Given, Sampler, diffusion_step, sample_given_actions
 from polygrad_jax.diffusion.schedule import coefficients, cosine_betas
 from polygrad_jax.networks.denoisers import ResidualMLPDenoiser, TransformerDenoiser
 from polygrad_jax.networks.official_weights import actor_params, denoiser_params
@@ -68,7 +68,9 @@ def recorded_run(name, rule, **guidance):
 def run_step(sampler, given, schedule, t, traj, actions, arrays):
     c = jax.tree.map(lambda x: x[t], schedule)
     draws = Draws(jnp.asarray(arrays["x_noise"][t]), jnp.asarray(arrays["a_noise"][t]))
-    return jax.jit(diffusion_step, static_argnums=0)(sampler, given, traj, actions, c, draws)
+    before = Diffusing(traj, actions, residual=jnp.zeros_like(actions))
+    after = jax.jit(diffusion_step, static_argnums=0)(sampler, given, before, c, draws)
+    return after.traj, after.actions
 
 
 @pytest.mark.parametrize(("n", "tau"), [(8, 0.1), (8, 1.0), (16, 0.1), (16, 1.0), (128, 0.1), (128, 1.0)])

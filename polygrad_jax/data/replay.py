@@ -107,15 +107,21 @@ def num_windows(state: ReplayState) -> Array:
     return state.tail - state.head
 
 
-def sample(state: ReplayState, key: Array, batch: int, horizon: int) -> Segment:
+def sample(
+    state: ReplayState, key: Array, batch: int, horizon: int, recent: int = 0, recent_windows: int = 1
+) -> Segment:
     """Draws windows ``[B, H]`` in raw units, uniform over window starts, with replacement.
+
+    The first ``recent`` of them come from the newest ``recent_windows`` starts only (from all, where there are fewer).
 
     A window that runs past the end of a terminated episode is padded by the last stored state and action,
     terminal 1, reward 0, and the last row number. ``horizon`` may be less than the one given to `add`, not
     more. With ``num_windows(state) == 0`` the result is meaningless (and nothing raises: this is traced).
     """
     capacity = state.rewards.shape[0]
-    position = state.head + jax.random.randint(key, (batch,), 0, jnp.maximum(num_windows(state), 1), jnp.int32)
+    windows = jnp.maximum(num_windows(state), 1)
+    least = jnp.where(jnp.arange(batch) < recent, jnp.maximum(windows - recent_windows, 0), 0).astype(jnp.int32)
+    position = state.head + jax.random.randint(key, (batch,), least, windows, jnp.int32)
     first = state.starts[position % capacity]  # [B]
     return _read_windows(state, first, horizon)
 

@@ -13,10 +13,23 @@ import jax.numpy as jnp
 
 from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment
+from polygrad_jax.types import Array, MeanStd, Metrics, Normaliser, Params, Segment
 
 Denoise = Callable[[Params, Array, Array, Array], Array]
 """``(params, normed_traj [B, H, O+2], normed_actions [B, H, A], step [B] or [1]) -> [B, H, O+2]``."""
+
+
+def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser:
+    """The normaliser with terminals divided by ``terminal_std`` (raw units); as it is where that is 0.
+
+    DEVIATION, where it is not 0: divided by its own std a rare terminal is a channel some ten times as loud as the
+    others. When an episode ends is then legible in a trajectory of almost pure noise, where the actions are not yet,
+    so that sampling settles it before the actions that cause it.
+    """
+    if terminal_std == 0:
+        return normaliser
+    terminals = MeanStd(normaliser.terminals.mean, jnp.full_like(normaliser.terminals.std, terminal_std))
+    return normaliser.replace(terminals=terminals)
 
 
 def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""How actions follow the policy during diffusion: the paper's rule, its ablations, and the controller of delta.
+"""How actions follow the policy during diffusion: the paper's rule, its ablations, others, and the controller of delta.
 
 A rule is a small strategy: which states the policy reads, how raw actions move, and what else it touches.
 """
@@ -30,8 +30,22 @@ class Gaussian(NamedTuple):
     std: Array
 
 
-Move = Callable[[Array, Gaussian, Array, Array], tuple[Array, bool]]
-"""``(raw_actions, policy, delta, normal draws) -> (raw_actions, whether diffusion noise is added to them)``."""
+class Guided(NamedTuple):
+    """Actions of one diffusion step, ``[B, H, A]`` each."""
+
+    actions: Array  # raw
+    residual: Array  # standardised: the draw that a rule with ``keeps_residual`` carries through the run
+
+
+class Strength(NamedTuple):
+    """How hard a rule pulls; scalars."""
+
+    delta: Array  # in squared raw action units; relative to the policy's variance under a rule with ``relative_delta``
+    rho: Array  # correlation of an action's draw with the one of the step before
+
+
+Move = Callable[[Guided, Gaussian, Strength, Array], Guided]
+"""``(actions before, policy at the states it reads, strength, normal draws) -> actions after``."""
 
 
 def log_prob(actions: Array, policy: Gaussian) -> Array:
@@ -49,46 +63,70 @@ def clip_to_policy(actions: Array, policy: Gaussian, clip_std: float) -> Array:
     return jnp.clip(actions, policy.mean - clip_std * policy.std, policy.mean + clip_std * policy.std)
 
 
-def _follow_score(actions: Array, policy: Gaussian, delta: Array, draws: Array) -> tuple[Array, bool]:
-    return actions + delta * score(actions, policy), True
+def _follow_score(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    return before._replace(actions=before.actions + strength.delta * score(before.actions, policy))
 
 
-def _sample_policy(actions: Array, policy: Gaussian, delta: Array, draws: Array) -> tuple[Array, bool]:
-    return policy.mean + policy.std * draws, False
+def _follow_preconditioned_score(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    pull = strength.delta * jnp.square(policy.std) * score(before.actions, policy)
+    return before._replace(actions=before.actions + pull)
 
 
-def _keep(actions: Array, policy: Gaussian, delta: Array, draws: Array) -> tuple[Array, bool]:
-    return actions, False
+def _sample_policy(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    return before._replace(actions=policy.mean + policy.std * draws)
+
+
+def _keep(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    return before
+
+
+def _correlate(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    """``z <- rho z + sqrt(1 - rho^2) xi`` and ``a = mu + sigma z``: N(mu, sigma) given the states, for any rho.
+
+    Ours; where mu and sigma are those of the step before, ``rho z sigma`` is ``rho (a - mu)``. With rho = 1 it is the
+    one draw kept over all denoising steps of Horizon Imagination (arXiv 2602.08032), for Gaussian actions.
+    """
+    residual = strength.rho * before.residual + jnp.sqrt(1.0 - jnp.square(strength.rho)) * draws
+    return Guided(policy.mean + policy.std * residual, residual)
 
 
 class Rule(NamedTuple):
     """One way of guiding actions.
 
     Attributes:
-      move: what happens to the raw actions in every step but the last.
+      move: what happens to the raw actions in every step but the last; in the last too where ``keeps_residual``.
       reads: which states the policy is asked about.
-      clips: whether the last step clips actions to the policy; it moves them under no rule.
+      adds_noise: whether the diffusion's own noise is added to the moved actions.
+      clips: whether the last step clips actions to the policy.
       clips_while_moving: whether, where ``clips``, the steps before clip them too, before they move.
       moves_states: also follow the gradient of the log-density with respect to the states (Eq. 8).
       tunes_delta: whether the controller of delta (Eq. 10) runs.
+      relative_delta: delta counts in units of the policy's variance instead of squared raw action units.
+      keeps_residual: actions are the policy's mean plus its std times a draw that is carried from step to step. The
+        last step moves them too, without a fresh draw, so that they are the policy's at the states returned.
     """
 
     move: Move = _follow_score
     reads: Callable[[States], Array] = lambda states: states.clean
+    adds_noise: bool = True
     clips: bool = True
     clips_while_moving: bool = True
     moves_states: bool = False
     tunes_delta: bool = True
+    relative_delta: bool = False
+    keeps_residual: bool = False
 
 
 RULES: dict[str, Rule] = {
     "score": Rule(),
-    "random_actions": Rule(move=_keep, clips_while_moving=False, tunes_delta=False),
-    "policy_sampling": Rule(move=_sample_policy, clips_while_moving=False, tunes_delta=False),
+    "random_actions": Rule(move=_keep, adds_noise=False, clips_while_moving=False, tunes_delta=False),
+    "policy_sampling": Rule(move=_sample_policy, adds_noise=False, clips_while_moving=False, tunes_delta=False),
     "no_clipping": Rule(clips=False),
     "state_update": Rule(moves_states=True),
     "noisy_states": Rule(reads=lambda states: states.noisy),
     "posterior_mean": Rule(reads=lambda states: states.posterior_mean),
+    "preconditioned": Rule(move=_follow_preconditioned_score, relative_delta=True),
+    "correlated": Rule(move=_correlate, adds_noise=False, clips=False, tunes_delta=False, keeps_residual=True),
 }
 
 
@@ -108,7 +146,8 @@ def delta_bounds(policy: Gaussian, config: GuidanceConfig) -> tuple[Array, Array
     One step multiplies the distance from the mean by ``1 - delta / sigma^2``: past 1 a larger delta widens the
     actions instead of narrowing them, and the controller would push the wrong way.
     """
-    variance = jnp.square(policy.std).mean((0, 1)).min()
+    relative = RULES[config.rule].relative_delta
+    variance = jnp.float32(1.0) if relative else jnp.square(policy.std).mean((0, 1)).min()
     largest = config.max_delta_over_variance * variance
     return largest * 1e-6, largest
 

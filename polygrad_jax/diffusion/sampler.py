@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
-from polygrad_jax.diffusion.guidance import RULES, Gaussian, States, clip_to_policy, log_prob
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
 from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
 from polygrad_jax.networks.parts import in_parts
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
@@ -40,6 +40,14 @@ class Given(NamedTuple):
     normaliser: Normaliser
     initial: Array
     delta: Array
+
+
+class Diffusing(NamedTuple):
+    """What a step hands to the next."""
+
+    traj: Array  # noisy normalised trajectory [B, H, O+2]
+    actions: Array  # normalised [B, H, A]
+    residual: Array  # standardised actions [B, H, A] that a rule with ``keeps_residual`` carries; else unused
 
 
 class Draws(NamedTuple):
@@ -78,23 +86,11 @@ def policy_at(sampler: Sampler, given: Given, normed_obs: Array) -> Gaussian:
     return Gaussian(*in_parts(functools.partial(sampler.policy_apply, given.policy_params), raw_obs.shape[1], raw_obs))
 
 
-def diffusion_step(
-    sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients, draws: Draws
-) -> tuple[Array, Array]:
-    """Algorithm 2, lines 6 to 13, for one t at given draws.
-
-    Args:
-      traj: noisy normalised trajectory ``[B, H, O+2]``.
-      actions: normalised actions ``[B, H, A]``.
-      c: the step's coefficients (scalars).
-
-    Returns:
-      The trajectory before line 6 of the next step and the actions, both normalised.
-    """
+def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coefficients, draws: Draws) -> Diffusing:
+    """Algorithm 2, lines 6 to 13, for one t at given draws and coefficients (scalars)."""
     rule = RULES[sampler.guidance.rule]
-    is_last = c.posterior_std == 0  # t = 0, or the only step where K = 1
-    traj = set_initial_state(traj, given.initial)  # line 6
-    clean = predict_clean(sampler, given, traj, actions, c)  # lines 7, 9
+    traj = set_initial_state(before.traj, given.initial)  # line 6
+    clean = predict_clean(sampler, given, traj, before.actions, c)  # lines 7, 9
     mean = posterior_mean(clean, traj, c)
     tolerance = state_change_tolerance(c.step, sampler.guidance, last_step_only=rule.moves_states)
     mean = clip_change(traj, mean, tolerance)
@@ -102,22 +98,25 @@ def diffusion_step(
     observations = given.initial.shape[-1]
     states = States(traj[..., :observations], clean[..., :observations], mean[..., :observations])
     policy = policy_at(sampler, given, rule.reads(states))
-    raw = unnormalise(actions, given.normaliser.actions)
+    raw = unnormalise(before.actions, given.normaliser.actions)
     clipped = clip_to_policy(raw, policy, sampler.guidance.clip_std) if rule.clips else raw
     # DEVIATION from Eq. 11, as the official code: the clip comes before the score step.
-    moved, noisy = rule.move(clipped if rule.clips_while_moving else raw, policy, given.delta, draws.actions)  # line 10
+    guided = Guided(clipped if rule.clips_while_moving else raw, before.residual)
+    rho = jnp.where(c.is_last, 1.0, sampler.guidance.rho)
+    moved = rule.move(guided, policy, Strength(given.delta, rho), draws.actions)  # line 10
 
     if rule.moves_states:
-        guided = _move_states(sampler, given, clean, moved)
+        clean = _move_states(sampler, given, clean, moved.actions)
         # DEVIATION from the intent, as the official code: under this ablation the state-change clip is lost.
-        mean = jnp.where(is_last, mean, posterior_mean(guided, traj, c))
+        mean = jnp.where(c.is_last, mean, posterior_mean(clean, traj, c))
 
     # line 12. DEVIATION from the paper, as the official code: in the last step actions are still clipped.
-    next_actions = normalise(jnp.where(is_last, clipped, moved), given.normaliser.actions)
-    if noisy:
-        next_actions = next_actions + c.posterior_std * draws.actions
+    last = moved.actions if rule.keeps_residual else clipped
+    actions = normalise(jnp.where(c.is_last, last, moved.actions), given.normaliser.actions)
+    if rule.adds_noise:
+        actions = actions + c.action_noise_std * draws.actions
     # line 13. DEVIATION, as the official code: posterior std instead of sqrt(beta), and none in the last step.
-    return mean + c.posterior_std * draws.traj, next_actions
+    return Diffusing(mean + c.posterior_std * draws.traj, actions, moved.residual)
 
 
 def _move_states(sampler: Sampler, given: Given, clean: Array, raw_actions: Array) -> Array:
@@ -152,24 +151,25 @@ def sample(
 
     ``schedule`` holds the K steps to sample, ascending. With ``keep_steps`` the third result is the trajectory and
     the actions after every step, ``[K, B, H, ...]`` in the order of the run; otherwise None.
-    The returned actions are the ones of the last step: the states were denoised under the last but one.
+    The returned actions are the ones of the last step: the states were denoised under the last but one. Under
+    ``correlated`` the last step's are the policy's mean at the returned states plus the std times the kept draw.
     """
     batch, observations = given.initial.shape
     shape = (batch, horizon, observations + 2)
     start = draw(jax.random.fold_in(key, schedule.step.shape[0]), shape, action_size)  # lines 2, 3
 
-    def body(carry: tuple[Array, Array], c_and_index: tuple[Coefficients, Array]):
+    def body(before: Diffusing, c_and_index: tuple[Coefficients, Array]):
         c, index = c_and_index
-        draws = draw(jax.random.fold_in(key, index), shape, action_size)
-        traj, actions = diffusion_step(sampler, given, *carry, c, draws)
-        kept = (set_initial_state(traj, given.initial), actions) if keep_steps else None
-        return (traj, actions), kept
+        after = diffusion_step(sampler, given, before, c, draw(jax.random.fold_in(key, index), shape, action_size))
+        kept = (set_initial_state(after.traj, given.initial), after.actions) if keep_steps else None
+        return after, kept
 
     indices = jnp.arange(schedule.step.shape[0])
-    (traj, actions), steps = jax.lax.scan(body, (start.traj, start.actions), (schedule, indices), reverse=True)
+    begin = Diffusing(start.traj, start.actions, residual=start.actions)
+    end, steps = jax.lax.scan(body, begin, (schedule, indices), reverse=True)
     if keep_steps:
         steps = jax.tree.map(lambda x: x[::-1], steps)  # a reversed scan stacks in the order of its inputs
-    return set_initial_state(traj, given.initial), actions, steps  # line 14
+    return set_initial_state(end.traj, given.initial), end.actions, steps  # line 14
 
 
 def sample_given_actions(

@@ -10,6 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from polygrad_jax.config import DiffusionConfig
 from polygrad_jax.types import Array
 
 MAX_BETA = 0.999
@@ -24,7 +25,9 @@ class Coefficients:
     sqrt_one_minus_alpha_bar: Array  # scale of the noise in the noisy trajectory
     posterior_clean: Array  # posterior mean's weight of the predicted clean trajectory
     posterior_noisy: Array  # posterior mean's weight of the noisy trajectory
-    posterior_std: Array  # 0 at the last step
+    posterior_std: Array  # of the noise added to the states; 0 at the last step
+    action_noise_std: Array  # of the noise added to guided actions, whatever eta; 0 at the last step
+    is_last: Array  # bool: the step that ends the run
 
 
 def cosine_betas(num_steps: int, tau: float) -> np.ndarray:
@@ -46,25 +49,40 @@ def strided_steps(num_steps: int, sampling_steps: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps - 1, sampling_steps)).astype(np.int64)
 
 
-def coefficients(num_steps: int, sampling_steps: int, tau: float) -> Coefficients:
+def coefficients(num_steps: int, sampling_steps: int, tau: float, eta: float = 1.0) -> Coefficients:
     """Coefficients ``[K]`` of the strided schedule, ascending in t.
 
     The betas of the subset follow from the alpha_bar that are kept (beta = 1 - alpha_bar / alpha_bar_prev), so
-    that every kept step has the noise level the network was trained on.
+    that every kept step has the noise level the network was trained on. ``eta`` scales the noise of the states and
+    gives the direction to the noisy trajectory what it takes away (DDIM, arXiv 2010.02502, Eq. 12 and 16): every
+    step's marginal stays the forward process's. eta = 1 is the posterior (DDPM), eta = 0 adds no noise.
     """
     steps = strided_steps(num_steps, sampling_steps)
     alpha_bar = np.cumprod(1.0 - cosine_betas(num_steps, tau))[steps]
     previous = np.concatenate([[1.0], alpha_bar[:-1]])
-    alpha = alpha_bar / previous
-    beta = 1.0 - alpha
+    beta = 1.0 - alpha_bar / previous
+    full_noise = np.sqrt(beta * (1.0 - previous) / (1.0 - alpha_bar))
+    noise = eta * full_noise
+    noisy = np.sqrt((1.0 - previous - noise**2) / (1.0 - alpha_bar))
+
+    def array(x: np.ndarray) -> Array:
+        return jnp.asarray(x, jnp.float32)
+
     return Coefficients(
         step=jnp.asarray(steps, jnp.int32),
-        sqrt_alpha_bar=jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
-        sqrt_one_minus_alpha_bar=jnp.asarray(np.sqrt(1.0 - alpha_bar), jnp.float32),
-        posterior_clean=jnp.asarray(beta * np.sqrt(previous) / (1.0 - alpha_bar), jnp.float32),
-        posterior_noisy=jnp.asarray((1.0 - previous) * np.sqrt(alpha) / (1.0 - alpha_bar), jnp.float32),
-        posterior_std=jnp.asarray(np.sqrt(beta * (1.0 - previous) / (1.0 - alpha_bar)), jnp.float32),
+        sqrt_alpha_bar=array(np.sqrt(alpha_bar)),
+        sqrt_one_minus_alpha_bar=array(np.sqrt(1.0 - alpha_bar)),
+        posterior_clean=array(np.sqrt(previous) - np.sqrt(alpha_bar) * noisy),
+        posterior_noisy=array(noisy),
+        posterior_std=array(noise),
+        action_noise_std=array(full_noise),
+        is_last=jnp.arange(len(steps)) == 0,
     )
+
+
+def sampling_coefficients(config: DiffusionConfig) -> Coefficients:
+    """The K steps that imagination samples."""
+    return coefficients(config.num_steps, config.sampling_steps, config.tau, config.eta)
 
 
 def add_noise(clean: Array, noise: Array, c: Coefficients) -> Array:

@@ -23,7 +23,7 @@ from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.diffusion.denoising_loss import pack
 from polygrad_jax.diffusion.sampler import Given, draw, sample
-from polygrad_jax.diffusion.schedule import coefficients
+from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
@@ -231,8 +231,7 @@ def diffuse(run: FinishedRun, contexts: Segment, key: Array) -> Diffusion:
     """
     if not shows_diffusion(run):
         raise ConfigError(f"world_model is {run.config.world_model}; allowed for the diffusion strip: polygrad")
-    d = run.config.diffusion
-    schedule = coefficients(d.num_steps, d.sampling_steps, d.tau)
+    schedule = sampling_coefficients(run.config.diffusion)
     sampler = make_sampler(run.config, run.policy_apply)
 
     @jax.jit
@@ -241,7 +240,7 @@ def diffuse(run: FinishedRun, contexts: Segment, key: Array) -> Diffusion:
         given = Given(state.ema_params, actor, normaliser, initial, jnp.exp(state.log_delta))
         horizon, action_size = run.config.horizon, run.spec.action_size
         shape = (initial.shape[0], horizon, run.spec.observation_size + 2)
-        start = draw(jax.random.fold_in(key, d.sampling_steps), shape, action_size)
+        start = draw(jax.random.fold_in(key, run.config.diffusion.sampling_steps), shape, action_size)
         _, _, kept = sample(sampler, given, schedule, key, horizon, action_size, keep_steps=True)
         normed_traj, normed_actions = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), tuple(start), kept)
         return (

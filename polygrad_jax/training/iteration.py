@@ -82,6 +82,8 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
     horizon = config.horizon
     groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update
     model_updates = denoiser_updates_per_policy_update(config)
+    size = config.denoiser.batch_size
+    recent = round(config.denoiser.recent_share * size)
 
     def init(seed: int) -> TrainState:
         root_key = jax.random.key_data(jax.random.key(seed))
@@ -115,7 +117,7 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
     def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         batch_key = key_for(state.root_key, "batch", state.model_updates)
-        batch = replays.sample(state.replay, batch_key, config.denoiser.batch_size, horizon)
+        batch = replays.sample(state.replay, batch_key, size, horizon, recent, config.denoiser.recent_windows)
         update_key = key_for(state.root_key, "denoise", state.model_updates)
         model, metrics = world_model.update(state.world_model, batch, normaliser, update_key)  # 6 (Algorithm 1)
         return state.replace(world_model=model, model_updates=state.model_updates + 1), metrics

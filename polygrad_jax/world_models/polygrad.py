@@ -14,10 +14,17 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import Config, DenoiserConfig, EnvSpec
-from polygrad_jax.diffusion.denoising_loss import Denoise, denoising_loss, draw_steps_and_noise, pack, unpack
+from polygrad_jax.diffusion.denoising_loss import (
+    Denoise,
+    denoising_loss,
+    draw_steps_and_noise,
+    pack,
+    unpack,
+    with_terminal_std,
+)
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, action_metrics, sigma_of, standardise, update_log_delta
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample
-from polygrad_jax.diffusion.schedule import coefficients
+from polygrad_jax.diffusion.schedule import coefficients, sampling_coefficients
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
 
@@ -69,7 +76,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     """
     denoise = make_denoise(config)
     training_schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, config.diffusion.tau)
-    sampling_schedule = coefficients(config.diffusion.num_steps, config.diffusion.sampling_steps, config.diffusion.tau)
+    sampling_schedule = sampling_coefficients(config.diffusion)
     prediction = config.diffusion.prediction
     adam = optax.adam(config.denoiser.learning_rate)
     rule = RULES[config.guidance.rule]
@@ -90,6 +97,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     def update(
         state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[PolyGRADState, Metrics]:
+        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         normed_traj, normed_actions = pack(segment, normaliser)
         steps, noise = draw_steps_and_noise(key, normed_traj.shape, config.diffusion.num_steps)
 
@@ -121,6 +129,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     ) -> tuple[PolyGRADState, Segment, Metrics]:
         if horizon != config.horizon:
             raise ValueError(f"horizon is {horizon}, but this model was built for {config.horizon} states")
+        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         sampler = make_sampler(config, policy_apply)
         initial, _ = pack(jax.tree.map(lambda x: x[:, -1:], context), normaliser)
         given = Given(state.ema_params, policy_params, normaliser, initial[:, 0, :-2], jnp.exp(state.log_delta))
