@@ -1,14 +1,16 @@
 """Which settings of the denoiser imagine best after a given number of gradient steps on one run's transitions?
 
 Fits a fresh denoiser per setting on the first ROWS transitions of a run, lets it imagine under the run's policy, and
-measures against MuJoCo replaying the same actions. Much cheaper than training a policy with each setting.
+measures against MuJoCo replaying the same actions: the states' error, and whether the policy's gradient on the imagined
+batch is the one that the real world would give. Much cheaper than training with each setting.
 
     python experiments/denoiser_settings.py RUN --rows 20000 --updates 12000 --out results/denoiser_settings.csv \
         --setting "--diffusion.tau 0.1" --setting "--diffusion.tau 1.0 --denoiser.learning-rate 1e-3"
 
 One row per setting, appended as it is finished; a row that is in the file already (same run, rows, updates and setting)
 is not made again. Errors are in units of each observation's std. The rows named ``untrained`` and ``nothing moves``
-are what a fit must beat.
+are what a fit must beat. ``as it learnt`` is the run's own model, trained while the replay grew. What the columns of
+gradients, advantages and terminals mean: ``polygrad_jax/training/gradient_error.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,39 @@ from polygrad_jax import config as configs
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.envs.simulator import replay_actions
-from polygrad_jax.training.finished_run import FinishedRun, open_finished
+from polygrad_jax.training import gradient_error
+from polygrad_jax.training.finished_run import FinishedRun, open_finished, untrained_state
 from polygrad_jax.training.measures import squared_errors, staying_still
 from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
 
-CONTEXTS = 1000
+CONTEXTS = 2000
 SETTLING = 128
 """Trajectories per imagination while delta settles, as many as the cpu preset imagines for a policy update."""
 HORIZONS = (1, 5, 9)
+COLUMNS = (
+    "setting",
+    "run",
+    "rows",
+    "updates",
+    *(f"{statistic}_h{h}" for statistic in ("mean", "median") for h in HORIZONS),
+    "sigma",
+    "advantage_correlation",
+    "advantage_std_ratio",
+    "gradient_cosine",
+    "gradient_cosine_true_observations",
+    "gradient_cosine_true_terminals",
+    "gradient_cosine_true_rewards",
+    "halves_cosine",
+    "terminals_true",
+    "terminals_missed",
+    "terminals_false",
+    "terminals_steps_late",
+    "terminals_steps_off",
+    "ms_per_update",
+)
 
 
 def parse() -> argparse.Namespace:
@@ -80,26 +106,83 @@ def measured(predicted: np.ndarray, replayed: np.ndarray, std: np.ndarray) -> di
     return means | medians
 
 
-def imagined_and_replayed(run: FinishedRun, config: Config, model: Any, state: Any, normaliser: Any, rows: np.ndarray):
-    """``(imagined Segment, replayed observations [B, H, O], sigma)`` under the run's policy."""
-    context = fitting.contexts_at(run.transitions.observations[rows], run.spec)
-    few = jax.tree.map(lambda x: x[:SETTLING], context)
-    settle_key, imagine_key = jax.random.split(jax.random.key(1))
-    policy = (run.policy_apply, run.actor)
-    state = fitting.settle(model, state, *policy, few, normaliser, settle_key, config.horizon)
-    imagine = jax.jit(model.imagine, static_argnums=(1, 6))
-    _, segment, metrics = imagine(state, *policy, context, normaliser, imagine_key, config.horizon)
-    segment = jax.device_get(segment)
-    states = run.transitions.simulator_states[rows]
-    replayed, _, _ = replay_actions(config.env, states, segment.actions[:, :-1])
-    return segment, replayed, float(metrics["guidance/sigma"])
+def begun_rows(run: FinishedRun, rows: int) -> np.ndarray:
+    """Row numbers ``[CONTEXTS]`` at which trajectories begin in training: any but the last steps of episodes."""
+    inside = np.flatnonzero(~(run.transitions.terminals[:rows] | run.transitions.truncations[:rows]))
+    return np.random.default_rng(1).choice(inside, CONTEXTS)
 
 
-def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> Iterator[dict[str, Any]]:
-    """The row of a setting; before it, for the first, the rows of what any fit must beat."""
+@dataclass
+class Imagination:
+    """A world model with everything that its ``imagine`` needs, delta settled under the run's policy."""
+
+    run: FinishedRun
+    config: Config
+    state: Any
+    normaliser: Normaliser
+
+    def __post_init__(self):
+        model = make_world_model(self.config, self.run.spec)
+        context = self.contexts(begun_rows(self.run, len(self.run.transitions))[:SETTLING])
+        policy = (self.run.policy_apply, self.run.actor)
+        self.state = fitting.settle(
+            model, self.state, *policy, context, self.normaliser, jax.random.key(1), self.config.horizon
+        )
+        self._imagine = jax.jit(model.imagine, static_argnums=(1, 6))
+
+    def contexts(self, rows: np.ndarray) -> Segment:
+        return fitting.contexts_at(self.run.transitions.observations[rows], self.run.spec)
+
+    def __call__(self, rows: np.ndarray) -> tuple[Segment, float]:
+        """``(Segment [B, H] raw, sigma)`` imagined from the states of these rows."""
+        key, run = jax.random.key(2), self.run
+        context = (self.contexts(rows), self.normaliser, key, self.config.horizon)
+        _, segment, metrics = self._imagine(self.state, run.policy_apply, run.actor, *context)
+        return jax.device_get(segment), float(metrics["guidance/sigma"])
+
+
+def measures_of(imagine: Imagination, rows: int, std: np.ndarray) -> dict[str, float]:
+    """Error of the states (trajectories that ``horizon`` real steps follow), then what the batch would teach."""
+    run, config = imagine.run, imagine.config
+    states = run.transitions.simulator_states
+    whole = drawn_rows(episodes_of(run, rows), config.horizon)
+    segment, sigma = imagine(whole)
+    replay, _, _ = replay_actions(config.env, states[whole], segment.actions[:, :-1])
+    found = measured(segment.observations, replay, std) | {"sigma": sigma}
+    if run.learner is None:
+        return found
+    begun = begun_rows(run, rows)
+    segment, _ = imagine(begun)
+    truth = gradient_error.replayed(config.env, states[begun], segment)
+    return found | gradient_error.gradient_errors(run.learner, segment, truth, run.config.a2c, run.spec)
+
+
+def nothing_moves(run: FinishedRun, config: Config, rows: int, std: np.ndarray) -> dict[str, float]:
+    """Error of predicting the first state for ever, under the actions that the run took."""
+    whole = drawn_rows(episodes_of(run, rows), config.horizon)
+    actions = run.transitions.actions[whole[:, None] + np.arange(config.horizon - 1)]
+    replay, _, _ = replay_actions(config.env, run.transitions.simulator_states[whole], actions)
+    return measured(staying_still(replay), replay, std)
+
+
+def baselines(run: FinishedRun, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What any fit must beat, and the run's own model."""
+    std, common = np.asarray(run.normaliser.observations.std), conditions(run, options)
+    if not recorded(options.out, common, "untrained"):
+        state = untrained_state(run, jax.random.key(0))
+        untrained = Imagination(run, run.config, state, run.normaliser)
+        yield {"setting": "untrained"} | common | measures_of(untrained, options.rows, std)
+    if not recorded(options.out, common, "nothing moves"):
+        yield {"setting": "nothing moves"} | common | nothing_moves(run, run.config, options.rows, std)
+    if not recorded(options.out, common, "as it learnt"):
+        own = Imagination(run, run.config, run.model_state, run.normaliser)
+        yield {"setting": "as it learnt"} | common | measures_of(own, options.rows, std)
+
+
+def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> dict[str, Any]:
+    """The row of a setting: a fresh fit, then its measures."""
     config = configs.validate(override(run.config, shlex.split(setting)))
     model, episodes = make_world_model(config, run.spec), episodes_of(run, options.rows)
-    rows = drawn_rows(episodes, config.horizon)
     times: list[tuple[int, float]] = []
 
     def report(updates: int, metrics: dict[str, float]) -> None:
@@ -108,20 +191,11 @@ def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> 
 
     state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), options.updates, report)
     print(file=sys.stderr)
-    std = np.asarray(normaliser.observations.std)
     (first, began), (last, ended) = times[0], times[-1]
-    common = conditions(run, options)
-    if not recorded(options.out, common, "untrained"):
-        untrained = jax.jit(model.init)(jax.random.key(0))
-        segment, replayed, sigma = imagined_and_replayed(run, config, model, untrained, normaliser, rows)
-        errors = measured(segment.observations, replayed, std)
-        yield {"setting": "untrained"} | common | errors | {"sigma": sigma}
-        errors = measured(staying_still(replayed), replayed, std)
-        yield {"setting": "nothing moves"} | common | errors | {"sigma": float("nan")}
-    segment, replayed, sigma = imagined_and_replayed(run, config, model, state, normaliser, rows)
+    std = np.asarray(run.normaliser.observations.std)  # the same unit for every setting
+    found = measures_of(Imagination(run, config, state, normaliser), options.rows, std)
     speed = {"ms_per_update": 1e3 * (ended - began) / max(last - first, 1)}
-    errors = measured(segment.observations, replayed, std)
-    yield {"setting": setting or "as the run"} | common | errors | {"sigma": sigma} | speed
+    return {"setting": setting or "as the run"} | conditions(run, options) | found | speed
 
 
 def conditions(run: FinishedRun, options: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +218,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     """The file with one row more, written whole or not at all."""
     facts = describe_environment()
     packages = " ".join(f"{name}={version}" for name, version in facts["packages"].items())
-    row = row | {"ms_per_update": row.get("ms_per_update", float("nan"))}
+    row = dict.fromkeys(COLUMNS, float("nan")) | row
     row = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()}
     row |= {"packages": packages} | {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
     text = io.StringIO(path.read_text() if path.exists() else "", newline="")
@@ -157,16 +231,20 @@ def append(path: Path, row: dict[str, Any]) -> None:
     write_text_atomically(path, text.getvalue())
 
 
+def keep(path: Path, row: dict[str, Any]) -> None:
+    append(path, row)
+    print({k: v if isinstance(v, str) else round(v, 4) for k, v in row.items()}, flush=True)
+
+
 def main() -> None:
     options = parse()
     try:
         run = open_finished(options.run)
-        for setting in options.setting or [""]:
-            if recorded(options.out, conditions(run, options), setting or "as the run"):
-                continue
-            for row in one_setting(run, options, setting):
-                append(options.out, row)
-                print({k: v if isinstance(v, str) else round(v, 4) for k, v in row.items()}, flush=True)
+        for row in baselines(run, options):
+            keep(options.out, row)
+        for setting in options.setting:
+            if not recorded(options.out, conditions(run, options), setting or "as the run"):
+                keep(options.out, one_setting(run, options, setting))
     except ConfigError as error:
         print(f"denoiser_settings: {error}", file=sys.stderr)
         raise SystemExit(2) from None

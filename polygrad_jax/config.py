@@ -63,6 +63,9 @@ class DiffusionConfig:
     """Exponent of the cosine schedule (Chen 2023, Algorithm 1)."""
     eta: float = 1.0
     """Share of the posterior's noise that sampling adds to the states: 1 is the paper's (DDPM), 0 none (DDIM)."""
+    terminals: Literal["diffused", "classified"] = "diffused"
+    """Where imagined terminals come from: a channel of the diffused trajectory (the paper's), or a classifier of single
+    steps that learns beside the denoiser."""
     terminal_std: float = 0.0
     """Raw terminals are divided by this in the trajectory that is diffused; 0: by their std over the replay (official
     code), which makes a rare terminal the loudest channel."""
@@ -440,20 +443,22 @@ def cpu(env: str) -> Config:
 
     Command: ``make train ENV=hopper PRESET=cpu``. Found by measuring; what was tried is in ``results/cpu_search``, what
     to expect in ``results/``. Against the paper's settings for Hopper: tau is 1 and the small denoiser learns faster
-    (only both together predict well after few updates, ``results/denoiser_settings.csv``), the change of a state is
-    not clipped (a dozen clipped steps cannot reach a rare terminal), the critic learns four times per
-    batch and its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal
-    state is trained on, and the least std is larger. The pendulum has settings of its own. bfloat16 is fast where the
-    processor multiplies it (AMX); elsewhere ask for ``--precision float32``.
+    (only both together predict well after few updates, ``results/denoiser_settings.csv``), half of its batches are of
+    the newest windows, the change of a state is not clipped, terminals come from a classifier of single steps (diffused
+    ones come late, and the advantages with them, ``results/terminals.csv``), the critic learns four times per batch and
+    its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal state is
+    trained on, the policy moves in fewer, larger steps, and the least std is larger. The pendulum has settings of its
+    own. On processors that multiply bfloat16 (AMX) ``--precision bfloat16`` is faster; on others it is slower.
     """
     base = paper(env)
     found = replace(
         base,
         preset="cpu",
-        precision="bfloat16",
-        diffusion=replace(base.diffusion, num_steps=16, sampling_steps=16, tau=1.0),
+        diffusion=replace(
+            base.diffusion, num_steps=16, sampling_steps=16, tau=1.0, terminals="classified", terminal_std=0.5
+        ),
         guidance=replace(base.guidance, delta_lr=3e-2, state_change_clip=0.0),
-        denoiser=replace(base.denoiser, width=256, learning_rate=2e-3),
+        denoiser=replace(base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -462,12 +467,19 @@ def cpu(env: str) -> Config:
             critic_lr=1e-3,
             critic_updates=4,
             max_actor_lr=3e-4,
-            target_change=0.02,
+            target_change=0.03,
             min_std=0.2,
             target_critic_ema=0.98,
             train_terminal_transitions=True,
         ),
-        loop=replace(base.loop, total_env_steps=100_000, replay_capacity=200_000, eval_every_env_steps=5_000),
+        loop=replace(
+            base.loop,
+            total_env_steps=100_000,
+            env_steps_per_policy_update=8,
+            env_steps_per_iteration=8,
+            replay_capacity=200_000,
+            eval_every_env_steps=5_000,
+        ),
     )
     return _cpu_pendulum(found) if task_of(env) == "inverted_pendulum" else found
 
@@ -476,11 +488,13 @@ def _cpu_pendulum(hopper: Config) -> Config:
     """Hopper's settings do not learn the pendulum, nor the pendulum's the Hopper (``results/cpu_search``)."""
     return replace(
         hopper,
-        diffusion=replace(hopper.diffusion, tau=0.1),
+        diffusion=replace(hopper.diffusion, tau=0.1, terminals="diffused", terminal_std=0.0),
         guidance=replace(hopper.guidance, state_change_clip=0.25, state_change_clip_below=2),
-        denoiser=replace(hopper.denoiser, learning_rate=3e-4),
-        a2c=replace(hopper.a2c, max_actor_lr=3e-3, target_change=0.03, min_std=0.1),
-        loop=replace(hopper.loop, total_env_steps=20_000),
+        denoiser=replace(hopper.denoiser, learning_rate=3e-4, batch_size=256, recent_share=0.0),
+        a2c=replace(hopper.a2c, max_actor_lr=3e-3, min_std=0.1),
+        loop=replace(
+            hopper.loop, total_env_steps=20_000, env_steps_per_policy_update=4, env_steps_per_iteration=4
+        ),
     )
 
 
@@ -490,7 +504,6 @@ def smoke(env: str) -> Config:
     return replace(
         base,
         preset="smoke",
-        precision="float32",
         diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32),

@@ -589,6 +589,8 @@ def test_the_loss_at_given_draws_by_hand(prediction):
         posterior_clean=jnp.zeros(2),
         posterior_noisy=jnp.zeros(2),
         posterior_std=jnp.zeros(2),
+        action_noise_std=jnp.zeros(2),
+        is_last=jnp.array([True, False]),
     )
     traj = jnp.broadcast_to(jnp.array([1.0, 2.0])[None, :, None], (2, 2, 3))
     actions = jnp.full((2, 2, 1), 3.0)

@@ -1,4 +1,4 @@
-"""The sampler against a world known in closed form (``oracle.py``): no Monte Carlo, no tolerance for the method.
+"""The sampler against a world known in closed form (``linear_gaussian.py``): no Monte Carlo, no tolerance.
 
 Without clipping and with the optimal denoiser of a linear-Gaussian system, Algorithm 2 is an affine map of its draws.
 Its exact output covariance is J J^T, J the Jacobian of our own sampler with respect to every draw. Float64, so that
@@ -9,11 +9,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import linear_gaussian as oracle
 import numpy as np
-import oracle
 import pytest
 from jax.flatten_util import ravel_pytree
-from oracle import Problem
+from linear_gaussian import Problem
 
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.diffusion import sampler as samplers
@@ -30,7 +30,6 @@ from polygrad_jax.diffusion.sampler import (
 from polygrad_jax.diffusion.schedule import coefficients
 from polygrad_jax.types import MeanStd, Normaliser
 
-UNCLIPPED = GuidanceConfig(rule="no_clipping", state_change_clip=0)
 RTOL = 1e-6
 
 
@@ -39,6 +38,22 @@ def float64():
     # The package casts its coefficients to float32; mixing them with float64 is what the strict promotion forbids.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+def variants(problem: Problem) -> dict[str, Problem]:
+    """The affine rules, fewer steps, and sampling without noise of its own."""
+    few = {"sampling_steps": 5}
+    changes = {
+        "preconditioned": {"rule": "preconditioned", "delta": 0.2},
+        "correlated, rho 0": {"rule": "correlated", "rho": 0.0},
+        "correlated, rho 0.8": {"rule": "correlated", "rho": 0.8},
+        "correlated, rho 1": {"rule": "correlated"},
+        "score, 5 steps": few,
+        "score, 5 steps, eta 0": few | {"eta": 0.0},
+        "correlated, 5 steps, eta 0.5": few | {"rule": "correlated", "eta": 0.5},
+        "correlated, rho 0.8, 1 step": {"sampling_steps": 1, "rule": "correlated", "rho": 0.8},
+    }
+    return {name: dataclasses.replace(problem, **change) for name, change in changes.items()}
 
 
 def two_states(process_std: float, horizon: int = 4, num_steps: int = 12, tau: float = 1.0) -> Problem:
@@ -54,6 +69,7 @@ PROBLEMS = {
     "two states deterministic": two_states(0.0),
     "two states noisy": two_states(0.4, tau=0.1),
 }
+ALL_PROBLEMS = PROBLEMS | variants(PROBLEMS["two states noisy"])
 
 
 def denoise(params, traj, actions, step):
@@ -70,8 +86,10 @@ def policy_apply(params, raw_obs):
 
 def ours(problem: Problem, dtype, batch: int = 1):
     """The package's objects for ``problem``: sampler, given, schedule."""
-    gain, offset = problem.denoiser()
     stats, observations = problem.stats, problem.system.sizes[0]
+    # The network is told which of the N steps it is; only K of them are ever asked for.
+    gain, offset = (np.zeros((problem.num_steps, *x.shape[1:])) for x in problem.denoiser())
+    gain[problem.schedule.step], offset[problem.schedule.step] = problem.denoiser()
 
     def array(x):
         return jnp.asarray(x, dtype)
@@ -92,9 +110,10 @@ def ours(problem: Problem, dtype, batch: int = 1):
     )
     schedule = jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        coefficients(problem.num_steps, problem.num_steps, problem.tau),
+        coefficients(problem.num_steps, problem.sampling_steps or problem.num_steps, problem.tau, problem.eta),
     )
-    return Sampler(denoise, policy_apply, UNCLIPPED, "clean"), given, schedule
+    guidance = GuidanceConfig(rule=problem.rule, rho=problem.rho, state_change_clip=0, clip_std=1e9)
+    return Sampler(denoise, policy_apply, guidance, "clean"), given, schedule
 
 
 def sampled(problem: Problem, draws: Draws):
@@ -111,7 +130,7 @@ def sampled(problem: Problem, draws: Draws):
 
 def no_draws(problem: Problem, dtype=None) -> Draws:
     observations, actions = problem.system.sizes
-    shape = (problem.num_steps + 1, 1, problem.horizon)
+    shape = (len(problem.schedule.step) + 1, 1, problem.horizon)
     return Draws(jnp.zeros((*shape, observations + 2), dtype), jnp.zeros((*shape, actions), dtype))
 
 
@@ -128,9 +147,9 @@ def assert_equal_covariances(a: np.ndarray, b: np.ndarray):
     np.testing.assert_allclose(a / np.outer(scale, scale), b / np.outer(scale, scale), rtol=RTOL, atol=RTOL)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ALL_PROBLEMS)
 def test_the_output_covariance_is_that_of_the_recursion(name, float64):
-    problem = PROBLEMS[name]
+    problem = ALL_PROBLEMS[name]
     at_zero, jacobian = mean_and_jacobian(problem)
     mean, cov = oracle.recursion(problem)
     np.testing.assert_allclose(at_zero, mean, rtol=RTOL, atol=RTOL)
@@ -263,7 +282,7 @@ def test_without_feedback_the_paper_rule_is_exact_once_delta_is_tuned(float64):
 def test_variance_of_the_last_state_over_the_truth_at_sigma_1(
     f, k, policy_std, num_steps, tau, ratio, float64, record_property
 ):
-    """H = 10. The numbers are this oracle's own (``python tests/oracle.py`` prints the table) and have no other source.
+    """H = 10. The numbers are this oracle's own and have no other source.
 
     They are a property of the method, not an error of the code: the score with respect to an action takes the states
     as fixed and leaves out that the action moves later ones, which only K = 0 forgives.
@@ -276,6 +295,35 @@ def test_variance_of_the_last_state_over_the_truth_at_sigma_1(
     record_property("last_state_variance_over_truth", measured)
     print(f"f {f}, k {k}, policy std {policy_std}, N {num_steps}, tau {tau}: {measured:.4f} times the true variance")
     np.testing.assert_allclose(measured, ratio, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL_PROBLEMS if "correlated" in name])
+def test_standardised_actions_of_correlated_rules_are_standard_normal(name):
+    """Exactly, at the returned states, whatever rho and however few steps; correlated with the states they may be."""
+    problem = ALL_PROBLEMS[name]
+    z_mean, z_cov, _ = oracle.standardised(problem, *oracle.recursion(problem))
+    np.testing.assert_allclose(z_mean, 0.0, atol=1e-9)
+    np.testing.assert_allclose(z_cov, np.eye(len(z_cov)), atol=1e-9)
+
+
+def test_one_kept_draw_is_exact_on_a_deterministic_system_once_there_are_as_many_steps_as_states():
+    """Each turn settles one state more: H - 1 turns after the first are enough, and fewer are not."""
+
+    def ratio(sampling_steps: int) -> float:
+        problem = dataclasses.replace(
+            oracle.scalar_problem(1.1, -0.3, 0.1, 64, 1.0), rule="correlated", sampling_steps=sampling_steps
+        )
+        return float(oracle.last_state_ratio(problem, oracle.recursion(problem)[1])[0])
+
+    np.testing.assert_allclose([ratio(16), ratio(64)], 1.0, atol=0.01)
+    assert abs(ratio(3) - 1.0) > 0.5
+
+
+def test_actions_move_only_later_means():
+    """Noise-free actions with nothing random in the system: the map is strictly lower triangular, so nilpotent."""
+    step = oracle.action_to_action(oracle.scalar_problem(1.1, -0.3, 0.5, 64, 1.0))
+    np.testing.assert_allclose(step, np.tril(step, -1), atol=1e-3)
+    assert np.linalg.norm(np.linalg.matrix_power(step, 10)) < 1e-3 < np.linalg.norm(np.linalg.matrix_power(step, 3))
 
 
 def test_the_oracle_sees_a_wrong_sampler(float64, monkeypatch):

@@ -11,7 +11,7 @@ from polygrad_jax.config import A2CConfig, Config, DenoiserConfig, DiffusionConf
 from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.rl import a2c
 from polygrad_jax.types import MeanStd, Normaliser, Segment
-from polygrad_jax.world_models import polygrad
+from polygrad_jax.world_models import polygrad, terminal_classifier
 from polygrad_jax.world_models.polygrad import average, make_polygrad
 
 B, H, O, A = 6, 4, 3, 2  # noqa: E741  (the letters of the docstrings)
@@ -108,6 +108,28 @@ def test_a_terminal_std_is_used_by_training_and_by_imagination(state):
         np.testing.assert_array_equal(imagined.terminals, 1.0)
     np.testing.assert_allclose(losses[0.0], 100.0, rtol=1e-5)
     np.testing.assert_allclose(losses[1.0], 1.0, rtol=1e-5)
+
+
+def test_classified_terminals_are_those_of_the_imagined_steps():
+    config = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, terminals="classified"))
+    model, diffusing = make_polygrad(config, SPEC), make_polygrad(CONFIG, SPEC)
+    state = model.init(jax.random.key(0))
+    arguments = (policy_apply, jnp.zeros(2), segment(0, 1), NORMALISER, jax.random.key(0), H)
+    imagined = model.imagine(state, *arguments)[1]
+    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
+    np.testing.assert_array_equal(imagined.terminals, expected)
+    assert 0.0 < float(expected.mean()) < 1.0  # an untrained network says both
+    # nothing else of the trajectory changes, and the denoiser learns as without
+    plain = diffusing.imagine(diffusing.init(jax.random.key(0)), *arguments)[1]
+    np.testing.assert_array_equal(imagined.observations, plain.observations)
+    batch = segment(3).replace(terminals=jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (B, 1)))
+    after, metrics = model.update(state, batch, NORMALISER, jax.random.key(1))
+    without, _ = diffusing.update(diffusing.init(jax.random.key(0)), batch, NORMALISER, jax.random.key(1))
+    assert all_equal(after.params, without.params) and without.classifier is None
+    assert not all_equal(after.classifier.params, state.classifier.params)
+    np.testing.assert_allclose(
+        metrics["loss/terminal_classifier"], terminal_classifier.loss(state.classifier.params, batch, NORMALISER)
+    )
 
 
 # --- update and its average ------------------------------------------------------------------------------------------

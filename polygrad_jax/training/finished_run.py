@@ -50,6 +50,8 @@ class FinishedRun:
     env_steps: int
     """Environment steps after which these were the parameters, the prefill included."""
     actor: Params
+    learner: a2c.A2CState | None
+    """Actor, critics and their optimisers; None of a best evaluation, which keeps the actor alone."""
     policy_apply: PolicyApply
     world_model: WorldModel
     model_state: Any
@@ -123,6 +125,7 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
         which=which,
         env_steps=env_steps,
         actor=learnt["actor"],
+        learner=learnt.get("learner"),
         policy_apply=a2c.make_policy_apply(spec, config.a2c, config.precision),
         world_model=world_model,
         model_state=learnt["world_model"],
@@ -152,7 +155,8 @@ def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict
     if found is None:
         raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
     env_steps, arrays, _ = found
-    return env_steps, policy_and_model(arrays["train_state"])
+    state = arrays["train_state"]
+    return env_steps, policy_and_model(state) | {"learner": state.learner}
 
 
 def _read_best(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:

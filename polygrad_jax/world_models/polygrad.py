@@ -27,6 +27,8 @@ from polygrad_jax.diffusion.sampler import Given, Sampler, sample
 from polygrad_jax.diffusion.schedule import coefficients, sampling_coefficients
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.world_models import terminal_classifier
+from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 
 @flax.struct.dataclass
@@ -38,6 +40,7 @@ class PolyGRADState:
     adam: Any
     updates: Array  # gradient steps taken
     log_delta: Array
+    classifier: ClassifierState | None  # of terminals, where they are classified
 
 
 def make_denoise(config: Config) -> Denoise:
@@ -80,6 +83,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     prediction = config.diffusion.prediction
     adam = optax.adam(config.denoiser.learning_rate)
     rule = RULES[config.guidance.rule]
+    classifies = config.diffusion.terminals == "classified"
 
     def init(key: Array) -> PolyGRADState:
         module = make_denoiser(config.denoiser, config.horizon, config.precision)
@@ -92,6 +96,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             adam=adam.init(params),
             updates=jnp.int32(0),
             log_delta=jnp.log(jnp.float32(config.guidance.initial_delta)),
+            classifier=terminal_classifier.init(jax.random.fold_in(key, 1), spec) if classifies else None,
         )
 
     def update(
@@ -111,11 +116,16 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         with jax.numpy_dtype_promotion("standard"):
             updates, adam_state = adam.update(gradients, state.adam)
         params = optax.apply_updates(state.params, updates)
+        classifier = state.classifier
+        if classifies:
+            classifier, more = terminal_classifier.update(classifier, segment, normaliser)
+            metrics |= more
         return state.replace(
             params=params,
             ema_params=average(state.ema_params, params, state.updates, config.denoiser),
             adam=adam_state,
             updates=state.updates + 1,
+            classifier=classifier,
         ), metrics
 
     def imagine(
@@ -135,6 +145,9 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         given = Given(state.ema_params, policy_params, normaliser, initial[:, 0, :-2], jnp.exp(state.log_delta))
         traj, actions, _ = sample(sampler, given, sampling_schedule, key, horizon, spec.action_size)
         segment = unpack(traj, actions, normaliser)
+        if classifies:
+            terminals = terminal_classifier.classify(state.classifier.params, segment, normaliser)
+            segment = segment.replace(terminals=terminals)
 
         # The last state only bootstraps: its action is not trained on and does not count here either.
         policy = Gaussian(*policy_apply(policy_params, segment.observations[:, :-1]))

@@ -4,7 +4,7 @@ The system is linear, ``s' = F s + G a + process noise``, its reward is linear a
 linear-Gaussian, ``a = K s + b + sigma xi``. Trajectories are then Gaussian, the optimal denoiser
 ``E[x_0 | x_t, actions]`` is a matrix, and the sampler without its clips is an affine map of its draws: output
 covariances are exact, without Monte Carlo. Everything here is NumPy in float64 and knows the package only by its
-types; ``python tests/oracle.py`` (with the package on the path) prints :func:`on_policy_table`.
+types. The tests hold the package against it; ``oracle_study.py`` asks it how right each guidance rule is.
 """
 
 from __future__ import annotations
@@ -137,33 +137,42 @@ def normalised(x: Affine, stats: Statistics, horizon: int) -> Affine:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Chen's cosine schedule and the posterior of the forward process, 0-based, written here a second time."""
+    """The K steps that are sampled, 0-based and ascending: weights of the mean of x_{t-1}, and what noise is added."""
 
-    alpha_bar: np.ndarray  # [N]
-    clean: np.ndarray  # weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)
+    step: np.ndarray  # [K] of the N
+    alpha_bar: np.ndarray  # [K]
+    clean: np.ndarray  # weight of x_0
     noisy: np.ndarray  # weight of x_t
-    std: np.ndarray
+    std: np.ndarray  # of the states' noise
+    action_std: np.ndarray  # of the noise of guided actions
 
 
-def cosine_schedule(num_steps: int, tau: float) -> Schedule:
+def cosine_schedule(num_steps: int, tau: float, sampling_steps: int | None = None, eta: float = 1.0) -> Schedule:
+    """Chen's cosine schedule, written here a second time: strided like the package's, with DDIM's eta."""
     u = np.arange(num_steps + 1) / num_steps
     curve = np.cos(u * np.pi / 2) ** (2 * tau)
     curve = (curve - curve[-1]) / (1 - curve[-1])
-    alpha = np.maximum(curve[1:] / curve[:-1], 1e-3)
-    alpha_bar = np.cumprod(alpha)
-    before = np.append(1.0, alpha_bar[:-1])
+    alpha_bar = np.cumprod(np.maximum(curve[1:] / curve[:-1], 1e-3))
+    kept = sampling_steps or num_steps
+    step = np.rint(np.arange(kept) * (num_steps - 1) / max(kept - 1, 1)).astype(int) if kept > 1 else [num_steps - 1]
+    now = alpha_bar[step]
+    before = np.append(1.0, now[:-1])
+    variance = (1 - before) * (1 - now / before) / (1 - now)
+    noisy = np.sqrt((1 - before - eta**2 * variance) / (1 - now))
     return Schedule(
-        alpha_bar=alpha_bar,
-        clean=np.sqrt(before) * (1 - alpha) / (1 - alpha_bar),
-        noisy=np.sqrt(alpha) * (1 - before) / (1 - alpha_bar),
-        std=np.sqrt((1 - before) / (1 - alpha_bar) * (1 - alpha)),
+        step=np.asarray(step),
+        alpha_bar=now,
+        clean=np.sqrt(before) - np.sqrt(now) * noisy,
+        noisy=noisy,
+        std=eta * np.sqrt(variance),
+        action_std=np.sqrt(variance),
     )
 
 
 def optimal_denoiser(
     system: System, normed_data: Affine, schedule: Schedule, horizon: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``gain [N, D, D + HA]`` and ``offset [N, D]``: ``E[x_0 | input] = offset + gain @ input``, D = H (O + 2).
+    """``gain [K, D, D + HA]`` and ``offset [K, D]``: ``E[x_0 | input] = offset + gain @ input``, D = H (O + 2).
 
     The input is what Algorithm 1 shows the network: the noisy trajectory with its first observation clean, then the
     clean actions times sqrt(alpha_bar).
@@ -188,6 +197,10 @@ def optimal_denoiser(
 # --- the sampler, by hand --------------------------------------------------------------------------------------------
 
 
+AFFINE_RULES = ("no_clipping", "preconditioned", "correlated")
+"""Rules under which the sampler is affine in its draws: ``no_clipping`` is ``score`` without its clip."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """Everything that one run of Algorithm 2 without clipping needs, and nothing from the package."""
@@ -200,6 +213,10 @@ class Problem:
     tau: float
     delta: float
     initial: np.ndarray  # [O] raw
+    rule: str = "no_clipping"
+    rho: float = 1.0
+    sampling_steps: int | None = None  # K; all N if None
+    eta: float = 1.0
 
     @property
     def stats(self) -> Statistics:
@@ -207,7 +224,7 @@ class Problem:
 
     @property
     def schedule(self) -> Schedule:
-        return cosine_schedule(self.num_steps, self.tau)
+        return cosine_schedule(self.num_steps, self.tau, self.sampling_steps, self.eta)
 
     @property
     def normed_initial(self) -> np.ndarray:
@@ -224,79 +241,133 @@ class Problem:
         return normalised(raw, self.stats, self.horizon)
 
 
+@dataclass(frozen=True)
+class PolicyMap:
+    """The policy's raw mean as an affine map of the flat normalised trajectory, and units of the flat actions."""
+
+    gain: np.ndarray  # [H A, H (O + 2)]
+    offset: np.ndarray  # [H A]
+    std: np.ndarray  # of the policy, [H A]
+    action_std: np.ndarray  # of the normaliser, [H A]
+    action_mean: np.ndarray
+
+
+def policy_map(problem: Problem) -> PolicyMap:
+    policy, stats, horizon = problem.policy, problem.stats, problem.horizon
+    observations, actions = problem.system.sizes
+    to_mean = np.concatenate([policy.K * stats.std[:observations], np.zeros((actions, 2))], axis=1)
+    return PolicyMap(
+        gain=np.kron(np.eye(horizon), to_mean),
+        offset=np.tile(policy.K @ stats.mean[:observations] + policy.b, horizon),
+        std=np.tile(policy.std, horizon),
+        action_std=np.tile(stats.action_std, horizon),
+        action_mean=np.tile(stats.action_mean, horizon),
+    )
+
+
 def recursion(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of Algorithm 2's output, normalised and flat, step by step.
 
-    One step maps ``z = (trajectory, actions)`` to ``M z + m`` plus independent noise, so that
-    ``mean -> M mean + m`` and ``cov -> M cov M^T + noise``.
+    One step maps ``y = (trajectory, actions, residuals)`` to ``M y + m + L u`` with fresh standard normal u, so that
+    ``mean -> M mean + m`` and ``cov -> M cov M^T + L L^T``. The residuals are those of the rule ``correlated``; under
+    the others they stay what they were drawn as.
     """
-    system, policy, stats, schedule = problem.system, problem.policy, problem.stats, problem.schedule
+    schedule, pi = problem.schedule, policy_map(problem)
     gains, offsets = problem.denoiser() if denoiser is None else denoiser
-    (observations, actions), horizon = system.sizes, problem.horizon
+    (observations, actions), horizon = problem.system.sizes, problem.horizon
     size, acted = horizon * (observations + 2), horizon * actions
-
     keep = np.eye(size)
     keep[:observations, :observations] = 0.0
     initial = np.concatenate([problem.normed_initial, np.zeros(size - observations)])
-    # raw policy mean of all states = mean_gain @ (normalised trajectory) + mean_offset
-    to_mean = np.concatenate([policy.K * stats.std[:observations], np.zeros((actions, 2))], axis=1)
-    mean_gain = np.kron(np.eye(horizon), to_mean)
-    mean_offset = np.tile(policy.K @ stats.mean[:observations] + policy.b, horizon)
-    action_std, action_mean = np.tile(stats.action_std, horizon), np.tile(stats.action_mean, horizon)
-    strength = problem.delta / np.tile(policy.std, horizon) ** 2
+    strength = problem.delta / (1.0 if problem.rule == "preconditioned" else pi.std**2)
+    of_x = np.hstack([keep, np.zeros((size, 2 * acted))])
+    of_a = np.hstack([np.zeros((acted, size)), np.eye(acted), np.zeros((acted, acted))])
+    of_r = np.hstack([np.zeros((acted, size + acted)), np.eye(acted)])
 
-    mean, cov = np.zeros(size + acted), np.eye(size + acted)
-    for t in reversed(range(problem.num_steps)):
-        root = np.sqrt(schedule.alpha_bar[t])
-        # x with the initial state, and the clean trajectory, as functions of z
-        x, x0 = np.hstack([keep, np.zeros((size, acted))]), initial
+    start = np.vstack([np.eye(size + acted), np.eye(acted, size + acted, size)])  # residuals begin as the actions
+    mean, cov = np.zeros(size + 2 * acted), start @ start.T
+    for t in reversed(range(len(schedule.step))):
+        # the clean trajectory as an affine map of y, the initial state written in
         gain_x, gain_a = gains[t][:, :size], gains[t][:, size:]
-        clean = keep @ (gain_x @ x + np.hstack([np.zeros((size, size)), root * gain_a]))
-        clean0 = keep @ (gain_x @ x0 + offsets[t]) + initial
-        a = np.hstack([np.zeros((acted, size)), np.eye(acted)])
-        a0 = np.zeros(acted)
-        if t > 0:  # a + delta (mean - a) / std^2 in raw units, back to normalised ones
-            pull = (strength / action_std)[:, None]
-            a = a + pull * (mean_gain @ clean - action_std[:, None] * a)
-            a0 = pull[:, 0] * (mean_gain @ clean0 + mean_offset - action_mean)
-        step = np.vstack([schedule.clean[t] * clean + schedule.noisy[t] * x, a])
-        step0 = np.concatenate([schedule.clean[t] * clean0 + schedule.noisy[t] * x0, a0])
+        clean = keep @ (gain_x @ of_x + np.sqrt(schedule.alpha_bar[t]) * gain_a @ of_a)
+        clean0 = keep @ (gain_x @ initial + offsets[t]) + initial
+        a, a0, r = of_a, np.zeros(acted), of_r
+        noise_a, noise_r = schedule.action_std[t] * np.eye(acted), np.zeros((acted, acted))
+        if problem.rule == "correlated":  # a = mu + sigma r in raw units, back to normalised ones
+            rho = problem.rho if t > 0 else 1.0
+            r, noise_r = rho * of_r, np.sqrt(1 - rho**2) * np.eye(acted)
+            a = (pi.gain @ clean + pi.std[:, None] * r) / pi.action_std[:, None]
+            a0 = (pi.gain @ clean0 + pi.offset - pi.action_mean) / pi.action_std
+            noise_a = (pi.std / pi.action_std)[:, None] * noise_r
+        elif t > 0:  # a + delta (mu - a) / sigma^2
+            pull = (strength / pi.action_std)[:, None]
+            a = of_a + pull * (pi.gain @ clean - pi.action_std[:, None] * of_a)
+            a0 = pull[:, 0] * (pi.gain @ clean0 + pi.offset - pi.action_mean)
+        step = np.vstack([schedule.clean[t] * clean + schedule.noisy[t] * of_x, a, r])
+        step0 = np.concatenate([schedule.clean[t] * clean0 + schedule.noisy[t] * initial, a0, np.zeros(acted)])
+        fresh = np.zeros((size + 2 * acted, size + acted))
+        fresh[:size, :size] = schedule.std[t] * np.eye(size)
+        fresh[size:, size:] = np.vstack([noise_a, noise_r])
         mean = step @ mean + step0
-        cov = step @ cov @ step.T + schedule.std[t] ** 2 * np.eye(size + acted)
-    last = np.eye(size + acted)
+        cov = step @ cov @ step.T + fresh @ fresh.T
+    last = np.eye(size + acted, size + 2 * acted)
     last[:size, :size] = keep
     return last @ mean + np.concatenate([initial, np.zeros(acted)]), last @ cov @ last.T
 
 
+def standardised(problem: Problem, mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``z = (a - mu(s)) / sigma`` of every time: means ``[H A]``, covariance, and covariance with the trajectory."""
+    pi, size = policy_map(problem), problem.horizon * (problem.system.sizes[0] + 2)
+    residual = np.hstack([-pi.gain, np.diag(pi.action_std)]) / pi.std[:, None]
+    constant = (pi.action_mean - pi.offset) / pi.std
+    return residual @ mean + constant, residual @ cov @ residual.T, residual @ cov[:, :size]
+
+
 def sigma(problem: Problem, mean: np.ndarray, cov: np.ndarray) -> float:
     """Eq. 10's standard deviation in the limit of many trajectories: over batch and time, last action excluded."""
-    system, policy, stats, horizon = problem.system, problem.policy, problem.stats, problem.horizon
-    observations, actions = system.sizes
-    to_mean = np.concatenate([policy.K * stats.std[:observations], np.zeros((actions, 2))], axis=1)
-    residual = np.hstack([-np.kron(np.eye(horizon), to_mean), np.diag(np.tile(stats.action_std, horizon))])
-    constant = np.tile(stats.action_mean - policy.K @ stats.mean[:observations] - policy.b, horizon)
-    scale = np.tile(policy.std, horizon)
-    means = ((residual @ mean + constant) / scale).reshape(horizon, actions)[:-1]
-    variances = (np.diag(residual @ cov @ residual.T) / scale**2).reshape(horizon, actions)[:-1]
+    z_mean, z_cov, _ = standardised(problem, mean, cov)
+    shape = (problem.horizon, problem.system.sizes[1])
+    means, variances = z_mean.reshape(shape)[:-1], np.diag(z_cov).reshape(shape)[:-1]
     return float(np.sqrt(variances.mean(0) + means.var(0)).mean())
 
 
-def tuned(problem: Problem) -> Problem:
-    """The problem with the smallest delta at which sigma is 1, where the controller of Eq. 10 comes to rest."""
+def tuned(problem: Problem, tries: int = 40) -> Problem | None:
+    """The problem with the smallest delta at which sigma is 1, where the controller of Eq. 10 comes to rest.
+
+    None where no delta of the grid, up to the variance of the policy, has sigma below 1.
+    """
     denoiser = problem.denoiser()
 
     def sigma_at(delta: float) -> float:
         return sigma(problem, *recursion(dataclasses.replace(problem, delta=delta), denoiser))
 
-    variance = float(np.min(problem.policy.std) ** 2)
-    grid = variance * np.geomspace(1e-3, 1.0, 40)
-    above = [sigma_at(delta) > 1 for delta in grid]
-    first = next(i for i in range(1, len(grid)) if above[i - 1] and not above[i])
-    low, high = grid[first - 1], grid[first]
-    for _ in range(40):
+    variance = 1.0 if problem.rule == "preconditioned" else float(np.min(problem.policy.std) ** 2)
+    low = variance * 1e-3
+    if sigma_at(low) <= 1:
+        return None
+    for high in variance * np.geomspace(1e-3, 1.0, tries)[1:]:
+        if sigma_at(high) <= 1:
+            break
+        low = high
+    else:
+        return None
+    for _ in range(tries):
         middle = np.sqrt(low * high)
         low, high = (middle, high) if sigma_at(middle) > 1 else (low, middle)
     return dataclasses.replace(problem, delta=float(low))
+
+
+def action_to_action(problem: Problem) -> np.ndarray:
+    """What a change of the actions does to the policy's mean at the states that the least noisy step predicts.
+
+    ``[H A, H A]`` in raw units: the linear part of one turn of actions to states to actions. Where the denoiser is
+    causal it is strictly lower triangular by blocks, so that its H-th power is zero whatever its size.
+    """
+    pi, (gains, _) = policy_map(problem), problem.denoiser()
+    size = problem.horizon * (problem.system.sizes[0] + 2)
+    gain_a = gains[0][:, size:] * np.sqrt(problem.schedule.alpha_bar[0])
+    gain_a[: problem.system.sizes[0]] = 0.0  # the initial state is given
+    return pi.gain @ gain_a / pi.action_std
 
 
 def last_state(problem: Problem) -> slice:
@@ -319,27 +390,3 @@ def scalar_problem(
     policy = LinearPolicy(np.full((1, 1), k), np.zeros(1), np.full(1, policy_std))
     system = scalar_system(f, process_std=process_std)
     return Problem(system, behaviour, policy, horizon, num_steps, tau, 0.05 * policy_std**2, np.zeros(1))
-
-
-def on_policy_table() -> list[dict[str, float]]:
-    """How far the paper's rule, with delta tuned to sigma = 1, is from the truth: a property of the method."""
-    rows = []
-    for f, k in [(1.1, 0.0), (1.1, -0.3), (1.1, -0.6), (1.2, -0.4), (0.9, -0.3), (1.1, 0.1)]:
-        for policy_std in (0.2, 0.5, 1.0):
-            for num_steps, tau in [(16, 0.1), (128, 0.1), (128, 1.0)]:
-                row = {"f": f, "k": k, "policy_std": policy_std, "num_steps": num_steps, "tau": tau}
-                try:
-                    problem = tuned(scalar_problem(f, k, policy_std, num_steps, tau))
-                except StopIteration:  # no delta gives sigma = 1
-                    rows.append(row | {"delta_over_variance": np.nan, "ratio": np.nan})
-                    continue
-                ratio = float(last_state_ratio(problem, recursion(problem)[1])[0])
-                rows.append(row | {"delta_over_variance": problem.delta / policy_std**2, "ratio": ratio})
-    return rows
-
-
-if __name__ == "__main__":
-    table = on_policy_table()
-    print("  ".join(f"{name:>10.10}" for name in table[0]))
-    for row in table:
-        print("  ".join(f"{value:10.4g}" for value in row.values()))

@@ -1,0 +1,243 @@
+"""Runs a grid of commands as local processes (or on a Ray cluster) and keeps one CSV.
+
+A cell is a command that writes its rows to a file; the experiments make the cells. What holds for every grid:
+
+- Resumable: a cell that has left its rows is not run again, whatever became of the others. Rows are kept per cell in
+  ``OUT.cells/``, each written whole or not at all, and the CSV is made of them after every cell.
+- A cell that ends with exit code 3 diverged: that is its result, a row with ``outcome`` "diverged". Any other exit
+  code but 0 is a failure: said aloud with the last line that the cell wrote, no row, exit code 1 at the end.
+- Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command goes on.
+- ``--jobs`` cells at once. ``--threads`` cores for each: XLA, BLAS and OpenMP see no more (by affinity where the
+  system has it). With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS`` (extra ``ray``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polygrad_jax.training.run_folder import write_text_atomically
+
+Row = dict[str, Any]
+OUTCOMES = {0: "finished", 3: "diverged"}
+"""Exit codes that are results (3 is ``polygrad train``'s for numbers that are not finite)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+      name: of files; unique in the grid.
+      command: what to run. ``{rows}`` in it is replaced by the path that the rows go to, as a JSON list of objects.
+      labels: columns that a diverged cell has too.
+      collect: for a command that knows nothing of ``{rows}``: the rows, made after it ended with this exit code.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    labels: tuple[tuple[str, Any], ...] = ()
+    collect: Callable[[int], list[Row]] | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every grid has."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV and the figures")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
+    parser.add_argument("--threads", type=int, default=0, help="cores for each cell (0: all of them)")
+    parser.add_argument("--ray", action="store_true", help="run the cells on the Ray cluster at RAY_ADDRESS")
+    parser.add_argument("--only", nargs="+", default=None, metavar="CELL", help="cells by name; all if left out")
+    parser.add_argument("--again", action="store_true", help="run cells again that have rows")
+    parser.add_argument("--figure-only", action="store_true", help="draw from the CSV, run nothing")
+
+
+def chosen(cells: Sequence[Cell], only: Iterable[str] | None) -> list[Cell]:
+    """The cells of these names, in the order of the grid.
+
+    Raises:
+      ValueError: a name that no cell has; one line.
+    """
+    wanted = list(only) if only is not None else [cell.name for cell in cells]
+    unknown = sorted(set(wanted) - {cell.name for cell in cells})
+    if unknown:
+        raise ValueError(f"--only is {' '.join(unknown)}; allowed: {', '.join(cell.name for cell in cells)}")
+    return [cell for cell in cells if cell.name in wanted]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Rows with the columns of all of them, written whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Grid:
+    """The state of one grid on disk and in flight."""
+
+    def __init__(self, cells: Sequence[Cell], csv_path: Path, jobs: int, threads: int):
+        self.cells, self.csv_path, self.threads = list(cells), csv_path, threads
+        self.folder = csv_path.with_suffix(".cells")
+        self.wrong: list[str] = []
+        self._children: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._cores: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
+        for share in core_shares(jobs, threads):
+            self._cores.put(share)
+
+    def rows_path(self, cell: Cell) -> Path:
+        """Where a cell's rows are once it has ended."""
+        return self.folder / f"{cell.name}.json"
+
+    def run_one(self, cell: Cell) -> None:
+        """Runs a cell as a process of its own and keeps what it found."""
+        cores = self._cores.get()
+        try:
+            if not self._stopped:
+                self._keep(cell, self._execute(cell, cores))
+        finally:
+            self._cores.put(cores)
+
+    def _execute(self, cell: Cell, cores: set[int] | None) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [word.replace("{rows}", str(self._fresh(cell))) for word in cell.command]
+        pin = None if cores is None else (lambda: os.sched_setaffinity(0, cores))
+        with open(self._log(cell), "ab") as log:
+            with self._lock:
+                # A group of its own, so that Ctrl-C reaches a cell once, by us.
+                child = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | thread_variables(self.threads),
+                    preexec_fn=pin,
+                    start_new_session=True,
+                )
+                self._children.add(child)
+            code = child.wait()
+            with self._lock:
+                self._children.discard(child)
+        return code
+
+    def _fresh(self, cell: Cell) -> Path:
+        return self.folder / f".{cell.name}.fresh.json"
+
+    def _log(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.log"
+
+    def _keep(self, cell: Cell, code: int) -> None:
+        if self._stopped:
+            return
+        labels = dict(cell.labels)
+        if code not in OUTCOMES:
+            lines = self._log(cell).read_text(errors="replace").strip().splitlines()
+            self._complain(f"{cell.name}: exit code {code}: {lines[-1] if lines else 'it said nothing'}")
+            return
+        if cell.collect is not None:
+            rows = cell.collect(code)
+        else:
+            rows = json.loads(self._fresh(cell).read_text()) if code == 0 else [{}]
+        rows = [{"cell": cell.name, "outcome": OUTCOMES[code], **labels, **row} for row in rows]
+        write_text_atomically(self.rows_path(cell), json.dumps(rows))
+        self._fresh(cell).unlink(missing_ok=True)
+        with self._lock:
+            done = [other for other in self.cells if self.rows_path(other).exists()]
+            write_csv(self.csv_path, [row for other in done for row in json.loads(self.rows_path(other).read_text())])
+            print(f"{len(done)}/{len(self.cells)} {cell.name}: {OUTCOMES[code]}", flush=True)
+
+    def _complain(self, line: str) -> None:
+        with self._lock:
+            self.wrong.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    def stop(self, number: int) -> None:
+        """Passes a signal on to the cells; those that have not begun never do."""
+        self._stopped = True
+        for child in list(self._children):
+            child.send_signal(number)
+
+
+def core_shares(jobs: int, threads: int) -> list[set[int] | None]:
+    """Which cores each of the jobs runs on: shares of ``threads`` of those allowed; None where nothing is pinned."""
+    if threads == 0 or not hasattr(os, "sched_setaffinity"):
+        return [None] * jobs
+    allowed = sorted(os.sched_getaffinity(0))
+    return [{allowed[(job * threads + k) % len(allowed)] for k in range(threads)} for job in range(jobs)]
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """What tells numerical libraries how many threads to start; nothing for 0."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict.fromkeys(names, str(threads)) if threads else {}
+
+
+def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> int:
+    """All cells that have no rows yet; the exit code (130 where it was interrupted, 1 where a cell failed)."""
+    grid = Grid(cells, csv_path, options.jobs, options.threads)
+    todo = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
+    print(f"{len(todo)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
+    began = time.monotonic()
+    stopped_by: list[int] = []
+
+    def on_signal(number: int, _: Any) -> None:
+        stopped_by.append(number)
+        grid.stop(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if options.ray:
+            run_on_ray(grid, todo, options.threads)
+        else:
+            with ThreadPoolExecutor(options.jobs) as pool:
+                list(pool.map(grid.run_one, todo))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        print("stopped; what is finished is kept. The same command goes on.", file=sys.stderr)
+        return 130
+    print(f"{len(todo)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
+    return 1 if grid.wrong else 0
+
+
+def run_on_ray(grid: Grid, todo: Sequence[Cell], threads: int) -> None:
+    """The same cells as tasks of a Ray cluster whose nodes share this file system and this Python."""
+    try:
+        import ray
+    except ImportError:
+        raise SystemExit("sweep: --ray needs the package ray; install the extra: pip install -e .[ray]") from None
+    ray.init(address=os.environ.get("RAY_ADDRESS"))
+    task = ray.remote(num_cpus=threads or 1)(lambda cell: grid_of_one(cell, grid.csv_path, threads))
+    waiting = {task.remote(Cell(cell.name, cell.command, cell.labels)): cell for cell in todo}
+    while waiting and not grid._stopped:
+        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+        grid._keep(waiting.pop(ready), ray.get(ready))
+    ray.shutdown()
+
+
+def grid_of_one(cell: Cell, csv_path: Path, threads: int) -> int:
+    """Runs one cell where this is called; its exit code."""
+    return Grid([cell], csv_path, 1, 0 if threads == 0 else threads)._execute(cell, None)
