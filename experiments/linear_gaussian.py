@@ -10,9 +10,12 @@ types. The tests hold the package against it; ``oracle_study.py`` asks it how ri
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
 # --- the world -------------------------------------------------------------------------------------------------------
 
@@ -265,15 +268,29 @@ def policy_map(problem: Problem) -> PolicyMap:
     )
 
 
-def recursion(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of Algorithm 2's output, normalised and flat, step by step.
+class Returned(NamedTuple):
+    """Algorithm 2's output, normalised and flat: ``[H (O + 2) + H A]``."""
 
-    One step maps ``y = (trajectory, actions, residuals)`` to ``M y + m + L u`` with fresh standard normal u, so that
-    ``mean -> M mean + m`` and ``cov -> M cov M^T + L L^T``. The residuals are those of the rule ``correlated``; under
-    the others they stay what they were drawn as.
+    mean: np.ndarray
+    cov: np.ndarray
+    last_change: np.ndarray  # [H A]: root mean square of what the last step did to the actions, normalised units
+
+
+class _Step(NamedTuple):
+    """A diffusion step as the affine map ``y -> matrix y + offset + noise u`` of y = (trajectory, actions, residuals).
+
+    The residuals are those of the rule ``correlated``; under the others they stay what they were drawn as.
     """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    noise: np.ndarray
+
+
+def _steps(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray]) -> Iterator[_Step]:
+    """The maps of all steps, in the order of the run; the initial state is written in by each of them."""
     schedule, pi = problem.schedule, policy_map(problem)
-    gains, offsets = problem.denoiser() if denoiser is None else denoiser
+    gains, offsets = denoiser
     (observations, actions), horizon = problem.system.sizes, problem.horizon
     size, acted = horizon * (observations + 2), horizon * actions
     keep = np.eye(size)
@@ -283,13 +300,11 @@ def recursion(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None =
     of_x = np.hstack([keep, np.zeros((size, 2 * acted))])
     of_a = np.hstack([np.zeros((acted, size)), np.eye(acted), np.zeros((acted, acted))])
     of_r = np.hstack([np.zeros((acted, size + acted)), np.eye(acted)])
-
-    start = np.vstack([np.eye(size + acted), np.eye(acted, size + acted, size)])  # residuals begin as the actions
-    mean, cov = np.zeros(size + 2 * acted), start @ start.T
     for t in reversed(range(len(schedule.step))):
         # the clean trajectory as an affine map of y, the initial state written in
         gain_x, gain_a = gains[t][:, :size], gains[t][:, size:]
-        clean = keep @ (gain_x @ of_x + np.sqrt(schedule.alpha_bar[t]) * gain_a @ of_a)
+        clean = np.hstack([gain_x * np.diag(keep), np.sqrt(schedule.alpha_bar[t]) * gain_a, np.zeros((size, acted))])
+        clean[:observations] = 0.0
         clean0 = keep @ (gain_x @ initial + offsets[t]) + initial
         a, a0, r = of_a, np.zeros(acted), of_r
         noise_a, noise_r = schedule.action_std[t] * np.eye(acted), np.zeros((acted, acted))
@@ -303,16 +318,38 @@ def recursion(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None =
             pull = (strength / pi.action_std)[:, None]
             a = of_a + pull * (pi.gain @ clean - pi.action_std[:, None] * of_a)
             a0 = pull[:, 0] * (pi.gain @ clean0 + pi.offset - pi.action_mean)
-        step = np.vstack([schedule.clean[t] * clean + schedule.noisy[t] * of_x, a, r])
-        step0 = np.concatenate([schedule.clean[t] * clean0 + schedule.noisy[t] * initial, a0, np.zeros(acted)])
-        fresh = np.zeros((size + 2 * acted, size + acted))
-        fresh[:size, :size] = schedule.std[t] * np.eye(size)
-        fresh[size:, size:] = np.vstack([noise_a, noise_r])
-        mean = step @ mean + step0
-        cov = step @ cov @ step.T + fresh @ fresh.T
+        noise = np.zeros((size + 2 * acted, size + acted))
+        noise[:size, :size] = schedule.std[t] * np.eye(size)
+        noise[size:, size:] = np.vstack([noise_a, noise_r])
+        yield _Step(
+            np.vstack([schedule.clean[t] * clean + schedule.noisy[t] * of_x, a, r]),
+            np.concatenate([schedule.clean[t] * clean0 + schedule.noisy[t] * initial, a0, np.zeros(acted)]),
+            noise,
+        )
+
+
+def returned(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = None) -> Returned:
+    """What Algorithm 2 returns, step by step: ``mean -> M mean + m`` and ``cov -> M cov M^T + L L^T``."""
+    (observations, actions), horizon = problem.system.sizes, problem.horizon
+    size, acted = horizon * (observations + 2), horizon * actions
+    start = np.vstack([np.eye(size + acted), np.eye(acted, size + acted, size)])  # residuals begin as the actions
+    mean, cov = np.zeros(size + 2 * acted), start @ start.T
+    moved = slice(size, size + acted)
+    for step in _steps(problem, problem.denoiser() if denoiser is None else denoiser):
+        by = step.matrix[moved] - np.eye(acted, size + 2 * acted, size)
+        change = np.square(by @ mean + step.offset[moved]) + np.einsum("ij,jk,ik->i", by, cov, by)
+        change += np.square(step.noise[moved]).sum(1)
+        mean = step.matrix @ mean + step.offset
+        cov = step.matrix @ cov @ step.matrix.T + step.noise @ step.noise.T
     last = np.eye(size + acted, size + 2 * acted)
-    last[:size, :size] = keep
-    return last @ mean + np.concatenate([initial, np.zeros(acted)]), last @ cov @ last.T
+    last[:observations] = 0.0
+    initial = np.concatenate([problem.normed_initial, np.zeros(size + acted - observations)])
+    return Returned(last @ mean + initial, last @ cov @ last.T, np.sqrt(np.maximum(change, 0.0)))  # rounding
+
+
+def recursion(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of :func:`returned`."""
+    return returned(problem, denoiser)[:2]
 
 
 def standardised(problem: Problem, mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -331,30 +368,27 @@ def sigma(problem: Problem, mean: np.ndarray, cov: np.ndarray) -> float:
     return float(np.sqrt(variances.mean(0) + means.var(0)).mean())
 
 
-def tuned(problem: Problem, tries: int = 40) -> Problem | None:
+def tuned(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = None, tries: int = 16) -> Problem | None:
     """The problem with the smallest delta at which sigma is 1, where the controller of Eq. 10 comes to rest.
 
-    None where no delta of the grid, up to the variance of the policy, has sigma below 1.
+    None where no delta of the grid of ``tries``, up to the variance of the policy, has sigma below 1.
     """
-    denoiser = problem.denoiser()
+    known = problem.denoiser() if denoiser is None else denoiser
 
-    def sigma_at(delta: float) -> float:
-        return sigma(problem, *recursion(dataclasses.replace(problem, delta=delta), denoiser))
+    def excess(log_delta: float) -> float:
+        there = dataclasses.replace(problem, delta=float(np.exp(log_delta)))
+        return np.log(sigma(there, *recursion(there, known)))
 
     variance = 1.0 if problem.rule == "preconditioned" else float(np.min(problem.policy.std) ** 2)
-    low = variance * 1e-3
-    if sigma_at(low) <= 1:
+    low, *others = np.log(variance * np.geomspace(1e-3, 1.0, tries))
+    if excess(low) <= 0:
         return None
-    for high in variance * np.geomspace(1e-3, 1.0, tries)[1:]:
-        if sigma_at(high) <= 1:
-            break
+    for high in others:
+        if excess(high) <= 0:
+            root = scipy.optimize.brentq(excess, low, high, xtol=1e-9, rtol=1e-9)
+            return dataclasses.replace(problem, delta=float(np.exp(root)))
         low = high
-    else:
-        return None
-    for _ in range(tries):
-        middle = np.sqrt(low * high)
-        low, high = (middle, high) if sigma_at(middle) > 1 else (low, middle)
-    return dataclasses.replace(problem, delta=float(low))
+    return None
 
 
 def action_to_action(problem: Problem) -> np.ndarray:

@@ -88,6 +88,13 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text_atomically(path, text.getvalue())
 
 
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure, written whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=150)
+    os.replace(temporary, path)
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
     with path.open(newline="") as file:

@@ -121,6 +121,9 @@ class DenoiserConfig:
     """Share of each batch that is drawn from the newest windows only (0: the paper's uniform replay)."""
     recent_windows: int = 5_000
     """How many windows count as the newest."""
+    padded_actions: Literal["repeated", "drawn"] = "repeated"
+    """Actions behind the end of an episode in the windows learnt from: the last one again, or others from the replay,
+    which do not tell a denoiser that sees all actions when the episode ends."""
     ema_decay: float = 0.99
     """Decay of the averaged parameters used for imagination."""
     ema_every_updates: int = 10
@@ -458,7 +461,9 @@ def cpu(env: str) -> Config:
             base.diffusion, num_steps=16, sampling_steps=16, tau=1.0, terminals="classified", terminal_std=0.5
         ),
         guidance=replace(base.guidance, delta_lr=3e-2, state_change_clip=0.0),
-        denoiser=replace(base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5),
+        denoiser=replace(
+            base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5, padded_actions="drawn"
+        ),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -490,7 +495,9 @@ def _cpu_pendulum(hopper: Config) -> Config:
         hopper,
         diffusion=replace(hopper.diffusion, tau=0.1, terminals="diffused", terminal_std=0.0),
         guidance=replace(hopper.guidance, state_change_clip=0.25, state_change_clip_below=2),
-        denoiser=replace(hopper.denoiser, learning_rate=3e-4, batch_size=256, recent_share=0.0),
+        denoiser=replace(
+            hopper.denoiser, learning_rate=3e-4, batch_size=256, recent_share=0.0, padded_actions="repeated"
+        ),
         a2c=replace(hopper.a2c, max_actor_lr=3e-3, min_std=0.1),
         loop=replace(
             hopper.loop, total_env_steps=20_000, env_steps_per_policy_update=4, env_steps_per_iteration=4

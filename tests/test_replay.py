@@ -221,6 +221,27 @@ def test_recent_draws_are_uniform_over_the_newest_window_starts(recent, newest):
         assert len(allowed) == 1 or not len(part) or stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_drawn_actions_stand_only_behind_terminals_and_are_runs_of_stored_ones():
+    """Each stored action is its row number; the ring of 90 holds the last 90 of 200 rows."""
+    rows = random_rows(np.random.default_rng(8), 200, 9)
+    for number, row in enumerate(rows):
+        row["action"] = np.full(2, number, np.float32)
+    state = filled(rows, 90, 6)
+    windows = sample(state, jax.random.key(4), 4096, 6)
+    drawn = jax.jit(replay.draw_padded_actions)(state, jax.random.key(5), windows)
+    padded = np.asarray(windows.rows[:, 1:] == windows.rows[:, :-1])
+    padded = np.concatenate([np.zeros((4096, 1), bool), padded], axis=1)
+    assert 0.1 < padded.mean() < 0.9
+    np.testing.assert_array_equal(drawn.actions[~padded], windows.actions[~padded])
+    for name in ("observations", "rewards", "terminals"):
+        np.testing.assert_array_equal(getattr(drawn, name), getattr(windows, name))
+    taken = np.asarray(drawn.actions)[padded][:, 0]
+    assert set(taken) == set(range(110, 200))
+    both = padded[:, 1:] & padded[:, :-1]
+    steps = np.diff(np.asarray(drawn.actions)[..., 0], axis=1)[both]
+    assert set(steps) <= {1.0, -89.0} and (steps == 1.0).mean() > 0.95
+
+
 def test_contexts_are_first_states_of_windows():
     state = filled(random_rows(np.random.default_rng(6), 120, 25), 90, 6)
     key = jax.random.key(3)

@@ -126,6 +126,23 @@ def sample(
     return _read_windows(state, first, horizon)
 
 
+def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Segment:
+    """The windows ``[B, H]`` with other actions behind their terminals: a run of stored ones from a random row.
+
+    A repeated last action would tell a denoiser that sees all actions of a window when the episode ends; imagined
+    actions never repeat.
+    """
+    batch, horizon = windows.terminals.shape
+    capacity = state.rewards.shape[0]
+    stored = jnp.minimum(state.total, capacity)
+    steps = jnp.arange(horizon, dtype=jnp.int32)
+    first = jax.random.randint(key, (batch, 1), 0, jnp.maximum(stored, 1), jnp.int32)
+    rows = state.total - stored + (first + steps[None, :]) % jnp.maximum(stored, 1)
+    padded = jnp.cumsum(windows.terminals, axis=1) > 1  # the terminal itself was taken
+    actions = jnp.where(padded[..., None], state.actions[rows % capacity], windows.actions)
+    return windows.replace(actions=actions)
+
+
 def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1) -> Segment:
     """The first ``length`` states of windows drawn as by `sample`: a ``Segment [B, length]``.
 

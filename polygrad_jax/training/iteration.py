@@ -118,6 +118,8 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         batch_key = key_for(state.root_key, "batch", state.model_updates)
         batch = replays.sample(state.replay, batch_key, size, horizon, recent, config.denoiser.recent_windows)
+        if config.denoiser.padded_actions == "drawn":
+            batch = replays.draw_padded_actions(state.replay, jax.random.fold_in(batch_key, 1), batch)
         update_key = key_for(state.root_key, "denoise", state.model_updates)
         model, metrics = world_model.update(state.world_model, batch, normaliser, update_key)  # 6 (Algorithm 1)
         return state.replace(world_model=model, model_updates=state.model_updates + 1), metrics

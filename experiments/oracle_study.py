@@ -1,0 +1,297 @@
+"""How right is each guidance rule where everything is known? Exact covariances, no Monte Carlo.
+
+The sampler runs with the optimal denoiser of a linear-Gaussian system (``linear_gaussian.py``), so that what is
+imagined is Gaussian and known in closed form, and so is what a perfect model would imagine under the same policy. The
+grid: two systems, process noise or none, data from random actions or from the closed loop at three stds, horizons 10
+and 50; in each of them rules, K of the 128 steps, the policy's sigma, and eta.
+
+    python experiments/oracle_study.py --out results/oracle --jobs 2 --threads 1
+    python experiments/oracle_study.py --out results/oracle --figure-only
+
+Columns of ``oracle.csv``; first, middle and last are the horizons 1, H // 2 and H - 1:
+
+- ``variance_*``: variance of the states over the truth's, summed over dimensions (1 is right).
+- ``z_*``: of z = (a - mu(s)) / sigma: root mean square, largest correlation between two times, largest correlation
+  with the state of the same time (the truth: 1, 0, 0).
+- ``closed_*``: root mean square distance to the states that the same z lead to in the closed loop without process
+  noise, over the true std; ``closed_truth_*`` is what a perfect model has there (its process noise).
+- ``open_*``: the same for the states that the returned actions lead to.
+- ``last_change``: root mean square of what the last step did to the actions, over sigma.
+- ``delta``: where the controller comes to rest (sigma = 1), in variances of the policy; empty where no delta up to the
+  variance gets there, and then so is the rest of the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import linear_gaussian as world
+import numpy as np
+import sweep
+from linear_gaussian import LinearPolicy, Problem, System
+
+from polygrad_jax.training.run_folder import write_text_atomically
+
+NUM_STEPS, TAU = 128, 1.0
+SAMPLING_STEPS = (4, 8, 16, 32, 64, 128)
+SIGMAS = (1.0, 0.3, 0.1, 0.03, 0.01)
+DATA = {"random": None, "closed 1": 1.0, "closed 0.1": 0.1, "closed 0.02": 0.02}
+"""Std of the policy that collected in the closed loop; None: actions of std 1 whatever the state."""
+PROCESS_STDS = (0.0, 0.05)
+RULES = {
+    "score": {"rule": "no_clipping"},
+    "preconditioned": {"rule": "preconditioned"},
+    "correlated 1": {"rule": "correlated", "rho": 1.0},
+    "correlated 0.9": {"rule": "correlated", "rho": 0.9},
+    "correlated 0": {"rule": "correlated", "rho": 0.0},
+}
+"""``score`` without its clip at 3 std, which would not be affine."""
+
+
+def two_actions_system(process_std: float) -> System:
+    """The point on a line under two actions."""
+    one = world.two_state_system(process_std)
+    return dataclasses.replace(one, G=np.array([[0.1, 0.3], [0.7, 0.1]]), reward_action=np.array([0.2, -0.1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """One cell of the grid: what the denoiser was fitted to."""
+
+    system: str
+    process_std: float
+    data: str
+    horizon: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}_{self.process_std}_{self.data}_{self.horizon}".replace(" ", "-")
+
+    def problem(self, sigma: float) -> Problem:
+        """The problem of imagining at ``sigma``; of two actions the second has a tenth of it."""
+        if self.system == "scalar":
+            system = world.scalar_system(1.1, process_std=self.process_std)
+            gain, scale, start = np.full((1, 1), -0.3), np.ones(1), np.zeros(1)
+        else:
+            system = two_actions_system(self.process_std)
+            gain, scale, start = np.array([[-0.2, -0.3], [-0.3, 0.1]]), np.array([1.0, 0.1]), np.array([1.0, 0.25])
+        nothing = np.zeros(len(scale))
+        narrow = DATA[self.data]
+        if narrow is None:
+            behaviour = LinearPolicy(np.zeros_like(gain), nothing, np.ones(len(scale)))
+        else:
+            behaviour = LinearPolicy(gain, nothing, narrow * scale)
+        policy = LinearPolicy(gain, nothing, sigma * scale)
+        return Problem(system, behaviour, policy, self.horizon, NUM_STEPS, TAU, 0.0, start)
+
+
+WORLDS = [World(*x) for x in itertools.product(("scalar",), PROCESS_STDS, DATA, (10, 50))] + [
+    World(*x) for x in itertools.product(("two actions",), PROCESS_STDS, DATA, (10,))
+]
+
+
+def settings(cell: World):
+    """``(rule, K, sigma, eta)`` of a cell; fewer at H = 50, where one takes seconds.
+
+    Without process noise eta changes nothing: the optimal denoiser takes out all noise of the states at the last step.
+    """
+    etas = (1.0, 0.0) if cell.process_std else (1.0,)
+    for rule, steps, sigma, eta in itertools.product(RULES, SAMPLING_STEPS, SIGMAS, etas):
+        if rule == "preconditioned" and cell.system == "scalar":
+            continue  # with one action it is score
+        if cell.horizon == 50 and (sigma in (0.3, 0.03) or (eta == 0.0 and rule == "score")):
+            continue
+        yield rule, steps, sigma, eta
+
+
+def horizons(horizon: int) -> dict[str, int]:
+    return {"first": 1, "middle": horizon // 2, "last": horizon - 1}
+
+
+def states(problem: Problem) -> np.ndarray:
+    """Indices ``[H, O]`` of the observations in a flat trajectory."""
+    observations = problem.system.sizes[0]
+    return np.arange(problem.horizon)[:, None] * (observations + 2) + np.arange(observations)
+
+
+def driven(problem: Problem, policy: LinearPolicy) -> tuple[np.ndarray, np.ndarray]:
+    """What the draws of ``policy`` do to normalised flat states without process noise: ``(offset, matrix [., HA])``."""
+    observations, actions = problem.system.sizes
+    raw = world.trajectories(problem.system, policy, problem.horizon, problem.initial)
+    normed = world.normalised(raw, problem.stats, problem.horizon)
+    columns = observations + np.arange(problem.horizon)[:, None] * (actions + observations) + np.arange(actions)
+    return normed.offset, normed.matrix[:, columns.ravel()]
+
+
+def distances(
+    at: np.ndarray, mean: np.ndarray, cov: np.ndarray, offset: np.ndarray, of_out: np.ndarray, true_std: np.ndarray
+) -> np.ndarray:
+    """``[H]``: root mean square of ``state - (offset + of_out @ out)`` over the true std."""
+    rows = np.eye(len(mean))[at.ravel()] - of_out[at.ravel()]
+    mean_error = rows @ mean - offset[at.ravel()]
+    square = np.square(mean_error) + np.einsum("ij,jk,ik->i", rows, cov, rows)
+    return np.sqrt(np.maximum(square, 0.0).reshape(at.shape).sum(1)) / true_std
+
+
+def measure(problem: Problem, out: world.Returned) -> dict[str, float]:
+    """The columns named in the module's docstring."""
+    at, pi = states(problem), world.policy_map(problem)
+    size, acted = problem.horizon * (problem.system.sizes[0] + 2), problem.horizon * problem.system.sizes[1]
+    truth = problem.on_policy()
+    true_variance = np.diag(truth.cov)[at].sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        true_std = np.sqrt(true_variance)
+        ratio = np.diag(out.cov)[at].sum(1) / true_variance
+
+        # z and actions as affine maps of the output
+        of_z = np.hstack([-pi.gain, np.diag(pi.action_std)]) / pi.std[:, None]
+        z0 = (pi.action_mean - pi.offset) / pi.std
+        z_offset, by_z = driven(problem, problem.policy)
+        closed = distances(at, out.mean, out.cov, z_offset + by_z @ z0, by_z @ of_z, true_std)
+        process = np.square(truth.matrix[at.ravel()]).sum(1) - np.square(by_z[at.ravel()]).sum(1)
+        closed_truth = np.sqrt(np.maximum(process, 0.0).reshape(at.shape).sum(1)) / true_std
+        no_policy = LinearPolicy(0 * problem.policy.K, 0 * problem.policy.b, np.ones_like(problem.policy.std))
+        a_offset, by_a = driven(problem, no_policy)
+        of_a = np.hstack([np.zeros((acted, size)), np.diag(pi.action_std)])
+        opened = distances(at, out.mean, out.cov, a_offset + by_a @ pi.action_mean, by_a @ of_a, true_std)
+
+        z_mean, z_cov, z_traj = world.standardised(problem, out.mean, out.cov)
+        z_std = np.sqrt(np.diag(z_cov))
+        over_time = np.abs(z_cov / np.outer(z_std, z_std) - np.eye(acted)).max()
+        with_state = np.abs(
+            np.stack([z_traj.reshape(problem.horizon, -1, size)[t][:, at[t]] for t in range(1, problem.horizon)])
+            / z_std.reshape(problem.horizon, -1)[1:, :, None]
+            / np.sqrt(np.diag(out.cov))[at][1:, None]
+        ).max()
+    row = {}
+    for label, k in horizons(problem.horizon).items():
+        row |= {
+            f"variance_{label}": ratio[k],
+            f"closed_{label}": closed[k],
+            f"closed_truth_{label}": closed_truth[k],
+            f"open_{label}": opened[k],
+        }
+    change = out.last_change * pi.action_std / pi.std
+    return row | {
+        "z_rms": np.sqrt((np.square(z_mean) + np.square(z_std)).mean()),
+        "z_over_time": over_time,
+        "z_with_state": with_state,
+        "last_change": np.sqrt(np.square(change).mean()),
+    }
+
+
+def run_cell(cell: World) -> list[dict]:
+    """All settings of one cell; the denoiser of every step is made once."""
+    gains, offsets = cell.problem(1.0).denoiser()
+    rows = []
+    for rule, steps, sigma, eta in settings(cell):
+        problem = dataclasses.replace(cell.problem(sigma), sampling_steps=steps, eta=eta, **RULES[rule])
+        kept = problem.schedule.step
+        denoiser = gains[kept], offsets[kept]
+        labels = {"rule": rule, "sampling_steps": steps, "sigma": sigma, "eta": eta}
+        found: Problem | None = problem if problem.rule == "correlated" else world.tuned(problem, denoiser)
+        row = {**dataclasses.asdict(cell), **labels}
+        if found is not None:
+            unit = 1.0 if found.rule == "preconditioned" else np.min(found.policy.std) ** 2
+            row |= {"delta": found.delta / unit} | measure(found, world.returned(found, denoiser))
+        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
+    return rows
+
+
+def convergence(cell: World) -> list[dict]:
+    """Norms of the powers of actions -> states -> actions (raw, over the policy's stds), least noisy step."""
+    problem = cell.problem(1.0)
+    scale = np.tile(problem.policy.std, cell.horizon)
+    turn = world.action_to_action(problem) * scale[None] / scale[:, None]
+    powers = [np.linalg.norm(np.linalg.matrix_power(turn, p), 2) for p in (1, 2, 4, 8, 16, 32)]
+    radius = np.abs(np.linalg.eigvals(turn)).max()
+    later = np.abs(np.triu(turn, 1)).max()
+    return [
+        {
+            **dataclasses.asdict(cell),
+            "spectral_radius": float(f"{radius:.4g}"),
+            "acausal": float(f"{later:.4g}"),
+            **{f"norm_of_power_{p}": float(f"{n:.4g}") for p, n in zip((1, 2, 4, 8, 16, 32), powers, strict=True)},
+        }
+    ]
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def draw(out: Path) -> None:
+    """``oracle.png``: variance of the last state over the truth's against K, for rules, sigma 0.1, and worlds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sweep.read_csv(out / "oracle.csv")
+    rules = {
+        "score": ("#0072B2", "score, delta tuned"),
+        "correlated 1": ("#D55E00", "correlated, rho 1"),
+        "correlated 0.9": ("#009E73", "correlated, rho 0.9"),
+        "correlated 0": ("#CC79A7", "correlated, rho 0"),
+    }
+    panels = list(itertools.product(("0.0", "0.05"), ("10", "50"), ("random", "closed 1", "closed 0.1", "closed 0.02")))
+    figure, axes = plt.subplots(4, 4, figsize=(12, 10.5), sharex=True, sharey=True)
+    for axis, (noise, horizon, data) in zip(axes.ravel(), panels, strict=True):
+        for rule, (colour, label) in rules.items():
+            for eta, style in (("1.0", "-"), ("0.0", ":")):
+                curve = [
+                    (int(r["sampling_steps"]), float(r["variance_last"]))
+                    for r in rows
+                    if (r["system"], r["process_std"], r["data"], r["horizon"]) == ("scalar", noise, data, horizon)
+                    and (r["rule"], r["sigma"], r["eta"]) == (rule, "0.1", eta)
+                    and r["variance_last"]
+                ]
+                if curve:
+                    axis.plot(*zip(*curve, strict=True), style, color=colour, label=label if eta == "1.0" else None)
+        axis.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_ylim(3e-2, 3e3)
+        axis.set_title(f"H = {horizon}, process std {noise}, data {data}", fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("K, diffusion steps sampled of 128")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("variance of last state / truth")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.suptitle(
+        "s' = 1.1 s + a + noise under a = -0.3 s + 0.1 xi, optimal denoiser: exact. Solid: eta 1, dotted: eta 0.\n"
+        "Missing: no delta brings the std of the standardised actions to 1.",
+        fontsize=10,
+    )
+    figure.tight_layout()
+    sweep.save_figure(figure, out / "oracle.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sweep.add_arguments(parser)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        cell = next(cell for cell in WORLDS if cell.name == options.cell)
+        write_text_atomically(options.rows, json.dumps(run_cell(cell)))
+        return 0
+    code = 0
+    if not options.figure_only:
+        me = (sys.executable, str(Path(__file__).resolve()), "--out", str(options.out))
+        cells = [sweep.Cell(cell.name, (*me, "--cell", cell.name, "--rows", "{rows}")) for cell in WORLDS]
+        code = sweep.run(cells, options.out / "oracle.csv", options)
+        sweep.write_csv(options.out / "convergence.csv", [row for cell in WORLDS for row in convergence(cell)])
+    if (options.out / "oracle.csv").exists():
+        draw(options.out)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
