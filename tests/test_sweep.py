@@ -1,0 +1,147 @@
+"""Grids: finished cells are kept whatever becomes of the others, divergence is a result, an interruption goes on."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import sweep
+
+EXPERIMENTS = Path(sweep.__file__).parent
+WRITES = "import json, sys; open(sys.argv[1], 'w').write(json.dumps({rows}))"
+
+
+def cell(name: str, code: str, **more) -> sweep.Cell:
+    return sweep.Cell(name, (sys.executable, "-c", code, "{rows}"), **more)
+
+
+def writes(name: str, rows: list) -> sweep.Cell:
+    return cell(name, WRITES.replace("{rows}", repr(rows)))
+
+
+def options(tmp_path: Path, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    sweep.add_arguments(parser)
+    return parser.parse_args(["--out", str(tmp_path), *arguments])
+
+
+def test_rows_divergence_and_failure(tmp_path, capsys):
+    cells = [
+        writes("two", [{"x": 1}, {"x": 2, "y": 3}]),
+        cell("diverges", "raise SystemExit(3)", labels=(("seed", 7),)),
+        cell("fails", "print('why'); raise SystemExit(2)"),
+    ]
+    path = tmp_path / "grid.csv"
+    assert sweep.run(cells, path, options(tmp_path)) == 1
+    assert "fails: exit code 2: why" in capsys.readouterr().err
+    assert sweep.read_csv(path) == [
+        {"cell": "two", "outcome": "finished", "x": "1", "y": "", "seed": ""},
+        {"cell": "two", "outcome": "finished", "x": "2", "y": "3", "seed": ""},
+        {"cell": "diverges", "outcome": "diverged", "x": "", "y": "", "seed": "7"},
+    ]
+
+
+def test_finished_cells_are_not_run_again_unless_asked(tmp_path):
+    counts = "import json, sys, pathlib; p = pathlib.Path({p!r}); n = len(p.read_text()) if p.exists() else 0\n"
+    counts += "p.write_text('.' * (n + 1)); open(sys.argv[1], 'w').write(json.dumps([{{'n': n}}]))"
+    cells = [cell(name, counts.format(p=str(tmp_path / f"{name}.count"))) for name in ("a", "b")]
+    path = tmp_path / "grid.csv"
+
+    def seen(*arguments: str) -> list[str]:
+        assert sweep.run(cells, path, options(tmp_path, *arguments)) == 0
+        return [row["n"] for row in sweep.read_csv(path)]
+
+    assert seen("--only", "a") == ["0"]
+    assert seen() == ["0", "0"]  # b alone was run, and a's row kept
+    assert seen("--again", "--only", "b") == ["0", "1"]
+
+
+def test_a_name_that_no_cell_has_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--only is c; allowed: a, b"):
+        sweep.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))
+
+
+def test_a_command_that_knows_nothing_of_rows_has_them_collected(tmp_path):
+    commands = {code: (sys.executable, "-c", f"raise SystemExit({code})") for code in (0, 3)}
+    cells = [sweep.Cell(str(code), commands[code], collect=lambda code: [{"code": code}]) for code in commands]
+    assert sweep.run(cells, tmp_path / "grid.csv", options(tmp_path)) == 0
+    rows = sweep.read_csv(tmp_path / "grid.csv")
+    assert [(row["code"], row["outcome"]) for row in rows] == [("0", "finished"), ("3", "diverged")]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_cells_at_once_have_cores_and_threads_of_their_own(tmp_path, monkeypatch):
+    allowed = sorted(os.sched_getaffinity(0))
+    code = "import json, os, sys, time; time.sleep(1.0); open(sys.argv[1], 'w').write(json.dumps([{'cores': "
+    code += "sorted(os.sched_getaffinity(0)), 'omp': os.environ['OMP_NUM_THREADS'], 'at': time.time()}]))"
+    jobs = min(2, len(allowed))
+    cells = [cell(name, code) for name in "abc"]
+    assert sweep.run(cells, tmp_path / "grid.csv", options(tmp_path, "--jobs", str(jobs), "--threads", "1")) == 0
+    rows = sweep.read_csv(tmp_path / "grid.csv")
+    assert {row["omp"] for row in rows} == {"1"}
+    assert len({row["cores"] for row in rows[:2]}) == jobs
+    assert all(len(json.loads(row["cores"])) == 1 for row in rows)
+
+
+def test_core_shares(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 8}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", None, raising=False)
+    assert sweep.core_shares(2, 2) == [{2, 3}, {5, 8}]
+    assert sweep.core_shares(3, 0) == [None, None, None]
+
+
+def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
+    """The cell that runs saves and ends with 130; the one that waits never begins; then both are run."""
+    script = tmp_path / "grid.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import argparse, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(EXPERIMENTS)!r})
+        import sweep
+        slow = '''
+        import json, pathlib, signal, sys, time
+        mark = pathlib.Path({str(tmp_path)!r}) / "saved"
+        def save(*_):
+            mark.write_text("")
+            sys.exit(130)
+        signal.signal(signal.SIGTERM, save)
+        if not mark.exists():
+            print("going", flush=True)
+            time.sleep(60)
+        open(sys.argv[1], "w").write(json.dumps([{{"resumed": mark.exists()}}]))
+        '''
+        import textwrap
+        parser = argparse.ArgumentParser()
+        sweep.add_arguments(parser)
+        options = parser.parse_args()
+        cells = [sweep.Cell(n, (sys.executable, "-c", textwrap.dedent(slow), "{{rows}}")) for n in ("a", "b")]
+        sys.exit(sweep.run(cells, options.out / "grid.csv", options))
+        """)
+    )
+    command = [sys.executable, str(script), "--out", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "grid.cells" / "a.log"
+    for _ in range(600):
+        if log.exists() and "going" in log.read_text():
+            break
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "The same command goes on" in said
+    assert not (tmp_path / "grid.csv").exists() and not (tmp_path / "grid.cells" / "b.log").exists()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert [row["resumed"] for row in sweep.read_csv(tmp_path / "grid.csv")] == ["True", "True"]
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit, match=r"extra: pip install -e \.\[ray\]"):
+        sweep.run([writes("a", [])], tmp_path / "grid.csv", options(tmp_path, "--ray"))
