@@ -54,6 +54,29 @@ def test_actions_are_clipped_and_the_episode_goes_on_past_its_end():
     assert np.abs(np.diff(once[0][0], axis=0)).sum(1).min() > 0  # still moving behind the end
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_closed_loop_is_its_own_replay(task):
+    """Choosing step by step, with the states put in and read out in between, changes no bit; the chooser sees them."""
+    env = registry.make(EnvConfig(task))
+    env.reset(seed=3)
+    size, starts = registry.spec_of(env).action_size, []
+    for k in range(5):
+        starts.append(simulator.read_state(env))
+        env.step(stepping.uniform_action(0, k, size))
+    starts, seen = np.stack(starts), []
+
+    def act(k, observations):
+        seen.append(observations)
+        return 1.5 * np.sin(k + observations[:, :1]) * np.ones(size)
+
+    observations, actions, rewards, terminals = simulator.close_loop(EnvConfig(task), starts, act, HORIZON)
+    np.testing.assert_array_equal(np.stack(seen, axis=1), observations[:, :-1])
+    assert len({*actions[:, 3, 0]}) == 5
+    again = simulator.replay_actions(EnvConfig(task), starts, actions)
+    for ours, replay in zip((observations, rewards, terminals), again, strict=True):
+        np.testing.assert_array_equal(ours, replay)
+
+
 def test_the_warm_start_matters():
     """Without it a replay is right only to rounding: the reason why it is stored."""
     env = registry.make(EnvConfig("walker2d"))
@@ -84,6 +107,8 @@ def test_environments_without_a_simulator_are_refused():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\[B, 19\] and \[B, H - 1, 3\]"):
         simulator.replay_actions(EnvConfig("hopper"), np.zeros((2, 19)), np.zeros((2, 9, 2)))
+    with pytest.raises(ValueError, match="do not fit"):
+        simulator.close_loop(EnvConfig("hopper"), np.zeros((2, 5)), lambda k, o: o, 3)
     env = registry.make(EnvConfig("hopper"))
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"needs \(19,\)"):

@@ -6,6 +6,7 @@ This is what the error experiments measure imagination against. Host only.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
@@ -108,6 +109,44 @@ def replay_actions(
         for k in range(steps):
             observations[b, k + 1], rewards[b, k], terminals[b, k], _, _ = env.step(clipped[b, k])
     return observations, rewards, terminals
+
+
+def close_loop(
+    env_config: EnvConfig, states: np.ndarray, act: Callable[[int, np.ndarray], np.ndarray], steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What the real environment does from given states when someone acts on what it shows.
+
+    Like :func:`replay_actions`, but each action is chosen when its observation is known:
+    ``act(k, observations [B, O])`` gives the raw actions ``[B, A]`` of step k.
+
+    Returns:
+        observations ``[B, steps + 1, O]``, actions ``[B, steps, A]``, rewards and terminals ``[B, steps]``, all raw.
+
+    Raises:
+        ConfigError: the environment has no MuJoCo state.
+        ValueError: the states do not fit.
+    """
+    env = _replay_env(env_config)
+    if states.ndim != 2 or states.shape[1] != state_size(env):
+        raise ValueError(f"states {states.shape} do not fit; allowed are [B, {state_size(env)}]")
+    states = np.array(states, np.float64)
+    observations = [np.stack([set_state(env, state) for state in states])]
+    actions, rewards, terminals = [], [], []
+    for k in range(steps):
+        chosen = np.asarray(act(k, observations[-1]), np.float32)
+        clipped = np.clip(chosen, -1.0, 1.0)
+        after = []
+        for b in range(len(states)):
+            set_state(env, states[b])
+            after.append(env.step(clipped[b])[:3])
+            states[b] = read_state(env)
+        following, earned, ended = zip(*after, strict=True)
+        observations.append(np.stack(following).astype(np.float64))
+        actions.append(chosen)
+        rewards.append(np.array(earned, np.float64))
+        terminals.append(np.array(ended, bool))
+    parts = (observations, actions, rewards, terminals)
+    return tuple(np.stack(part, axis=1) for part in parts)
 
 
 @functools.cache
