@@ -104,7 +104,7 @@ def settings(cell: World):
     for rule, steps, sigma, eta in itertools.product(RULES, SAMPLING_STEPS, SIGMAS, etas):
         if rule == "preconditioned" and cell.system == "scalar":
             continue  # with one action it is score
-        if cell.horizon == 50 and (sigma in (0.3, 0.03) or (eta == 0.0 and rule == "score")):
+        if cell.horizon == 50 and (sigma in (0.3, 0.03) or (rule == "score" and (eta == 0.0 or sigma != 0.1))):
             continue
         yield rule, steps, sigma, eta
 

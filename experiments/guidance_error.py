@@ -1,0 +1,387 @@
+"""How right is each guidance rule on a real task, at any entropy, in how few steps?
+
+For every run, a denoiser of N = 128 is fitted to the run's first ROWS transitions and imagines under the run's policy
+with its std replaced. From a returned trajectory, z = (a - mu(s)) / sigma; MuJoCo is then run from the same simulator
+state (i) in the **closed loop** under the same z, which is what the policy would have done, and (ii) in the open loop
+under the returned actions. A right distribution of z proves nothing (it holds by construction for some rules, whatever
+the denoiser): the closed loop does, and the rows named ``untrained`` must fail it.
+
+    python experiments/guidance_error.py RUN [RUN ...] --out results/guidance_error --jobs 2 --threads 1
+    python experiments/guidance_error.py --out results/guidance_error --figure-only
+
+Columns of ``guidance_error.csv``: ``closed_h*`` and ``open_h*`` are squared errors of the observations in units of
+each one's variance in the replay, averaged over dimensions and trajectories (``_median``: over trajectories the median,
+``_raw``: in raw units); ``z_*`` as in ``polygrad_jax/training/measures.py``, with the largest correlation between two
+times and the share of z's variance that a quadratic in the state explains (``z_explained``; 0 is right);
+``last_change`` is what the last diffusion step did to the actions, root mean square over sigma; ``seconds`` is what
+1,000 trajectories take, compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
+``convergence.csv``: norms of the powers of actions -> states -> policy's means at the least noisy step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sweep
+from denoiser_settings import drawn_rows, episodes_of
+
+from polygrad_jax import config as configs
+from polygrad_jax.cli import override
+from polygrad_jax.config import Config
+from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, delta_bounds, sigma_of, standardise, update_log_delta
+from polygrad_jax.diffusion.sampler import Given, predict_clean, sample
+from polygrad_jax.diffusion.schedule import sampling_coefficients
+from polygrad_jax.envs.simulator import close_loop, replay_actions
+from polygrad_jax.training.finished_run import FinishedRun, open_finished
+from polygrad_jax.training.measures import spread_of, squared_errors, standardised_actions
+from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
+from polygrad_jax.world_models import fitting
+from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler, unpack, with_terminal_std
+from polygrad_jax.world_models.registry import make_world_model
+
+TRAJECTORIES = 1000
+SETTLING = 256
+"""Trajectories, and rounds, over which delta settles before anything is measured."""
+ROUNDS = 80
+DELTA_LR = 0.1
+NUM_STEPS = 128
+SAMPLING_STEPS = (4, 8, 16, 32, 128)
+SIGMAS = (1.0, 0.1, 0.02)
+RULES_TRIED = {
+    "score": {"rule": "score"},
+    "preconditioned": {"rule": "preconditioned"},
+    "correlated 1": {"rule": "correlated", "rho": 1.0},
+    "correlated 0.9": {"rule": "correlated", "rho": 0.9},
+    "policy_sampling": {"rule": "policy_sampling"},
+}
+HORIZONS = (1, 5, 9)
+
+
+def with_std(policy_apply: PolicyApply) -> PolicyApply:
+    """The policy with its std replaced: parameters are ``(actor, std)``."""
+
+    def apply(params: tuple[Params, Array], raw_obs: Array) -> tuple[Array, Array]:
+        mean, _ = policy_apply(params[0], raw_obs)
+        return mean, jnp.full_like(mean, params[1])
+
+    return apply
+
+
+@dataclasses.dataclass
+class Fitted:
+    """A denoiser of N steps, fitted to a run's transitions or not at all."""
+
+    run: FinishedRun
+    config: Config
+    state: PolyGRADState
+    normaliser: Normaliser
+    rows: np.ndarray  # at which trajectories begin
+
+    def given(self, rows: np.ndarray, std: float, log_delta: Array) -> Given:
+        initial = normalise(jnp.asarray(self.run.transitions.observations[rows]), self.normaliser.observations)
+        policy = (self.run.actor, jnp.float32(std))
+        return Given(self.state.ema_params, policy, self.normaliser, initial, jnp.exp(log_delta))
+
+
+def fit(run: FinishedRun, config: Config, rows: int, updates: int) -> Fitted:
+    """``updates`` gradient steps on the run's first ``rows`` transitions; with 0 the network is as it was drawn."""
+    model, episodes = make_world_model(config, run.spec), episodes_of(run, rows)
+    state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), max(updates, 1))
+    if updates == 0:
+        state = model.init(jax.random.key(0))
+    normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
+    return Fitted(run, config, state, normaliser, drawn_rows(episodes, config.horizon)[:TRAJECTORIES])
+
+
+def make_run(config: Config, run: FinishedRun):
+    """``(Given, key) -> (traj, actions, steps)`` of Algorithm 2, normalised, compiled; the steps of actions kept."""
+    policy_apply = with_std(run.policy_apply)
+    sampler, schedule = make_sampler(config, policy_apply), sampling_coefficients(config.diffusion)
+
+    @partial(jax.jit, static_argnums=2)
+    def once(given: Given, key: Array, keep: bool):
+        traj, actions, steps = sample(
+            sampler, given, schedule, key, config.horizon, run.spec.action_size, keep_steps=keep
+        )
+        # only what the last step did is asked for: with K = 1 it moved the actions from nowhere we know
+        before = steps[1][-2] if keep and schedule.step.shape[0] > 1 else actions
+        return traj, actions, before
+
+    @jax.jit
+    def settle(given: Given, key: Array) -> Array:
+        """Log delta after some rounds of Eq. 10."""
+
+        def round(log_delta: Array, key: Array) -> tuple[Array, None]:
+            traj, actions, _ = once(given._replace(delta=jnp.exp(log_delta)), key, False)
+            segment = unpack(traj, actions, given.normaliser)
+            policy = Gaussian(*policy_apply(given.policy_params, segment.observations[:, :-1]))
+            sigma = sigma_of(standardise(segment.actions[:, :-1], policy))
+            return update_log_delta(log_delta, sigma, policy, config.guidance), None
+
+        return jax.lax.scan(round, jnp.log(given.delta), jax.random.split(key, ROUNDS))[0]
+
+    return once, settle
+
+
+def settled(fitted: Fitted, config: Config, settle, std: float) -> tuple[Array, float]:
+    """``(log delta, 1 if it sits at its bound)``; rules that do not tune delta keep the initial one."""
+    rule = RULES[config.guidance.rule]
+    variance = 1.0 if rule.relative_delta else std**2
+    log_delta = jnp.log(jnp.float32(0.05 * variance))
+    if not rule.tunes_delta:
+        return log_delta, 0.0
+    rows = fitted.rows[:SETTLING]
+    log_delta = settle(fitted.given(rows, std, log_delta), jax.random.key(1))
+    _, largest = delta_bounds(Gaussian(jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), std)), config.guidance)
+    return log_delta, float(log_delta > jnp.log(0.97 * largest))
+
+
+def explained(z: np.ndarray, states: np.ndarray) -> float:
+    """Share of the variance of ``z [B, T, A]`` that a quadratic in the states ``[B, T, O]`` explains, mean over T, A.
+
+    What as many columns of noise would explain is taken off; the first state is given and not counted.
+    """
+    shares = []
+    for k in range(1, z.shape[1]):
+        x = (states[:, k] - states[:, k].mean(0)) / (states[:, k].std(0) + 1e-12)
+        columns = np.hstack([x, x**2, np.ones((len(x), 1))])
+        left = z[:, k] - columns @ np.linalg.lstsq(columns, z[:, k], rcond=None)[0]
+        freedom = (len(x) - 1) / (len(x) - columns.shape[1])
+        shares.append(1.0 - freedom * left.var(0) / z[:, k].var(0))
+    return float(np.mean(shares))
+
+
+def over_time(z: np.ndarray) -> float:
+    """Largest correlation of z between two times (the same action dimension)."""
+    largest = [np.abs(np.corrcoef(z[:, :, a].T) - np.eye(z.shape[1])).max() for a in range(z.shape[2])]
+    return float(max(largest))
+
+
+def errors(name: str, predicted: np.ndarray, real: np.ndarray, std: np.ndarray) -> dict[str, float]:
+    """Mean and median squared errors at the horizons, in variances and raw."""
+    scaled, raw = squared_errors(predicted / std, real / std), squared_errors(predicted, real)
+    row = {}
+    for h in (h for h in HORIZONS if h <= scaled.shape[1]):
+        row |= {f"{name}_h{h}": scaled[:, h - 1].mean(), f"{name}_median_h{h}": np.median(scaled[:, h - 1])}
+        row |= {f"{name}_raw_h{h}": raw[:, h - 1].mean()}
+    return row
+
+
+def measure(fitted: Fitted, config: Config, once, std: float, log_delta: Array) -> dict[str, float]:
+    """The columns of one setting, from TRAJECTORIES imagined ones."""
+    run, rows = fitted.run, fitted.rows
+    given, key = fitted.given(rows, std, log_delta), jax.random.key(2)
+    traj, actions, before = jax.block_until_ready(once(given, key, True))
+    jax.block_until_ready(once(given, key, False))
+    began = time.perf_counter()
+    jax.block_until_ready(once(given, key, False))
+    seconds = time.perf_counter() - began
+
+    segment = jax.device_get(unpack(traj, actions, fitted.normaliser))
+    change = np.asarray((actions - before) * fitted.normaliser.actions.std)
+    policy = jax.jit(run.policy_apply)
+
+    def mean_at(raw_obs: np.ndarray) -> np.ndarray:
+        return np.asarray(policy(run.actor, jnp.asarray(raw_obs, jnp.float32))[0])
+
+    z = standardised_actions(segment.actions, mean_at(segment.observations), np.full(segment.actions.shape, std))
+    simulator_states, steps = run.transitions.simulator_states[rows], config.horizon - 1
+    closed, *_ = close_loop(
+        run.config.env, simulator_states, lambda k, raw_obs: mean_at(raw_obs) + std * z[:, k], steps
+    )
+    opened, _, _ = replay_actions(run.config.env, simulator_states, segment.actions[:, :-1])
+    unit, spread = np.asarray(run.normaliser.observations.std), spread_of(z)
+    return {
+        **errors("closed", segment.observations, closed, unit),
+        **errors("open", segment.observations, opened, unit),
+        "z_mean": spread.mean,
+        "z_std": spread.std,
+        "z_kurtosis": spread.excess_kurtosis,
+        "z_ks": spread.ks_distance,
+        "z_over_time": over_time(z),
+        "z_explained": explained(z, segment.observations[:, :-1]),
+        "last_change": float(np.sqrt(np.square(change[:, :-1]).mean()) / std),
+        "seconds": seconds * 1000 / len(rows),
+    }
+
+
+def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config]]:
+    """Rules and steps: the policy's std needs no new compilation."""
+    for rule, steps in itertools.product(RULES_TRIED, SAMPLING_STEPS):
+        guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **RULES_TRIED[rule])
+        diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta)
+        yield {"rule": rule, "sampling_steps": steps, "eta": eta}, dataclasses.replace(
+            fitted.config, guidance=guidance, diffusion=diffusion
+        )
+
+
+def fields_of(options: argparse.Namespace) -> list[str]:
+    return [*shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS)]
+
+
+def run_cell(options: argparse.Namespace) -> list[dict]:
+    """All settings for one run; the untrained network under two of them."""
+    run = open_finished(options.cell)
+    config = configs.validate(override(run.config, fields_of(options)))
+    common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
+    facts = describe_environment()
+    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    rows = []
+    for denoiser, updates in (("fitted", options.updates), ("untrained", 0)):
+        fitted = fit(run, config, options.data_rows, updates)
+        for labels, there in settings(fitted, options.eta):
+            if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
+                continue
+            once, settle = make_run(there, run)
+            for std in SIGMAS:
+                log_delta, at_bound = settled(fitted, there, settle, std)
+                row = common | {"denoiser": denoiser, "updates": updates} | labels | {"sigma": std}
+                row |= {"delta": float(jnp.exp(log_delta)), "at_bound": at_bound}
+                row |= measure(fitted, there, once, std, log_delta)
+                rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
+                print(json.dumps(rows[-1], default=float), flush=True)
+        if updates:
+            write_text_atomically(options.rows.with_suffix(".convergence"), json.dumps([common | turns(fitted)]))
+    return rows
+
+
+def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
+    """Mean norms of the powers of the map actions -> states -> means, over ``count`` trajectories, raw units.
+
+    At the least noisy step, around trajectories that ``correlated`` returned at std 0.1.
+    """
+    guidance = dataclasses.replace(fitted.config.guidance, rule="correlated", rho=1.0)
+    config, run = dataclasses.replace(fitted.config, guidance=guidance), fitted.run
+    once, _ = make_run(config, run)
+    given = fitted.given(fitted.rows[:count], 0.1, jnp.float32(0.0))
+    traj, actions, _ = once(given, jax.random.key(3), False)
+    sampler, schedule = make_sampler(config, run.policy_apply), sampling_coefficients(config.diffusion)
+    last = jax.tree.map(lambda x: x[0], schedule)
+
+    def means(raw_actions: Array, traj: Array, initial: Array) -> Array:
+        """``[H, A] -> [H, A]`` for one trajectory."""
+        acted = normalise(raw_actions, given.normaliser.actions)
+        clean = predict_clean(sampler, given._replace(initial=initial[None]), traj[None], acted[None], last)
+        observations = unnormalise(clean[0, :, : initial.shape[0]], given.normaliser.observations)
+        return run.policy_apply(run.actor, observations)[0]
+
+    raw = unnormalise(actions, given.normaliser.actions)
+    jacobians = np.asarray(jax.jit(jax.vmap(jax.jacrev(means)))(raw, traj, given.initial))
+    size = jacobians.shape[1] * jacobians.shape[2]
+    square = jacobians.reshape(count, size, size)
+    times = np.repeat(np.arange(jacobians.shape[1]), jacobians.shape[2])
+    acausal = square * (times[:, None] <= times[None, :])  # what an action does to means that it cannot have moved
+    powers = (1, 2, 4, 8, 16, 32)
+    norms = {p: np.linalg.norm(np.linalg.matrix_power(square, p), 2, axis=(1, 2)).mean() for p in powers}
+    of_all, of_acausal = (np.linalg.norm(x, axis=(1, 2)).sum() for x in (square, acausal))
+    return {
+        "spectral_radius": float(np.abs(np.linalg.eigvals(square)).max(1).mean()),
+        "acausal_share": float(of_acausal / of_all),
+        **{f"norm_of_power_{p}": float(norm) for p, norm in norms.items()},
+    }
+
+
+# --- the figure ------------------------------------------------------------------------------------------------------
+
+COLOURS = {
+    "score": "#0072B2",
+    "preconditioned": "#56B4E9",
+    "correlated 1": "#D55E00",
+    "correlated 0.9": "#009E73",
+    "policy_sampling": "#CC79A7",
+}
+
+
+def draw(out: Path) -> None:
+    """``guidance_error.png``: closed-loop error nine steps ahead against K, a row per task, a column per sigma."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sweep.read_csv(out / "guidance_error.csv")
+    tasks, sigmas = (list(dict.fromkeys(r[name] for r in rows)) for name in ("env", "sigma"))
+    figure, axes = plt.subplots(
+        len(tasks), len(sigmas), figsize=(3.6 * len(sigmas), 3.2 * len(tasks)), squeeze=False, sharey="row"
+    )
+    for (i, task), (j, sigma) in itertools.product(enumerate(tasks), enumerate(sigmas)):
+        axis = axes[i, j]
+        there = [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)]
+        for rule, colour in COLOURS.items():
+            curve: dict[int, list[float]] = {}
+            for r in there:
+                if r["rule"] == rule and r["denoiser"] == "fitted":
+                    curve.setdefault(int(r["sampling_steps"]), []).append(float(r["closed_h9"]))
+            steps = sorted(curve)
+            means = [np.mean(curve[k]) for k in steps]
+            axis.plot(steps, means, "o-", color=colour, markersize=3, label=rule.replace("_", " "))
+            if max((len(v) for v in curve.values()), default=0) > 1:
+                low, high = ([f(curve[k]) for k in steps] for f in (min, max))
+                axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        null = [float(r["closed_h9"]) for r in there if r["denoiser"] == "untrained"]
+        axis.axhline(np.mean(null), color="0.5", linewidth=1, linestyle="--")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_title(f"{task}, sigma {float(sigma):g}", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("K, diffusion steps sampled of 128")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("closed-loop error, 9 steps ahead\n[variances of the observation]", fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    counts = ", ".join(f"{t}: {len({r['seed'] for r in rows if r['env'] == t})} seeds" for t in tasks)
+    figure.suptitle(
+        f"denoisers fitted with {rows[0]['updates']} updates to {rows[0]['rows']} transitions of small training runs "
+        f"({counts}); dashed: untrained",
+        fontsize=8,
+    )
+    figure.tight_layout()
+    sweep.save_figure(figure, out / "guidance_error.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of runs")
+    sweep.add_arguments(parser)
+    parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
+    parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
+    parser.add_argument("--eta", type=float, default=1.0, help="share of the states' noise, of stochastic sampling")
+    parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
+    parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        write_text_atomically(options.rows, json.dumps(run_cell(options), default=float))
+        return 0
+    code, path = 0, options.out / "guidance_error.csv"
+    if not options.figure_only:
+        keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
+        me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
+        cells = [
+            sweep.Cell(run.name, tuple(map(str, (*me, "--cell", run.resolve(), "--rows", "{rows}"))))
+            for run in options.runs
+        ]
+        code = sweep.run(cells, path, options)
+        found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
+        sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])
+    if path.exists():
+        draw(options.out)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
