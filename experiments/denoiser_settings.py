@@ -37,7 +37,7 @@ from polygrad_jax.training import gradient_error
 from polygrad_jax.training.finished_run import FinishedRun, open_finished, untrained_state
 from polygrad_jax.training.measures import squared_errors, staying_still
 from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
-from polygrad_jax.types import Normaliser, Segment
+from polygrad_jax.types import Normaliser, Params, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
 
@@ -124,11 +124,16 @@ class Imagination:
     def __post_init__(self):
         model = make_world_model(self.config, self.run.spec)
         context = self.contexts(begun_rows(self.run, len(self.run.transitions))[:SETTLING])
-        policy = (self.run.policy_apply, self.run.actor)
+        policy = (self.run.policy_apply, self.actor)
         self.state = fitting.settle(
             model, self.state, *policy, context, self.normaliser, jax.random.key(1), self.config.horizon
         )
         self._imagine = jax.jit(model.imagine, static_argnums=(1, 6))
+
+    @property
+    def actor(self) -> Params:
+        """The policy that learns, not an average of it, since gradients are what is compared."""
+        return self.run.actor if self.run.learner is None else self.run.learner.actor
 
     def contexts(self, rows: np.ndarray) -> Segment:
         return fitting.contexts_at(self.run.transitions.observations[rows], self.run.spec)
@@ -137,7 +142,7 @@ class Imagination:
         """``(Segment [B, H] raw, sigma)`` imagined from the states of these rows."""
         key, run = jax.random.key(2), self.run
         context = (self.contexts(rows), self.normaliser, key, self.config.horizon)
-        _, segment, metrics = self._imagine(self.state, run.policy_apply, run.actor, *context)
+        _, segment, metrics = self._imagine(self.state, run.policy_apply, self.actor, *context)
         return jax.device_get(segment), float(metrics["guidance/sigma"])
 
 

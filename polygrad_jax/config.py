@@ -170,6 +170,9 @@ class A2CConfig:
     """AdamW's learning rate on the logarithm of the actor's learning rate."""
     target_critic_ema: float = 0.995
     """Decay of the target critic."""
+    actor_ema: float = 0.0
+    """Decay of an average of the policy that is evaluated and shown in its place (it neither acts nor imagines); 0 is
+    the paper's, the policy itself."""
     initial_std: float = 1.0
     """Standard deviation of the policy at the start, raw action units."""
     min_std: float = 0.1
@@ -288,6 +291,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a2c.search_max_retries": _AT_LEAST_0,
     "a2c.log_lr_step": _AT_LEAST_0,
     "a2c.target_critic_ema": _BELOW_1,
+    "a2c.actor_ema": _BELOW_1,
     "a2c.initial_std": _POSITIVE,
     "a2c.min_std": _POSITIVE,
     "loop.total_env_steps": _AT_LEAST_1,

@@ -6,6 +6,7 @@ or a wrong order of the target critic's average through.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -272,3 +273,20 @@ def test_advantages_not_normalised_enter_the_loss_as_they_are():
     expected = np.mean(alive * (-log_prob * np.asarray(advantages) - config.entropy_weight * entropy))
     assert math.isclose(float(metrics["loss/actor"]), expected, rel_tol=1e-4)
     assert not math.isclose(expected, float(data["step0/metric/loss_actor"]), rel_tol=1e-2)  # they do make a difference
+
+
+def test_the_average_of_the_actor_by_hand_and_that_it_changes_nothing_else(run, history):
+    """0.75 of the average, 0.25 of the newest, from the first parameters on; learning does not see it."""
+    name, data = run
+    config = dataclasses.replace(CONFIGS[name], actor_ema=0.75)
+    state, update = start(config, data), jit_update(config)
+    average = state.averaged_actor
+    assert start(CONFIGS[name], data).averaged_actor is None
+    for step, (plain, _) in enumerate(history):
+        state, _ = update(state, segment_of(data, step))
+        average = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, average, state.actor)
+        assert largest_difference(state.averaged_actor, average) < 5e-7
+        assert largest_difference(state.actor, plain.actor) == 0.0
+        assert a2c.evaluated_actor(state) is state.averaged_actor
+        assert a2c.evaluated_actor(plain) is plain.actor
+    assert largest_difference(state.averaged_actor, state.actor) > 1e-5

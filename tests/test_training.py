@@ -114,3 +114,25 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, 
     arrays, _ = checkpoints._read(checkpoints.steps()[-1])
     checkpoints.close()
     assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("averaged", [None, {"log_std": np.ones(3)}])
+def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_path, monkeypatch):
+    actor, evaluated, kept = {"log_std": np.zeros(3)}, [], []
+
+    def evaluate_policy(env, act, params, episodes, seed):
+        evaluated.append(params)
+        return SimpleNamespace(returns=np.ones(2), lengths=np.ones(2), distances=np.full(2, np.nan))
+
+    monkeypatch.setattr(loop.evaluation, "evaluate_policy", evaluate_policy)
+    monkeypatch.setattr(loop, "save_best", lambda path, tree: kept.append(tree["actor"]))
+    at = SimpleNamespace(env_steps=5, last_return=None, best_return=None, clock=SimpleNamespace(evaluating=0.0))
+    metrics = SimpleNamespace(write_evaluation=lambda *_: None)
+    run = SimpleNamespace(at=at, config=small(), act=None, metrics=metrics, folder=tmp_path)
+    learner = SimpleNamespace(actor=actor, averaged_actor=averaged)
+    state = SimpleNamespace(learner=learner, world_model={}, replay=SimpleNamespace(moments={}))
+    loop.evaluate(run, state, None)
+    expected = actor if averaged is None else averaged
+    for seen in (*evaluated, *kept):
+        np.testing.assert_array_equal(seen["log_std"], expected["log_std"])
+    assert len(evaluated) == len(kept) == 1

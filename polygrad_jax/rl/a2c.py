@@ -41,6 +41,12 @@ class A2CState:
     critic_adam: Any
     log_actor_lr: Array  # scalar: log of the learning rate that the next search starts from
     log_actor_lr_adam: Any
+    averaged_actor: Params | None = None  # exponential average of ``actor``, where ``actor_ema`` asks for one
+
+
+def evaluated_actor(state: A2CState) -> Params:
+    """The policy that evaluations and finished runs show: the average where there is one."""
+    return state.actor if state.averaged_actor is None else state.averaged_actor
 
 
 def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> A2CState:
@@ -58,6 +64,7 @@ def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32
         critic_adam=_ADAM.init(critic),
         log_actor_lr=log_actor_lr,
         log_actor_lr_adam=_ADAM.init(log_actor_lr),
+        averaged_actor=jax.tree.map(jnp.copy, actor) if config.actor_ema > 0 else None,
     )
 
 
@@ -111,6 +118,7 @@ def update(
         critic_adam=critic_adam,
         log_actor_lr=log_actor_lr,
         log_actor_lr_adam=log_actor_lr_adam,
+        averaged_actor=follow(state.averaged_actor, actor, config.actor_ema) if config.actor_ema > 0 else None,
     )
     return new_state, metrics
 

@@ -50,6 +50,7 @@ class FinishedRun:
     env_steps: int
     """Environment steps after which these were the parameters, the prefill included."""
     actor: Params
+    """The policy that was evaluated: the average of ``learner.actor`` where ``a2c.actor_ema`` asks for one."""
     learner: a2c.A2CState | None
     """Actor, critics and their optimisers; None of a best evaluation, which keeps the actor alone."""
     policy_apply: PolicyApply

@@ -25,6 +25,7 @@ from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
 from polygrad_jax.envs.simulator import has_simulator_state
 from polygrad_jax.envs.stepping import Collector, uniform_action
+from polygrad_jax.rl import a2c
 from polygrad_jax.training import evaluation
 from polygrad_jax.training.checkpoints import Checkpoints, save_best
 from polygrad_jax.training.iteration import (
@@ -348,7 +349,7 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
     """Evaluation returns (20 episodes, mean action) and the error of imagined trajectories; one row of ``eval.csv``."""
     began = time.perf_counter()
     at, config = run.at, run.config
-    actor = jax.device_get(state.learner.actor)
+    actor = jax.device_get(a2c.evaluated_actor(state.learner))
     seed = evaluation_seed(config.seed, at.env_steps)
     episodes = evaluation.evaluate_policy(config.env, run.act, actor, config.loop.eval_episodes, seed)
     row = {
@@ -375,7 +376,7 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
 def policy_and_model(state: TrainState) -> dict[str, Any]:
     """What is needed to look at a run without going on with it: policy, world model (whole state), statistics."""
     return jax.device_get(
-        {"actor": state.learner.actor, "world_model": state.world_model, "moments": state.replay.moments}
+        {"actor": a2c.evaluated_actor(state.learner), "world_model": state.world_model, "moments": state.replay.moments}
     )
 
 
