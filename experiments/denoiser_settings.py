@@ -9,8 +9,9 @@ batch is the one that the real world would give. Much cheaper than training with
 
 One row per setting, appended as it is finished; a row that is in the file already (same run, rows, updates and setting)
 is not made again. Errors are in units of each observation's std. The rows named ``untrained`` and ``nothing moves``
-are what a fit must beat. ``as it learnt`` is the run's own model, trained while the replay grew. What the columns of
-gradients, advantages and terminals mean: ``polygrad_jax/training/gradient_error.py``.
+are what a fit must beat. ``as it learnt`` is the run's own model, trained while the replay grew (``--own`` lets it
+imagine under other fields, such as "--guidance.rule correlated" or "--diffusion.terminals diffused"). What the columns
+of gradients, advantages and terminals mean: ``polygrad_jax/training/gradient_error.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from polygrad_jax.types import Normaliser, Params, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
 
-CONTEXTS = 2000
+CONTEXTS = 4000
 SETTLING = 128
 """Trajectories per imagination while delta settles, as many as the cpu preset imagines for a policy update."""
 HORIZONS = (1, 5, 9)
@@ -59,6 +60,11 @@ COLUMNS = (
     "gradient_cosine_true_terminals",
     "gradient_cosine_true_rewards",
     "halves_cosine",
+    "closed_cosine",
+    "closed_ceiling",
+    "closed_norm_ratio",
+    "ends_imagined",
+    "ends_closed",
     "terminals_true",
     "terminals_missed",
     "terminals_false",
@@ -74,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--updates", type=int, default=12_000)
     parser.add_argument("--setting", action="append", default=[], help="fields of the config, as for polygrad train")
+    parser.add_argument("--own", action="append", default=[], help="the run's own model imagining under other fields")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -159,7 +166,10 @@ def measures_of(imagine: Imagination, rows: int, std: np.ndarray) -> dict[str, f
     begun = begun_rows(run, rows)
     segment, _ = imagine(begun)
     truth = gradient_error.replayed(config.env, states[begun], segment)
-    return found | gradient_error.gradient_errors(run.learner, segment, truth, run.config.a2c, run.spec)
+    found |= gradient_error.gradient_errors(run.learner, segment, truth, run.config.a2c, run.spec)
+    policy = (run.policy_apply, run.learner.actor, config.horizon)
+    closed = tuple(gradient_error.played(config.env, states[begun], *policy, seed) for seed in (1, 2))
+    return found | gradient_error.closed_errors(run.learner, segment, closed, run.config.a2c, run.spec)
 
 
 def nothing_moves(run: FinishedRun, config: Config, rows: int, std: np.ndarray) -> dict[str, float]:
@@ -179,9 +189,12 @@ def baselines(run: FinishedRun, options: argparse.Namespace) -> Iterator[dict[st
         yield {"setting": "untrained"} | common | measures_of(untrained, options.rows, std)
     if not recorded(options.out, common, "nothing moves"):
         yield {"setting": "nothing moves"} | common | nothing_moves(run, run.config, options.rows, std)
-    if not recorded(options.out, common, "as it learnt"):
-        own = Imagination(run, run.config, run.model_state, run.normaliser)
-        yield {"setting": "as it learnt"} | common | measures_of(own, options.rows, std)
+    for words in ("", *options.own):
+        name = f"as it learnt {words}".strip()
+        if not recorded(options.out, common, name):
+            config = configs.validate(override(run.config, shlex.split(words)))
+            own = Imagination(run, config, run.model_state, run.normaliser)
+            yield {"setting": name} | common | measures_of(own, options.rows, std)
 
 
 def one_setting(run: FinishedRun, options: argparse.Namespace, setting: str) -> dict[str, Any]:

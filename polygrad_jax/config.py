@@ -455,7 +455,8 @@ def cpu(env: str) -> Config:
     ones come late, and the advantages with them, ``results/terminals.csv``), the critic learns four times per batch and
     its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal state is
     trained on, the policy begins narrower, moves in fewer, larger steps and is evaluated as an average of its last
-    thousand updates, and its least std is larger. The pendulum has settings of its own. On processors that multiply bfloat16 (AMX) ``--precision bfloat16`` is faster; on others it is slower.
+    thousand updates, and its least std is larger. The pendulum has settings of its own. On processors that multiply
+    bfloat16 (AMX) ``--precision bfloat16`` is faster; on others it is slower.
     """
     base = paper(env)
     found = replace(

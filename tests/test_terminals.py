@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from polygrad_jax.config import A2CConfig, EnvSpec
+from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
 from polygrad_jax.data.normaliser import unnormalise
+from polygrad_jax.envs import registry, simulator, stepping
 from polygrad_jax.rl import a2c
 from polygrad_jax.training import gradient_error
 from polygrad_jax.types import MeanStd, Normaliser, Segment
@@ -163,3 +164,41 @@ def test_terminals_are_compared_by_trajectory():
             "terminals_steps_off": 2.0,
         }
     )
+
+
+def test_playing_is_the_policy_in_the_simulator():
+    """Its actions are the policy's mean and std at the states it meets times draws, and their replay is the same."""
+    config, spec = EnvConfig("hopper"), EnvSpec(11, 3)
+    env = registry.make(config)
+    env.reset(seed=0)
+    states = []
+    for k in range(6):
+        states.append(simulator.read_state(env))
+        env.step(stepping.uniform_action(0, k, 3))
+    states = np.stack(states)
+    learner = a2c.init(jax.random.key(0), spec, A2CConfig(hidden_size=16))
+    policy_apply = a2c.make_policy_apply(spec, A2CConfig(hidden_size=16))
+    played = gradient_error.played(config, states, policy_apply, learner.actor, 30, seed=4)
+    mean, std = policy_apply(learner.actor, jnp.asarray(played.observations))
+    random = np.random.default_rng(4)
+    draws = np.stack([random.standard_normal((6, 3)) for _ in range(30)], axis=1)
+    np.testing.assert_allclose((played.actions - mean) / std, draws, atol=1e-4)
+    again = gradient_error.replayed(config, states, played)
+    for ours, theirs in zip(jax.tree.leaves(played), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert played.terminals[:, -1].any()
+    assert np.all(played.rewards[:, 1:][played.terminals[:, :-1] > 0] == 0)
+
+
+def test_errors_against_the_closed_loop(learner):
+    same = batch(0).replace(terminals=gradient_error.absorbing(batch(0).terminals))
+    other = batch(1).replace(terminals=gradient_error.absorbing(batch(1).terminals))
+    found = gradient_error.closed_errors(learner, batch(0), (same, same), CONFIG, SPEC)
+    for name in ("closed_cosine", "closed_ceiling", "closed_norm_ratio"):
+        np.testing.assert_allclose(found[name], 1.0, rtol=1e-5)
+    assert found["ends_imagined"] == found["ends_closed"] > 0
+    found = gradient_error.closed_errors(learner, batch(0), (same, other), CONFIG, SPEC)
+    g = [gradient_error.learning(learner, s, CONFIG, SPEC).gradient for s in (same, other)]
+    np.testing.assert_allclose(found["closed_ceiling"], g[0] @ g[1] / np.sqrt((g[0] @ g[0]) * (g[1] @ g[1])), rtol=1e-4)
+    both = g[0] + g[1]
+    np.testing.assert_allclose(found["closed_cosine"], g[0] @ both / np.sqrt((g[0] @ g[0]) * (both @ both)), rtol=1e-4)

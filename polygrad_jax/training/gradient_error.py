@@ -1,8 +1,10 @@
 """Does an imagined batch move the policy where the real world would?
 
-The same actions are replayed in MuJoCo from the same simulator states; advantages and the policy's gradient are then
-computed twice, from what was imagined and from what happened, with the same critic. The parts of a trajectory
-(observations, rewards, terminals) can be exchanged one by one, which shows the one that misleads.
+Two truths, from the same simulator states and with the same critic. The **closed loop**: the policy acts in MuJoCo; its
+gradient there is what imagination is for. The **open loop**: the imagined actions are replayed in MuJoCo, so that
+advantages compare one by one and parts of a trajectory (observations, rewards, terminals) can be exchanged, which shows
+the one that misleads. The open loop alone deceives: an unstable body falls under actions that were chosen for slightly
+other states, three times as often as under its policy.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
-from polygrad_jax.envs.simulator import replay_actions
+from polygrad_jax.envs.simulator import close_loop, replay_actions
 from polygrad_jax.rl import a2c
 from polygrad_jax.rl.gae import gae
-from polygrad_jax.types import Array, Segment
+from polygrad_jax.types import Array, Params, PolicyApply, Segment
 
 
 def absorbing(terminals: np.ndarray) -> np.ndarray:
@@ -32,11 +34,33 @@ def replayed(env: EnvConfig, simulator_states: np.ndarray, segment: Segment) -> 
       simulator_states: ``[B, S]``, the simulator's at the first observations.
     """
     observations, rewards, terminals = replay_actions(env, simulator_states, np.asarray(segment.actions))
+    return _segment(observations, segment.actions, rewards, terminals)
+
+
+def played(
+    env: EnvConfig, simulator_states: np.ndarray, policy_apply: PolicyApply, actor: Params, horizon: int, seed: int
+) -> Segment:
+    """What the policy does in MuJoCo, ``[B, horizon]`` raw; behind a terminal the reward is 0.
+
+    Args:
+      simulator_states: ``[B, S]``, the simulator's at the first observations.
+    """
+    random, policy = np.random.default_rng(seed), jax.jit(policy_apply)
+
+    def act(_: int, raw_obs: np.ndarray) -> np.ndarray:
+        mean, std = jax.device_get(policy(actor, jnp.asarray(raw_obs, jnp.float32)))
+        return mean + std * random.standard_normal(mean.shape)
+
+    observations, actions, rewards, terminals = close_loop(env, simulator_states, act, horizon)
+    return _segment(observations, actions, rewards, terminals)
+
+
+def _segment(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminals: np.ndarray) -> Segment:
     ended = absorbing(terminals)
     before = np.concatenate([np.zeros_like(ended[:, :1]), ended[:, :-1]], axis=1)
     return Segment(
         observations=observations[:, :-1].astype(np.float32),
-        actions=np.asarray(segment.actions, np.float32),
+        actions=np.asarray(actions, np.float32),
         rewards=(rewards * (1.0 - before)).astype(np.float32),
         terminals=ended,
     )
@@ -55,14 +79,14 @@ def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: E
     policy_apply, value_apply = a2c.make_policy_apply(spec, config), a2c.make_value_apply(config)
 
     @jax.jit
-    def compute(learner: a2c.A2CState, segment: Segment) -> tuple[Array, Array, a2c.Params]:
+    def compute(learner: a2c.A2CState, segment: Segment) -> tuple[Array, Array, Params]:
         values = value_apply(learner.target_critic, segment.observations)
         advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
         weights = a2c.reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
         raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
         scaled = a2c.standardise(advantages) if config.normalise_advantages else advantages
 
-        def loss(params: a2c.Params) -> Array:
+        def loss(params: Params) -> Array:
             return a2c.actor_loss(params, policy_apply, raw_obs, actions, scaled, weights, 0.0)[0]
 
         return advantages, weights, jax.grad(loss)(learner.actor)["network"]
@@ -99,6 +123,26 @@ def terminal_errors(ours: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "terminals_false": float((ends & ~should).mean()),
         "terminals_steps_late": float(late.mean()) if len(late) else float("nan"),
         "terminals_steps_off": float(np.abs(late).mean()) if len(late) else float("nan"),
+    }
+
+
+def closed_errors(
+    learner: a2c.A2CState, imagined: Segment, closed: tuple[Segment, Segment], config: A2CConfig, spec: EnvSpec
+) -> dict[str, float]:
+    """Of the imagined batch against two of the closed loop from the same states under other draws.
+
+    ``closed_cosine`` is between its gradient and that of both together; ``closed_ceiling`` between theirs, which is
+    what a perfect model of this size of batch would have against one of them. ``ends``: share of trajectories that end.
+    """
+    imagined = imagined.replace(terminals=absorbing(imagined.terminals), rows=None)
+    ours = learning(learner, imagined, config, spec)
+    first, second = (learning(learner, segment, config, spec) for segment in closed)
+    return {
+        "closed_cosine": cosine(ours.gradient, first.gradient + second.gradient),
+        "closed_ceiling": cosine(first.gradient, second.gradient),
+        "closed_norm_ratio": float(np.linalg.norm(ours.gradient) / np.linalg.norm(first.gradient)),
+        "ends_imagined": float(imagined.terminals[:, -2].mean()),
+        "ends_closed": float(np.mean([segment.terminals[:, -2].mean() for segment in closed])),
     }
 
 
