@@ -182,7 +182,7 @@ def nothing_moves(run: FinishedRun, config: Config, rows: int, std: np.ndarray) 
 
 def baselines(run: FinishedRun, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What any fit must beat, and the run's own model."""
-    std, common = np.asarray(run.normaliser.observations.std), conditions(run, options)
+    std, common = np.asarray(run.normaliser.observations.std), conditions(run, options) | {"updates": ""}
     if not recorded(options.out, common, "untrained"):
         state = untrained_state(run, jax.random.key(0))
         untrained = Imagination(run, run.config, state, run.normaliser)
