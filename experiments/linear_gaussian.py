@@ -173,14 +173,16 @@ def cosine_schedule(num_steps: int, tau: float, sampling_steps: int | None = Non
 
 
 def optimal_denoiser(
-    system: System, normed_data: Affine, schedule: Schedule, horizon: int
+    system: System, normed_data: Affine, schedule: Schedule, horizon: int, causal: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """``gain [K, D, D + HA]`` and ``offset [K, D]``: ``E[x_0 | input] = offset + gain @ input``, D = H (O + 2).
 
     The input is what Algorithm 1 shows the network: the noisy trajectory with its first observation clean, then the
-    clean actions times sqrt(alpha_bar).
+    clean actions times sqrt(alpha_bar). With ``causal``, what stands at time k is estimated from times up to k alone,
+    as by the paper's transformer at best.
     """
     observations, actions = system.sizes
+    times = np.concatenate([np.repeat(np.arange(horizon), observations + 2), np.repeat(np.arange(horizon), actions)])
     size = horizon * (observations + 2)
     is_noisy = np.ones(size)
     is_noisy[:observations] = 0.0
@@ -191,7 +193,12 @@ def optimal_denoiser(
         noise = np.concatenate([is_noisy * (1 - alpha_bar), np.zeros(horizon * actions)])
         seen = Affine(scale * normed_data.offset, scale[:, None] * normed_data.matrix)
         cross = normed_data.matrix[:size] @ seen.matrix.T
-        gain = np.linalg.solve(seen.cov + np.diag(noise), cross.T).T
+        total, gain = seen.cov + np.diag(noise), np.zeros_like(cross)
+        for time in range(horizon) if causal else ():
+            known, wanted = np.flatnonzero(times <= time), np.flatnonzero(times[:size] == time)
+            gain[np.ix_(wanted, known)] = np.linalg.solve(total[np.ix_(known, known)], cross[np.ix_(wanted, known)].T).T
+        if not causal:
+            gain = np.linalg.solve(total, cross.T).T
         gains.append(gain)
         offsets.append(normed_data.offset[:size] - gain @ seen.offset)
     return np.stack(gains), np.stack(offsets)
@@ -220,9 +227,13 @@ class Problem:
     rho: float = 1.0
     sampling_steps: int | None = None  # K; all N if None
     eta: float = 1.0
+    causal: bool = False  # whether the denoiser sees earlier times only
+    known_stats: Statistics | None = None  # those of the data, where many problems share them
 
     @property
     def stats(self) -> Statistics:
+        if self.known_stats is not None:
+            return self.known_stats
         return statistics(self.system, trajectories(self.system, self.behaviour, self.horizon), self.horizon)
 
     @property
@@ -236,7 +247,8 @@ class Problem:
 
     def denoiser(self) -> tuple[np.ndarray, np.ndarray]:
         data = trajectories(self.system, self.behaviour, self.horizon)
-        return optimal_denoiser(self.system, normalised(data, self.stats, self.horizon), self.schedule, self.horizon)
+        normed = normalised(data, self.stats, self.horizon)
+        return optimal_denoiser(self.system, normed, self.schedule, self.horizon, self.causal)
 
     def on_policy(self) -> Affine:
         """The truth, normalised and flat: what a perfect world model would imagine from ``initial``."""

@@ -29,6 +29,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import linear_gaussian as world
 import numpy as np
@@ -49,8 +50,10 @@ RULES = {
     "correlated 1": {"rule": "correlated", "rho": 1.0},
     "correlated 0.9": {"rule": "correlated", "rho": 0.9},
     "correlated 0": {"rule": "correlated", "rho": 0.0},
+    "score, causal": {"rule": "no_clipping", "causal": True},
+    "correlated 1, causal": {"rule": "correlated", "rho": 1.0, "causal": True},
 }
-"""``score`` without its clip at 3 std, which would not be affine."""
+"""``score`` without its clip at 3 std, which would not be affine. ``causal``: the denoiser sees only the past."""
 
 
 def two_actions_system(process_std: float) -> System:
@@ -104,7 +107,8 @@ def settings(cell: World):
     for rule, steps, sigma, eta in itertools.product(RULES, SAMPLING_STEPS, SIGMAS, etas):
         if rule == "preconditioned" and cell.system == "scalar":
             continue  # with one action it is score
-        if cell.horizon == 50 and (sigma in (0.3, 0.03) or (rule == "score" and (eta == 0.0 or sigma != 0.1))):
+        tunes = RULES[rule]["rule"] != "correlated"
+        if cell.horizon == 50 and (sigma in (0.3, 0.03) or (tunes and (eta == 0.0 or sigma != 0.1))):
             continue
         yield rule, steps, sigma, eta
 
@@ -138,11 +142,25 @@ def distances(
     return np.sqrt(np.maximum(square, 0.0).reshape(at.shape).sum(1)) / true_std
 
 
-def measure(problem: Problem, out: world.Returned) -> dict[str, float]:
+class Truth(NamedTuple):
+    """What a perfect model imagines, and what draws and actions do in it; the same for all settings of one sigma."""
+
+    on_policy: world.Affine
+    by_z: tuple[np.ndarray, np.ndarray]
+    by_actions: tuple[np.ndarray, np.ndarray]
+
+
+def truth_of(problem: Problem) -> Truth:
+    policy = problem.policy
+    no_policy = LinearPolicy(0 * policy.K, 0 * policy.b, np.ones_like(policy.std))
+    return Truth(problem.on_policy(), driven(problem, policy), driven(problem, no_policy))
+
+
+def measure(problem: Problem, out: world.Returned, known: Truth | None = None) -> dict[str, float]:
     """The columns named in the module's docstring."""
     at, pi = states(problem), world.policy_map(problem)
     size, acted = problem.horizon * (problem.system.sizes[0] + 2), problem.horizon * problem.system.sizes[1]
-    truth = problem.on_policy()
+    truth, (z_offset, by_z), (a_offset, by_a) = known or truth_of(problem)
     true_variance = np.diag(truth.cov)[at].sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         true_std = np.sqrt(true_variance)
@@ -151,12 +169,9 @@ def measure(problem: Problem, out: world.Returned) -> dict[str, float]:
         # z and actions as affine maps of the output
         of_z = np.hstack([-pi.gain, np.diag(pi.action_std)]) / pi.std[:, None]
         z0 = (pi.action_mean - pi.offset) / pi.std
-        z_offset, by_z = driven(problem, problem.policy)
         closed = distances(at, out.mean, out.cov, z_offset + by_z @ z0, by_z @ of_z, true_std)
         process = np.square(truth.matrix[at.ravel()]).sum(1) - np.square(by_z[at.ravel()]).sum(1)
         closed_truth = np.sqrt(np.maximum(process, 0.0).reshape(at.shape).sum(1)) / true_std
-        no_policy = LinearPolicy(0 * problem.policy.K, 0 * problem.policy.b, np.ones_like(problem.policy.std))
-        a_offset, by_a = driven(problem, no_policy)
         of_a = np.hstack([np.zeros((acted, size)), np.diag(pi.action_std)])
         opened = distances(at, out.mean, out.cov, a_offset + by_a @ pi.action_mean, by_a @ of_a, true_std)
 
@@ -186,19 +201,22 @@ def measure(problem: Problem, out: world.Returned) -> dict[str, float]:
 
 
 def run_cell(cell: World) -> list[dict]:
-    """All settings of one cell; the denoiser of every step is made once."""
-    gains, offsets = cell.problem(1.0).denoiser()
+    """All settings of one cell; the denoisers of every step, and what one sigma makes true, are made once."""
+    stats = cell.problem(1.0).stats
+    denoisers = {causal: dataclasses.replace(cell.problem(1.0), causal=causal).denoiser() for causal in (False, True)}
+    truths = {s: truth_of(dataclasses.replace(cell.problem(s), known_stats=stats)) for s in SIGMAS}
     rows = []
     for rule, steps, sigma, eta in settings(cell):
-        problem = dataclasses.replace(cell.problem(sigma), sampling_steps=steps, eta=eta, **RULES[rule])
-        kept = problem.schedule.step
-        denoiser = gains[kept], offsets[kept]
+        base = dataclasses.replace(cell.problem(sigma), known_stats=stats, sampling_steps=steps, eta=eta)
+        problem = dataclasses.replace(base, **RULES[rule])
+        denoiser = tuple(of_all_steps[problem.schedule.step] for of_all_steps in denoisers[problem.causal])
         labels = {"rule": rule, "sampling_steps": steps, "sigma": sigma, "eta": eta}
         found: Problem | None = problem if problem.rule == "correlated" else world.tuned(problem, denoiser)
         row = {**dataclasses.asdict(cell), **labels}
         if found is not None:
             unit = 1.0 if found.rule == "preconditioned" else np.min(found.policy.std) ** 2
-            row |= {"delta": found.delta / unit} | measure(found, world.returned(found, denoiser))
+            row |= {"delta": found.delta / unit if found.rule != "correlated" else ""}
+            row |= measure(found, world.returned(found, denoiser), truths[sigma])
         rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
     return rows
 
@@ -237,6 +255,7 @@ def draw(out: Path) -> None:
         "correlated 1": ("#D55E00", "correlated, rho 1"),
         "correlated 0.9": ("#009E73", "correlated, rho 0.9"),
         "correlated 0": ("#CC79A7", "correlated, rho 0"),
+        "correlated 1, causal": ("#000000", "correlated, rho 1, causal denoiser"),
     }
     panels = list(itertools.product(("0.0", "0.05"), ("10", "50"), ("random", "closed 1", "closed 0.1", "closed 0.02")))
     figure, axes = plt.subplots(4, 4, figsize=(12, 10.5), sharex=True, sharey=True)

@@ -211,6 +211,30 @@ def test_the_denoiser_is_the_kalman_estimate():
         np.testing.assert_allclose(estimate, expected, rtol=1e-6, atol=1e-8)
 
 
+def test_a_causal_denoiser_is_the_regression_on_the_past_and_knows_all_where_nothing_is_random():
+    """At time k: E[x_0 at k | noisy states and actions up to k], for two times by hand; nothing later weighs."""
+    problem = dataclasses.replace(two_states(0.4), causal=True)
+    gains, offsets = problem.denoiser()
+    data = oracle.normalised(oracle.trajectories(problem.system, problem.behaviour, 4), problem.stats, 4)
+    alpha_bar = problem.schedule.alpha_bar[5]
+    scale = np.sqrt(alpha_bar) * np.ones(20)
+    scale[:2] = 1.0  # the first observation is seen clean
+    cov = data.cov * np.outer(scale, scale) + np.diag(np.r_[0, 0, np.full(14, 1 - alpha_bar), np.zeros(4)])
+    for k in (1, 2):
+        past, wanted = np.r_[0 : 4 * k + 4, 16 : 16 + k + 1], np.r_[4 * k : 4 * k + 4]
+        cross = data.cov[np.ix_(wanted, past)] * scale[past]
+        expected = cross @ np.linalg.inv(cov[np.ix_(past, past)])
+        np.testing.assert_allclose(gains[5][np.ix_(wanted, past)], expected, rtol=1e-6, atol=1e-12)
+        later = np.setdiff1d(np.arange(20), past)
+        assert np.all(gains[5][np.ix_(wanted, later)] == 0)
+    seen = scale * data.offset
+    np.testing.assert_allclose(offsets[5] + gains[5] @ seen, data.offset[:16], atol=1e-9)
+    for rule in ("no_clipping", "correlated"):
+        still = dataclasses.replace(two_states(0.0), rule=rule)
+        whole, past = oracle.recursion(still), oracle.recursion(dataclasses.replace(still, causal=True))
+        np.testing.assert_allclose(whole[1], past[1], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["scalar deterministic unstable", "two states deterministic"])
 def test_given_actions_on_a_deterministic_system_give_the_true_states(name, float64):
     """Whatever the draws: with nothing random in the system, all noise of all steps is taken out again."""
