@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import sweep
 
 from polygrad_jax.training.run_folder import write_text_atomically
 
@@ -57,9 +58,9 @@ def train(options: argparse.Namespace, rule: str, seed: int, core: int | None) -
     command += ["--seed", str(seed), "--run", str(folder), "--guidance.rule", rule, *options.fields.split()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    pin = None if core is None else (lambda: os.sched_setaffinity(0, {core}))
     with open(f"{folder}.log", "a") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin).returncode
+        pinned = sweep.pinned(command, None if core is None else {core})
+        code = subprocess.run(pinned, stdout=log, stderr=subprocess.STDOUT).returncode
     # A result names no folder of the machine it was made on.
     said = [folder.name if word == str(folder) else word for word in command[3:]]
     return folder, ["polygrad", *said], time.monotonic() - began, code

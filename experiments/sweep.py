@@ -131,16 +131,14 @@ class Grid:
     def _execute(self, cell: Cell, cores: set[int] | None) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [word.replace("{rows}", str(self._fresh(cell))) for word in cell.command]
-        pin = None if cores is None else (lambda: os.sched_setaffinity(0, cores))
         with open(self._log(cell), "ab") as log:
             with self._lock:
                 # A group of its own, so that Ctrl-C reaches a cell once, by us.
                 child = subprocess.Popen(
-                    command,
+                    pinned(command, cores),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=os.environ | thread_variables(self.threads),
-                    preexec_fn=pin,
                     start_new_session=True,
                 )
                 self._children.add(child)
@@ -193,6 +191,17 @@ def core_shares(jobs: int, threads: int) -> list[set[int] | None]:
         return [None] * jobs
     allowed = sorted(os.sched_getaffinity(0))
     return [{allowed[(job * threads + k) % len(allowed)] for k in range(threads)} for job in range(jobs)]
+
+
+def pinned(command: Sequence[str], cores: set[int] | None) -> list[str]:
+    """The command on these cores only: a Python that sets its own affinity and becomes the command.
+
+    Setting it between fork and exec would run Python in a fork of a process in which JAX has threads.
+    """
+    if cores is None:
+        return list(command)
+    become = f"import os, sys; os.sched_setaffinity(0, {sorted(cores)}); os.execvp(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", become, *command]
 
 
 def thread_variables(threads: int) -> dict[str, str]:

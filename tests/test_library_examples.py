@@ -110,10 +110,12 @@ def test_the_normaliser_is_numpys_mean_and_standard_deviation():
     np.testing.assert_allclose(found.observations.std, observations.std(0), rtol=1e-5)
 
 
-def test_fitting_is_the_updates_of_the_protocol_one_by_one(monkeypatch):
+@pytest.mark.parametrize("padded_actions", ["repeated", "drawn"])
+def test_fitting_is_the_updates_of_the_protocol_one_by_one(padded_actions, monkeypatch):
     monkeypatch.setattr(fitting, "REPORT_EVERY_UPDATES", 5)
     base = configs.smoke("own")
-    config = replace(base, horizon=4, denoiser=replace(base.denoiser, width=16, num_blocks=1, batch_size=8))
+    small = {"width": 16, "num_blocks": 1, "batch_size": 8}
+    config = replace(base, horizon=4, denoiser=replace(base.denoiser, **small, padded_actions=padded_actions))
     model = make_world_model(config, EnvSpec(2, 1))
     episodes, key = episodes_of([40, 30], [True, False]), jax.random.key(3)
     seen = []
@@ -124,6 +126,8 @@ def test_fitting_is_the_updates_of_the_protocol_one_by_one(monkeypatch):
     for k in range(7):
         batch_key, noise_key = jax.random.split(jax.random.fold_in(update_key, k))
         batch = replays.sample(replay, batch_key, 8, 4)
+        if padded_actions == "drawn":
+            batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
         by_hand, metrics = update(by_hand, batch, normaliser, noise_key)
     assert [n for n, _ in seen] == [5, 7] and int(state.updates) == 7
     assert seen[-1][1] == pytest.approx(float(metrics["denoiser/loss"]), rel=1e-3)
