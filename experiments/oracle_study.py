@@ -281,10 +281,11 @@ def draw(out: Path) -> None:
         axis.set_xlabel("K, diffusion steps sampled of 128")
     for axis in axes[:, 0]:
         axis.set_ylabel("variance of last state / truth")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    if axes[0, 0].lines:
+        axes[0, 0].legend(frameon=False, fontsize=6, loc="center right", bbox_to_anchor=(1.02, 0.72))
     figure.suptitle(
         "s' = 1.1 s + a + noise under a = -0.3 s + 0.1 xi, optimal denoiser: exact. Solid: eta 1, dotted: eta 0.\n"
-        "Missing: no delta brings the std of the standardised actions to 1.",
+        "No blue: no delta brings the std of z to 1. No other colour: off the scale, or under black.",
         fontsize=10,
     )
     figure.tight_layout()
