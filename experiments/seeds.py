@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import os
 import queue
@@ -26,8 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import sweep
-
-from polygrad_jax.training.run_folder import write_text_atomically
 
 LAST_EVALUATIONS = 3
 OUTCOMES = {0: "finished", 3: "diverged"}
@@ -110,16 +107,6 @@ def last_metrics(folder: Path) -> dict:
     return json.loads(lines[-1]) if lines else {}
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows with the columns of all of them, written whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, text.getvalue())
-
-
 def run_grid(options: argparse.Namespace) -> list[str]:
     """All runs, ``--jobs`` at once; the CSV files grow with every finished run. Returns what went wrong."""
     cells = [(rule, seed) for seed in options.seeds for rule in options.rules]
@@ -144,10 +131,10 @@ def run_grid(options: argparse.Namespace) -> list[str]:
         done[cell] = summary(options, rule, seed, ran)
         print(f"{rule} seed {seed}: {done[cell]['outcome']}, return {done[cell]['last3_return_mean']:.0f}", flush=True)
         finished = [cell for cell in cells if cell in done]
-        write_csv(options.out / "runs.csv", [done[cell] for cell in finished])
+        sweep.write_csv(options.out / "runs.csv", [done[cell] for cell in finished])
         curves = [{"rule": r, "seed": s, **row} for r, s in finished for row in evaluations(folder_of(options, r, s))]
         if curves:  # a run may diverge before its first evaluation
-            write_csv(options.out / "evaluations.csv", curves)
+            sweep.write_csv(options.out / "evaluations.csv", curves)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(one, cells))
