@@ -8,7 +8,8 @@ A cell is a command that writes its rows to a file; the experiments make the cel
   code but 0 is a failure: said aloud with the last line that the cell wrote, no row, exit code 1 at the end.
 - Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command goes on.
 - ``--jobs`` cells at once. ``--threads`` cores for each: XLA, BLAS and OpenMP see no more (by affinity where the
-  system has it). With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS`` (extra ``ray``).
+  system has it). With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``, or of one on this
+  machine where that is not set (extra ``ray``).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Grid:
         self.wrong: list[str] = []
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
-        self._stopped = False
+        self.stopped = False
         self._cores: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
         for share in core_shares(jobs, threads):
             self._cores.put(share)
@@ -123,22 +124,27 @@ class Grid:
         """Runs a cell as a process of its own and keeps what it found."""
         cores = self._cores.get()
         try:
-            if not self._stopped:
-                self._keep(cell, self._execute(cell, cores))
+            if not self.stopped:
+                self.keep(cell, self._execute(cell, cores))
         finally:
             self._cores.put(cores)
 
-    def _execute(self, cell: Cell, cores: set[int] | None) -> int:
+    def prepared(self, cell: Cell) -> tuple[list[str], str, dict[str, str]]:
+        """What to execute, the file for what it says, and environment variables."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [word.replace("{rows}", str(self._fresh(cell))) for word in cell.command]
-        with open(self._log(cell), "ab") as log:
+        command = [word.replace("{rows}", str(self._fresh(cell).resolve())) for word in cell.command]
+        return command, str(self._log(cell).resolve()), thread_variables(self.threads)
+
+    def _execute(self, cell: Cell, cores: set[int] | None) -> int:
+        command, log_path, variables = self.prepared(cell)
+        with open(log_path, "ab") as log:
             with self._lock:
                 # A group of its own, so that Ctrl-C reaches a cell once, by us.
                 child = subprocess.Popen(
                     pinned(command, cores),
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | thread_variables(self.threads),
+                    env=os.environ | variables,
                     start_new_session=True,
                 )
                 self._children.add(child)
@@ -153,8 +159,9 @@ class Grid:
     def _log(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.log"
 
-    def _keep(self, cell: Cell, code: int) -> None:
-        if self._stopped:
+    def keep(self, cell: Cell, code: int) -> None:
+        """The rows of a cell that ended with this exit code; nothing where the grid was stopped."""
+        if self.stopped:
             return
         labels = dict(cell.labels)
         if code not in OUTCOMES:
@@ -180,7 +187,7 @@ class Grid:
 
     def stop(self, number: int) -> None:
         """Passes a signal on to the cells; those that have not begun never do."""
-        self._stopped = True
+        self.stopped = True
         for child in list(self._children):
             child.send_signal(number)
 
@@ -213,8 +220,8 @@ def thread_variables(threads: int) -> dict[str, str]:
 def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> int:
     """All cells that have no rows yet; the exit code (130 where it was interrupted, 1 where a cell failed)."""
     grid = Grid(cells, csv_path, options.jobs, options.threads)
-    todo = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
-    print(f"{len(todo)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
+    remaining = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
+    print(f"{len(remaining)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
     began = time.monotonic()
     stopped_by: list[int] = []
 
@@ -225,35 +232,51 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> i
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if options.ray:
-            run_on_ray(grid, todo, options.threads)
+            run_on_ray(grid, remaining, options.threads)
         else:
             with ThreadPoolExecutor(options.jobs) as pool:
-                list(pool.map(grid.run_one, todo))
+                list(pool.map(grid.run_one, remaining))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped_by:
         print("stopped; what is finished is kept. The same command goes on.", file=sys.stderr)
         return 130
-    print(f"{len(todo)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
+    print(f"{len(remaining)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
     return 1 if grid.wrong else 0
 
 
-def run_on_ray(grid: Grid, todo: Sequence[Cell], threads: int) -> None:
+def run_on_ray(grid: Grid, remaining: Sequence[Cell], threads: int) -> None:
     """The same cells as tasks of a Ray cluster whose nodes share this file system and this Python."""
     try:
         import ray
     except ImportError:
         raise SystemExit("sweep: --ray needs the package ray; install the extra: pip install -e .[ray]") from None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(address=os.environ.get("RAY_ADDRESS"))
-    task = ray.remote(num_cpus=threads or 1)(lambda cell: grid_of_one(cell, grid.csv_path, threads))
-    waiting = {task.remote(Cell(cell.name, cell.command, cell.labels)): cell for cell in todo}
-    while waiting and not grid._stopped:
-        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-        grid._keep(waiting.pop(ready), ray.get(ready))
+    for number, handler in handlers.items():  # Ray puts its own in their place
+        signal.signal(number, handler)
+
+    # Inside, so that Ray sends its code: a node need not find this file by name.
+    def execute(command: list[str], log_path: str, variables: dict[str, str]) -> int:
+        with open(log_path, "ab") as log:
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | variables)
+            try:
+                while child.poll() is None:  # Ray cancels by a KeyboardInterrupt, which a wait would not notice
+                    time.sleep(0.2)
+            except KeyboardInterrupt:
+                child.terminate()
+            return child.wait()
+
+    task = ray.remote(num_cpus=threads or 1, max_retries=0)(execute)
+    waiting = {task.remote(*grid.prepared(cell)): cell for cell in remaining}
+    while waiting:
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        for reference in ready:
+            grid.keep(waiting.pop(reference), ray.get(reference))
+        if grid.stopped:
+            for reference in waiting:
+                ray.cancel(reference)
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=60)  # they save and end
+            break
     ray.shutdown()
-
-
-def grid_of_one(cell: Cell, csv_path: Path, threads: int) -> int:
-    """Runs one cell where this is called; its exit code."""
-    return Grid([cell], csv_path, 1, 0 if threads == 0 else threads)._execute(cell, None)
