@@ -39,6 +39,7 @@ class Segment:
     rewards: Array  # [B, H] raw
     terminals: Array  # [B, H] 0 or 1
     rows: Array | None = None  # [B, H] int32: the transition's number since the start of the run
+    observed: Array | None = None  # [B, C] bool, of contexts: False for what pads one before its episode's start
 
 
 @flax.struct.dataclass
@@ -76,15 +77,25 @@ class Normaliser:
 
 
 class WorldModel(NamedTuple):
-    """The three pure functions that everything which imagines has (see ``world_models/``).
+    """The three pure functions that everything which imagines has (see ``world_models/``), and what they are fed.
 
     ``init(key) -> state``
     ``update(state, segment, normaliser, key) -> (state, metrics)``: one gradient step.
     ``imagine(state, policy_apply, policy_params, context, normaliser, key, horizon)
     -> (state, Segment [B, horizon], metrics)``, where ``context`` is a ``Segment [B, C]`` of the last C
-    observed steps and the first imagined observation is its last.
+    observed steps and the first imagined observation is its last. The action and what follows from it are those that
+    were really taken in all but the last; steps before the episode's start repeat its first state, with
+    ``observed`` False (None: all are observed).
+
+    Attributes:
+      window: states per training segment; None for ``config.horizon``.
+      batch_size: training segments per gradient step; None for ``config.denoiser.batch_size``.
+      context_length: C, the observed states that ``imagine`` wants.
     """
 
     init: Callable[..., Any]
     update: Callable[..., tuple[Any, Metrics]]
     imagine: Callable[..., tuple[Any, Segment, Metrics]]
+    window: int | None = None
+    batch_size: int | None = None
+    context_length: int = 1

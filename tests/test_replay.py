@@ -249,8 +249,29 @@ def test_contexts_are_first_states_of_windows():
     assert contexts.observations.shape == (32, 1, 3)
     np.testing.assert_array_equal(contexts.observations, windows.observations[:, :1])
     np.testing.assert_array_equal(contexts.rows, windows.rows[:, :1])
-    longer = replay.sample_contexts(state, key, 32, length=4)
-    np.testing.assert_array_equal(longer.actions, windows.actions[:, :4])
+
+
+@pytest.mark.parametrize(("capacity", "horizon", "longest"), [(90, 6, 25), (40, 5, 3), (24, 10, 60)])
+def test_longer_contexts_end_where_imagining_begins(capacity, horizon, longest):
+    """Every context against the list of all transitions: the steps before, down to the first that is still known."""
+    rows, length = random_rows(np.random.default_rng(8), 300, longest), 7
+    state, oracle = filled(rows, capacity, horizon), Oracle(capacity, horizon)
+    for row in rows:
+        oracle.add(row)
+    key = jax.random.key(4)
+    got = replay.sample_contexts(state, key, 64, length)
+    np.testing.assert_array_equal(got.rows[:, -1:], replay.sample_contexts(state, key, 64).rows)
+    assert not np.asarray(got.observed).all() and np.asarray(got.observed)[:, :-1].any()
+    for b, last in enumerate(np.asarray(got.rows)[:, -1]):
+        begin = max(next(first for first, end, _ in oracle.episodes if first <= last < end), len(rows) - capacity)
+        for k in range(length):
+            row = last - length + 1 + k
+            np.testing.assert_array_equal(got.observed[b, k], row >= begin)
+            there = rows[max(row, begin)]
+            assert got.rows[b, k] == max(row, begin)
+            np.testing.assert_array_equal(got.observations[b, k], there["observation"])
+            np.testing.assert_array_equal(got.actions[b, k], there["action"] if row >= begin else np.zeros(2))
+            assert got.rewards[b, k] == (there["reward"] if row >= begin else 0.0)
 
 
 def test_moments_are_those_of_finished_episodes():

@@ -176,7 +176,7 @@ def test_the_rebuilt_replay_is_the_same_bit_for_bit(tmp_path, chunk):
     live, rebuilt = feed(rows, 4), feed(TransitionLog(tmp_path).load(1002), chunk)
     stored = np.arange(int(live.head), int(live.tail)) % 256
     np.testing.assert_array_equal(np.asarray(live.starts)[stored], np.asarray(rebuilt.starts)[stored])
-    for name in ("observations", "actions", "rewards", "terminals", "total", "head", "tail", "open_length"):
+    for name in ("observations", "actions", "rewards", "terminals", "steps", "total", "head", "tail", "open_length"):
         np.testing.assert_array_equal(getattr(live, name), getattr(rebuilt, name))
     for a, b in zip(
         jax.tree.leaves((live.moments, live.open_moments)),

@@ -34,6 +34,7 @@ class ReplayState:
     actions: Array  # [C, A] raw, as sampled
     rewards: Array  # [C] raw
     terminals: Array  # [C] 0 or 1
+    steps: Array | None  # [C] int32, which step of its episode; None in checkpoints, as those of older versions
     total: Array  # [] int32, transitions ever added
     starts: Array  # [C] int32, rows from which a window may start
     head: Array  # [] int32, queue position of the oldest start
@@ -61,6 +62,7 @@ def init(spec: EnvSpec, capacity: int, horizon: int) -> ReplayState:
         actions=jnp.zeros((capacity, spec.action_size), jnp.float32),
         rewards=jnp.zeros(capacity, jnp.float32),
         terminals=jnp.zeros(capacity, jnp.float32),
+        steps=jnp.zeros(capacity, jnp.int32),
         total=jnp.zeros((), jnp.int32),
         starts=jnp.zeros(capacity, jnp.int32),
         head=jnp.zeros((), jnp.int32),
@@ -86,12 +88,12 @@ def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
     chunk = _as_float32(chunk)
     oldest = jnp.maximum(state.total + chunk.valid.sum(dtype=jnp.int32) - capacity, 0)  # the oldest row still stored
 
-    def add_one(books: _Bookkeeping, row: Transitions) -> tuple[_Bookkeeping, Array]:
-        return _account(books, row, oldest, horizon), books.tail + books.open_length
+    def add_one(books: _Bookkeeping, row: Transitions) -> tuple[_Bookkeeping, tuple[Array, Array]]:
+        return _account(books, row, oldest, horizon), (books.tail + books.open_length, books.open_length)
 
     # The scan carries no ring: XLA copies a ring that is read and written in one loop, which is O(C).
-    books, positions = jax.lax.scan(add_one, _books_of(state), chunk)
-    written = _write_rows(state, chunk, positions)
+    books, (positions, steps) = jax.lax.scan(add_one, _books_of(state), chunk)
+    written = _write_rows(state, chunk, positions, steps)
     return written.replace(
         total=books.total,
         head=state.head + _count_fallen(state, written.starts, oldest, length) + books.fallen,
@@ -118,12 +120,15 @@ def sample(
     terminal 1, reward 0, and the last row number. ``horizon`` may be less than the one given to `add`, not
     more. With ``num_windows(state) == 0`` the result is meaningless (and nothing raises: this is traced).
     """
-    capacity = state.rewards.shape[0]
+    return _read_windows(state, _draw_starts(state, key, batch, recent, recent_windows), horizon)
+
+
+def _draw_starts(state: ReplayState, key: Array, batch: int, recent: int = 0, recent_windows: int = 1) -> Array:
+    """The rows ``[B]`` at which windows begin, drawn as :func:`sample` says."""
     windows = jnp.maximum(num_windows(state), 1)
     least = jnp.where(jnp.arange(batch) < recent, jnp.maximum(windows - recent_windows, 0), 0).astype(jnp.int32)
     position = state.head + jax.random.randint(key, (batch,), least, windows, jnp.int32)
-    first = state.starts[position % capacity]  # [B]
-    return _read_windows(state, first, horizon)
+    return state.starts[position % state.rewards.shape[0]]
 
 
 def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Segment:
@@ -144,12 +149,28 @@ def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Seg
 
 
 def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1) -> Segment:
-    """The first ``length`` states of windows drawn as by `sample`: a ``Segment [B, length]``.
+    """First states of windows drawn as by `sample`, with the steps before: a ``Segment [B, length]`` that ends there.
 
-    With length 1 these are the paper's initial states. A longer context that begins near the end of a
-    terminated episode is padded like a window.
+    With length 1 these are the paper's initial states. Where the episode began (or the ring forgot) less than
+    ``length`` steps before, the first step that is there is repeated in front with action and reward 0; ``observed``
+    is False for those.
     """
-    return sample(state, key, batch, length)
+    capacity = state.rewards.shape[0]
+    last = _draw_starts(state, key, batch)[:, None]
+    stored = last - jnp.maximum(state.total - capacity, 0)
+    begin = last - jnp.minimum(state.steps[last % capacity], stored)
+    rows = last - jnp.arange(length - 1, -1, -1, dtype=jnp.int32)[None, :]
+    observed = rows >= begin
+    rows = jnp.maximum(rows, begin)
+    slots = rows % capacity
+    return Segment(
+        observations=state.observations[slots],
+        actions=jnp.where(observed[..., None], state.actions[slots], jnp.float32(0.0)),
+        rewards=jnp.where(observed, state.rewards[slots], jnp.float32(0.0)),
+        terminals=state.terminals[slots],
+        rows=rows,
+        observed=observed,
+    )
 
 
 @flax.struct.dataclass
@@ -225,8 +246,11 @@ def _count_fallen(before: ReplayState, starts: Array, oldest: Array, length: int
     return ((positions < before.tail) & gone).sum(dtype=jnp.int32)
 
 
-def _write_rows(state: ReplayState, chunk: Transitions, positions: Array) -> ReplayState:
-    """Writes the chunk to the ring and its rows to their ``positions [T]`` in the queue of starts."""
+def _write_rows(state: ReplayState, chunk: Transitions, positions: Array, steps: Array) -> ReplayState:
+    """Writes the chunk to the ring and its rows to their ``positions [T]`` in the queue of starts.
+
+    ``steps [T]`` are those of the episodes.
+    """
     capacity, length = state.rewards.shape[0], chunk.rewards.shape[0]
     offsets = jnp.arange(length, dtype=jnp.int32)
     rows = state.total + offsets
@@ -247,6 +271,7 @@ def _write_rows(state: ReplayState, chunk: Transitions, positions: Array) -> Rep
         actions=write(state.actions, chunk.actions, slots),
         rewards=write(state.rewards, chunk.rewards, slots),
         terminals=write(state.terminals, chunk.terminals, slots),
+        steps=write(state.steps, steps, slots),
         starts=write(state.starts, rows, queue_slots),
     )
 

@@ -55,12 +55,12 @@ def make_imagine_from_replay(config: Config, spec: EnvSpec, trajectories: int) -
     def imagine_from_replay(state: TrainState, counter: Array) -> Segment:
         key = key_for(state.root_key, "errors", counter)
         context_key, imagine_key = jax.random.split(key)
-        context = replays.sample_contexts(state.replay, context_key, trajectories)
+        context = replays.sample_contexts(state.replay, context_key, trajectories, world_model.context_length)
         normaliser = normalisers.to_normaliser(state.replay.moments)
         _, segment, _ = world_model.imagine(
             state.world_model, policy_apply, state.learner.actor, context, normaliser, imagine_key, config.horizon
         )
-        return segment.replace(rows=context.rows)
+        return segment.replace(rows=context.rows[:, -1:])
 
     return imagine_from_replay
 

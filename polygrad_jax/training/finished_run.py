@@ -85,7 +85,8 @@ class FinishedRun:
             truncations=stored.truncations.astype(np.float32),
             valid=np.ones(len(stored), bool),
         )
-        return replay_of(rows, self.config.horizon, self.config.loop.replay_capacity)
+        window = self.world_model.window or self.config.horizon
+        return replay_of(rows, window, self.config.loop.replay_capacity)
 
     @property
     def has_simulator_states(self) -> bool:
@@ -93,12 +94,12 @@ class FinishedRun:
         return self.transitions.simulator_states.shape[1] > 0
 
     def contexts(self, count: int, key: Array) -> Segment:
-        """``count`` (B) initial states ``[B, 1]`` drawn as in training; ``rows`` index ``transitions``."""
-        return replays.sample_contexts(self.replay, key, count)
+        """``count`` (B) contexts ``[B, C]`` drawn as in training; ``rows`` index ``transitions``."""
+        return replays.sample_contexts(self.replay, key, count, self.world_model.context_length)
 
     def simulator_states(self, contexts: Segment) -> np.ndarray:
-        """The simulator's states ``[B, S]`` float64 at the first states of what :meth:`contexts` gave."""
-        return self.transitions.simulator_states[np.asarray(contexts.rows)[:, 0]]
+        """The simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins."""
+        return self.transitions.simulator_states[np.asarray(contexts.rows)[:, -1]]
 
 
 def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
@@ -194,13 +195,13 @@ def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
 def imagine(run: FinishedRun, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
     """Trajectories ``[B, H]`` that the run's model imagines from ``contexts [B, C]`` under the run's policy, raw.
 
-    ``rows`` are those of the contexts. ``model_state`` takes the place of the run's, e.g. an untrained one.
+    ``rows [B, 1]`` are those of the first states. ``model_state`` takes the place of the run's, e.g. an untrained one.
     """
     state = run.model_state if model_state is None else model_state
     _, segment, _ = run.jitted_imagine(
         state, run.policy_apply, run.actor, contexts, run.normaliser, key, run.config.horizon
     )
-    return segment.replace(rows=contexts.rows)
+    return segment.replace(rows=contexts.rows[:, -1:])
 
 
 def untrained_state(run: FinishedRun, key: Array) -> Any:

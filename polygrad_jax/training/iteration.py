@@ -82,7 +82,7 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
     horizon = config.horizon
     groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update
     model_updates = denoiser_updates_per_policy_update(config)
-    size = config.denoiser.batch_size
+    window, size = world_model.window or horizon, world_model.batch_size or config.denoiser.batch_size
     recent = round(config.denoiser.recent_share * size)
 
     def init(seed: int) -> TrainState:
@@ -91,18 +91,20 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
             root_key=root_key,
             policy_updates=jnp.int32(0),
             model_updates=jnp.int32(0),
-            replay=replays.init(spec, config.loop.replay_capacity, horizon),
+            replay=replays.init(spec, config.loop.replay_capacity, window),
             world_model=world_model.init(key_for(root_key, "world_model_init", jnp.int32(0))),
             learner=a2c.init(key_for(root_key, "policy_init", jnp.int32(0)), spec, config.a2c),
         )
 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
-        return state.replace(replay=replays.add(state.replay, chunk, horizon))
+        return state.replace(replay=replays.add(state.replay, chunk, window))
 
     def improve_policy(state: TrainState) -> tuple[TrainState, Metrics, Array]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         context_key = key_for(state.root_key, "context", state.policy_updates)
-        context = replays.sample_contexts(state.replay, context_key, config.a2c.trajectories)
+        context = replays.sample_contexts(
+            state.replay, context_key, config.a2c.trajectories, world_model.context_length
+        )
         imagine_key = key_for(state.root_key, "imagine", state.policy_updates)
         # 7 (Algorithm 2) and 9 (delta; it was measured under the policy that guided, and is used from the next run on)
         model, segment, metrics = world_model.imagine(
@@ -117,7 +119,7 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
     def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         batch_key = key_for(state.root_key, "batch", state.model_updates)
-        batch = replays.sample(state.replay, batch_key, size, horizon, recent, config.denoiser.recent_windows)
+        batch = replays.sample(state.replay, batch_key, size, window, recent, config.denoiser.recent_windows)
         if config.denoiser.padded_actions == "drawn":
             batch = replays.draw_padded_actions(state.replay, jax.random.fold_in(batch_key, 1), batch)
         update_key = key_for(state.root_key, "denoise", state.model_updates)

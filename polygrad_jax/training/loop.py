@@ -244,6 +244,7 @@ def without_rows(state: TrainState) -> TrainState:
             actions=replay.actions[:0],
             rewards=replay.rewards[:0],
             terminals=replay.terminals[:0],
+            steps=None,
             starts=replay.starts[:0],
         )
     )
@@ -301,7 +302,8 @@ def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> t
                 f"{run.folder / 'replay'} does not belong to the checkpoint at step {env_steps}: its {counter} is "
                 f"{have}, the checkpoint's {want}; restore the folder, or resume from an earlier checkpoint"
             )
-    rows = {name: getattr(state.replay, name) for name in ("observations", "actions", "rewards", "terminals", "starts")}
+    names = ("observations", "actions", "rewards", "terminals", "steps", "starts")
+    rows = {name: getattr(state.replay, name) for name in names}
     snapshot = host["collector"]
     run.collector.restore(
         {

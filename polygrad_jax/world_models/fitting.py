@@ -42,16 +42,17 @@ def fit(
 ) -> tuple[Any, Normaliser]:
     """``(state, normaliser)`` of a world model after ``updates`` gradient steps on windows of the episodes.
 
-    ``config.horizon`` and ``config.denoiser.batch_size`` say what a batch is. ``report(updates so far, metrics)`` is
-    called every hundred updates.
+    The model's ``window`` and ``batch_size``, or the config's, say what a batch is.
+    ``report(updates so far, metrics)`` is called every hundred updates.
 
     Raises:
       ConfigError: episodes that do not fit together, hold numbers that are not finite, or are all too short.
     """
     if updates < 1:
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
-    replay = replay_of(transitions_of(episodes), config.horizon)
-    _require_windows(replay, config.horizon)
+    window = world_model.window or config.horizon
+    replay = replay_of(transitions_of(episodes), window)
+    _require_windows(replay, window)
     normaliser = normalisers.to_normaliser(replay.moments)
     init_key, update_key = jax.random.split(key)
     state = jax.jit(world_model.init)(init_key)
@@ -66,10 +67,11 @@ def fit(
 
 def _make_several_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:
     """``(state, replay, normaliser, key, first, end) -> (state, metrics of the last)``, compiled for any count."""
+    window, size = world_model.window or config.horizon, world_model.batch_size or config.denoiser.batch_size
 
     def one(counter: Array, state: Any, replay: replays.ReplayState, normaliser: Normaliser, key: Array):
         batch_key, update_key = jax.random.split(jax.random.fold_in(key, counter))
-        batch = replays.sample(replay, batch_key, config.denoiser.batch_size, config.horizon)
+        batch = replays.sample(replay, batch_key, size, window)
         if config.denoiser.padded_actions == "drawn":
             batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
         return world_model.update(state, batch, normaliser, update_key)
