@@ -1,34 +1,35 @@
-"""Does training work, how well, and how much does it depend on the seed?
+"""Does training work, how well, and how much does it depend on the seed and the setting?
 
-Trains every combination of guidance rule and seed with the command a user would type, one run folder each, and
-keeps what the figure needs in CSV files. A grid that was stopped goes on where it was: finished runs are not
-repeated, unfinished ones resume. A run that diverges is a row like any other; one that ends otherwise (a wrong field,
-a run folder of another config) is said aloud, leaves no row, and makes the exit code 1.
+Trains every combination of setting and seed with the command a user would type, one run folder each, as a grid of
+``sweep.py``: resumable (unfinished runs go on where they were), a run that diverged is a row like any other, one that
+ended otherwise (a wrong field, a run folder of another config) is said aloud, leaves no row, and makes the exit code 1.
+A setting is a guidance rule, or a name with fields of the config.
 
     python experiments/seeds.py --env hopper --preset cpu --seeds 0 1 2 --rules score random_actions \
-        --out results/hopper_cpu
+        --jobs 2 --threads 1 --out results/hopper_cpu
+    python experiments/seeds.py --env hopper --rules score --setting "K = 128: --diffusion.num-steps 128 \
+        --diffusion.sampling-steps 128" --out results/more_steps
     python experiments/seeds.py --out results/hopper_cpu --figure-only
+
+``runs.csv`` has a row per run, ``evaluations.csv`` one per evaluation, ``curves.png`` is made of the two.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import itertools
 import json
-import os
-import queue
-import subprocess
+import re
+import shlex
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import sweep
 
 LAST_EVALUATIONS = 3
-OUTCOMES = {0: "finished", 3: "diverged"}
-"""Exit codes of ``polygrad train`` that are results."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 
 
 def parse() -> argparse.Namespace:
@@ -36,45 +37,69 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--env", default="hopper")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rules", nargs="+", default=["score"])
-    parser.add_argument("--fields", default="", help='fields of the config, as in "--a2c.gae-lambda 0.95"')
+    parser.add_argument("--rules", nargs="*", default=None, help="guidance rules (score, where no --setting is given)")
+    parser.add_argument("--setting", action="append", default=[], metavar='"NAME: FIELDS"', help="fields by a name")
+    parser.add_argument("--fields", default="", help='fields of every run, as in "--a2c.gae-lambda 0.95"')
     parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/grid-<env>-<preset>)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--pin", action="store_true", help="one core for each of the runs at once (Linux)")
-    parser.add_argument("--figure-only", action="store_true")
+    sweep.add_arguments(parser)
     options = parser.parse_args()
     options.runs = options.runs or Path("runs") / f"grid-{options.env.replace('/', '_')}-{options.preset}"
     return options
 
 
-def train(options: argparse.Namespace, rule: str, seed: int, core: int | None) -> tuple[Path, list[str], float, int]:
-    """One run by the command line; returns its folder, command, seconds and exit code."""
-    folder = folder_of(options, rule, seed)
-    command = [sys.executable, "-m", "polygrad_jax.cli", "train", "--env", options.env, "--preset", options.preset]
-    command += ["--seed", str(seed), "--run", str(folder), "--guidance.rule", rule, *options.fields.split()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    with open(f"{folder}.log", "a") as log:
-        pinned = sweep.pinned(command, None if core is None else {core})
-        code = subprocess.run(pinned, stdout=log, stderr=subprocess.STDOUT).returncode
+def settings_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The fields of every setting by its name, rules first.
+
+    Raises:
+      SystemExit: a setting without a name, or a name twice; one line, exit code 2.
+    """
+    rules = options.rules if options.rules is not None else ([] if options.setting else ["score"])
+    found = [(rule, ["--guidance.rule", rule]) for rule in rules]
+    for text in options.setting:
+        name, colon, fields = text.partition(":")
+        if not (colon and name.strip()):
+            refuse(f'--setting is {text}; allowed: "NAME: FIELDS"')
+        found.append((name.strip(), shlex.split(fields)))
+    folders = [slug(name) for name, _ in found]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            refuse(f"two settings are named {folder}; allowed: names that differ in letters or digits")
+    return dict(found)
+
+
+def refuse(line: str) -> None:
+    print(f"seeds: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
+
+
+def cell_of(options: argparse.Namespace, setting: str, fields: list[str], seed: int) -> sweep.Cell:
+    """One run by the command line that a user would type."""
+    folder = folder_of(options, setting, seed)
+    words = ["train", "--env", options.env, "--preset", options.preset, "--seed", str(seed), "--run"]
+    fields = [*fields, *shlex.split(options.fields)]
     # A result names no folder of the machine it was made on.
-    said = [folder.name if word == str(folder) else word for word in command[3:]]
-    return folder, ["polygrad", *said], time.monotonic() - began, code
+    said = shlex.join(["polygrad", *words, folder.name, *fields])
+    return sweep.Cell(
+        name=folder.name,
+        command=(sys.executable, "-m", "polygrad_jax.cli", *words, str(folder.resolve()), *fields),
+        labels=(("env", options.env), ("preset", options.preset), ("setting", setting), ("seed", seed)),
+        collect=partial(summary, folder, said),
+    )
 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
     """The rows of a run's ``eval.csv``; none if it has none yet."""
     path = folder / "eval.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return sweep.read_csv(path) if path.exists() else []
 
 
-def summary(options: argparse.Namespace, rule: str, seed: int, ran: tuple[Path, list[str], float, int]) -> dict:
+def summary(folder: Path, command: str, code: int) -> list[sweep.Row]:
     """One row per run: the mean of its last evaluations, and everything needed to run it again."""
-    folder, command, _, code = ran
     rows = evaluations(folder)[-LAST_EVALUATIONS:]
     environment = json.loads((folder / "environment.json").read_text())
     clock = last_metrics(folder)
@@ -82,23 +107,20 @@ def summary(options: argparse.Namespace, rule: str, seed: int, ran: tuple[Path, 
         name: float(np.mean([float(r[name]) for r in rows])) if rows and rows[0].get(name) else float("nan")
         for name in ("return_mean", "distance_mean", "length_mean")
     }
-    return {
-        "env": options.env,
+    row = {
         "env_version": json.loads((folder / "config.json").read_text())["env"]["version"],
-        "preset": options.preset,
-        "rule": rule,
-        "seed": seed,
-        "outcome": OUTCOMES[code],
         "env_steps": rows[-1]["env_steps"] if rows else 0,
         "final_return_mean": rows[-1]["return_mean"] if rows else "nan",
         **{f"last{LAST_EVALUATIONS}_{name}": value for name, value in mean.items()},
         **{f"seconds_{name}": clock.get(f"seconds/{name}") for name in ("training", "collecting", "evaluating")},
         "device": environment["device"],
+        "processor": environment["processor"],
         "cores": environment["cores"],
         "packages": " ".join(f"{k}={v}" for k, v in environment["packages"].items()),
         "git_revision": environment["git_revision"],
-        "command": " ".join(command),
+        "command": command,
     }
+    return [row]
 
 
 def last_metrics(folder: Path) -> dict:
@@ -107,42 +129,25 @@ def last_metrics(folder: Path) -> dict:
     return json.loads(lines[-1]) if lines else {}
 
 
-def run_grid(options: argparse.Namespace) -> list[str]:
-    """All runs, ``--jobs`` at once; the CSV files grow with every finished run. Returns what went wrong."""
-    cells = [(rule, seed) for seed in options.seeds for rule in options.rules]
-    done: dict[tuple[str, int], dict] = {}
-    wrong: list[str] = []
-    cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    allowed = sorted(os.sched_getaffinity(0)) if options.pin else []
-    for job in range(options.jobs):
-        cores.put(allowed[job % len(allowed)] if options.pin else None)
-
-    def one(cell: tuple[str, int]) -> None:
-        rule, seed = cell
-        core = cores.get()
-        ran = train(options, rule, seed, core)
-        cores.put(core)
-        folder, _, _, code = ran
-        if code not in OUTCOMES:
-            log = Path(f"{folder}.log").read_text().strip().splitlines()
-            wrong.append(f"{rule} seed {seed}: exit code {code}: {log[-1] if log else ''}")
-            print(wrong[-1], file=sys.stderr, flush=True)
-            return
-        done[cell] = summary(options, rule, seed, ran)
-        print(f"{rule} seed {seed}: {done[cell]['outcome']}, return {done[cell]['last3_return_mean']:.0f}", flush=True)
-        finished = [cell for cell in cells if cell in done]
-        sweep.write_csv(options.out / "runs.csv", [done[cell] for cell in finished])
-        curves = [{"rule": r, "seed": s, **row} for r, s in finished for row in evaluations(folder_of(options, r, s))]
-        if curves:  # a run may diverge before its first evaluation
-            sweep.write_csv(options.out / "evaluations.csv", curves)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, cells))
-    return wrong
+def run_grid(options: argparse.Namespace) -> int:
+    """All runs; the exit code. The curves are written for every run that has ended, also where the grid was stopped."""
+    settings = settings_of(options)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    cells = [cell_of(options, name, fields, seed) for seed in options.seeds for name, fields in settings.items()]
+    code = sweep.run(cells, options.out / "runs.csv", options)
+    ended = sweep.read_csv(options.out / "runs.csv") if (options.out / "runs.csv").exists() else []
+    curves = [
+        {"setting": run["setting"], "seed": run["seed"], **row}
+        for run in ended
+        for row in evaluations(folder_of(options, run["setting"], int(run["seed"])))
+    ]
+    if curves:  # a run may diverge before its first evaluation
+        sweep.write_csv(options.out / "evaluations.csv", curves)
+    return code
 
 
-def folder_of(options: argparse.Namespace, rule: str, seed: int) -> Path:
-    return options.runs / f"{rule}-seed{seed}"
+def folder_of(options: argparse.Namespace, setting: str, seed: int) -> Path:
+    return options.runs / f"{slug(setting)}-seed{seed}"
 
 
 def draw(out: Path) -> None:
@@ -152,21 +157,17 @@ def draw(out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with open(out / "evaluations.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    with open(out / "runs.csv", newline="") as file:
-        first = next(csv.DictReader(file))
-    colours = dict(
-        zip(dict.fromkeys(r["rule"] for r in rows), ["#0072B2", "#D55E00", "#009E73", "#CC79A7"], strict=False)
-    )
+    rows, first = sweep.read_csv(out / "evaluations.csv"), sweep.read_csv(out / "runs.csv")[0]
+    names_of = dict.fromkeys(r["setting"] for r in rows)
+    colours = dict(zip(names_of, itertools.cycle(COLOURS), strict=False))
     measures = [m for m in ("return_mean", "distance_mean") if rows[0].get(m)]
     names = {"return_mean": "evaluation return", "distance_mean": "distance travelled [m]"}
     figure, axes = plt.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.4), squeeze=False)
     for axis, measure in zip(axes[0], measures, strict=True):
-        for rule, colour in colours.items():
-            seeds = sorted({r["seed"] for r in rows if r["rule"] == rule})
+        for setting, colour in colours.items():
+            seeds = sorted({r["seed"] for r in rows if r["setting"] == setting})
             curves = [
-                [(int(r["env_steps"]), float(r[measure])) for r in rows if r["rule"] == rule and r["seed"] == s]
+                [(int(r["env_steps"]), float(r[measure])) for r in rows if (r["setting"], r["seed"]) == (setting, s)]
                 for s in seeds
             ]
             for curve in curves:
@@ -176,7 +177,7 @@ def draw(out: Path) -> None:
             steps = [s for s, _ in curves[0][:length]]
             axis.plot(steps, mean, color=colour, linewidth=2.2)
             axis.annotate(
-                rule.replace("_", " "),
+                setting.replace("_", " "),
                 (steps[-1], mean[-1]),
                 color=colour,
                 xytext=(3, 0),
@@ -195,18 +196,15 @@ def draw(out: Path) -> None:
         f"{first['env']}, preset {first['preset']}: {seeds} seeds (thin),\nmean (thick), 20 episodes each", fontsize=9
     )
     figure.tight_layout()
-    temporary = out / ".curves.tmp.png"
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, out / "curves.png")
+    sweep.save_figure(figure, out / "curves.png")
 
 
 def main() -> int:
-    """The exit code: 1 if a run ended without a result."""
     options = parse()
-    wrong = [] if options.figure_only else run_grid(options)
+    code = 0 if options.figure_only else run_grid(options)
     if (options.out / "evaluations.csv").exists():
         draw(options.out)
-    return 1 if wrong else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,44 +1,50 @@
-"""The grid of seeds: a run that diverges is a row, one that fails is not, and runs at once have a core each."""
+"""The grid of seeds: what a run leaves becomes rows; one that diverges is a row, one that fails is not."""
 
 import csv
-import importlib.util
 import json
-import os
-import threading
-import time
-from pathlib import Path
+import sys
 from types import SimpleNamespace
 
 import pytest
+import seeds
+import sweep
 
-FILE = Path(__file__).parents[1] / "experiments" / "seeds.py"
-ENVIRONMENT = {"device": "cpu: cpu", "cores": 1, "packages": {"jax": "0.10.2"}, "git_revision": "abc"}
-
-
-@pytest.fixture
-def seeds():
-    spec = importlib.util.spec_from_file_location("seeds", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ENVIRONMENT = {"device": "cpu: cpu", "processor": "x", "cores": 1, "packages": {"jax": "0.10.2"}, "git_revision": "abc"}
 
 
 def options(tmp_path, **more):
-    fields = {"env": "hopper", "preset": "cpu", "fields": "", "jobs": 1, "pin": False, "seeds": [0], "rules": ["score"]}
-    return SimpleNamespace(**fields | {"runs": tmp_path / "runs", "out": tmp_path / "out", "figure_only": False} | more)
+    fields = {"env": "hopper", "preset": "cpu", "fields": "", "jobs": 2, "threads": 0, "seeds": [0]}
+    fields |= {"rules": None, "setting": [], "ray": False, "only": None, "again": False}
+    return SimpleNamespace(**fields | {"runs": tmp_path / "runs", "out": tmp_path / "out"} | more)
 
 
-def leave(seeds, opts, rule, seed, code, returns=()):
-    """What a run leaves behind."""
-    folder = seeds.folder_of(opts, rule, seed)
-    folder.mkdir(parents=True)
-    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
-    (folder / "config.json").write_text(json.dumps({"env": {"version": 5}}))
-    Path(f"{folder}.log").write_text("polygrad: a2c.gamma is 2\n")
-    if returns:
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs that leave a run folder at once and end as they are told: ``ends[seed] = (exit code, returns)``."""
+    ends = {}
+
+    def command(cell):
+        folder, seed = cell.command[cell.command.index("--run") + 1], dict(cell.labels)["seed"]
+        code, returns = ends[seed]
         rows = [f"{5_000 * (i + 1)},{r},{r / 2},{r / 100}" for i, r in enumerate(returns)]
-        (folder / "eval.csv").write_text("\n".join(["env_steps,return_mean,length_mean,distance_mean", *rows]) + "\n")
-    return folder, ["polygrad", "train"], 1.0, code
+        evaluations = "\n".join(["env_steps,return_mean,length_mean,distance_mean", *rows]) + "\n"
+        program = (
+            "import pathlib, sys; f = pathlib.Path(sys.argv[1]); f.mkdir(parents=True)\n"
+            f"(f / 'environment.json').write_text({json.dumps(ENVIRONMENT)!r})\n"
+            """(f / 'config.json').write_text('{"env": {"version": 5}}')\n"""
+            f"if {bool(returns)}: (f / 'eval.csv').write_text({evaluations!r})\n"
+            f"print('polygrad: a2c.gamma is 2'); sys.exit({code})"
+        )
+        return (sys.executable, "-c", program, folder)
+
+    made = seeds.cell_of
+
+    def cell_of(*arguments):
+        cell = made(*arguments)
+        return sweep.Cell(cell.name, command(cell), cell.labels, cell.collect)
+
+    monkeypatch.setattr(seeds, "cell_of", cell_of)
+    return ends
 
 
 def table(path):
@@ -46,15 +52,16 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_results_failures_and_divergences(seeds, tmp_path, monkeypatch, capsys):
+def test_results_failures_and_divergences(trained, tmp_path, capsys):
     opts = options(tmp_path, seeds=[0, 1, 2])
-    outcomes = {0: (3, ()), 1: (2, ()), 2: (0, (100.0, 200.0, 300.0, 400.0))}
-    monkeypatch.setattr(seeds, "train", lambda o, rule, seed, core: leave(seeds, o, rule, seed, *outcomes[seed]))
-    wrong = seeds.run_grid(opts)
-    assert wrong == ["score seed 1: exit code 2: polygrad: a2c.gamma is 2"]
-    assert "a2c.gamma is 2" in capsys.readouterr().err
+    trained |= {0: (3, ()), 1: (2, ()), 2: (0, (100.0, 200.0, 300.0, 400.0))}
+    assert seeds.run_grid(opts) == 1
+    assert "score-seed1: exit code 2: polygrad: a2c.gamma is 2" in capsys.readouterr().err
     runs = table(opts.out / "runs.csv")
-    assert [(r["seed"], r["outcome"]) for r in runs] == [("0", "diverged"), ("2", "finished")]
+    assert [(r["setting"], r["seed"], r["outcome"]) for r in runs] == [
+        ("score", "0", "diverged"),
+        ("score", "2", "finished"),
+    ]
     assert {r["env_version"] for r in runs} == {"5"}
     assert float(runs[1]["last3_return_mean"]) == 300.0  # the mean of 200, 300 and 400
     assert float(runs[1]["last3_distance_mean"]) == 3.0
@@ -62,32 +69,33 @@ def test_results_failures_and_divergences(seeds, tmp_path, monkeypatch, capsys):
     assert [r["return_mean"] for r in table(opts.out / "evaluations.csv")] == ["100.0", "200.0", "300.0", "400.0"]
 
 
-def test_runs_at_once_never_share_a_core(seeds, tmp_path, monkeypatch):
-    opts = options(tmp_path, seeds=[0, 1, 2], rules=["score", "random_actions"], jobs=2, pin=True)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 7})
-    busy, shared, used, guard = set(), [], set(), threading.Lock()
-
-    def train(o, rule, seed, core):
-        with guard:
-            shared.append(core in busy)
-            busy.add(core)
-            used.add(core)
-        time.sleep(0.05 if rule == "score" else 0.01)  # the second of each pair is done long before the first
-        with guard:
-            busy.remove(core)
-        return leave(seeds, o, rule, seed, 0, (1.0,))
-
-    monkeypatch.setattr(seeds, "train", train)
-    assert seeds.run_grid(opts) == []
-    assert used == {4, 7} and not any(shared)
-    assert len(table(opts.out / "runs.csv")) == 6
+def test_the_command_is_what_a_user_would_type(tmp_path):
+    opts = options(tmp_path, fields="--a2c.gamma 0.9", setting=["K = 128: --diffusion.sampling-steps 128"])
+    (name, fields), = seeds.settings_of(opts).items()
+    cell = seeds.cell_of(opts, name, fields, 7)
+    words = ["train", "--env", "hopper", "--preset", "cpu", "--seed", "7", "--run"]
+    fields = ["--diffusion.sampling-steps", "128", "--a2c.gamma", "0.9"]
+    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, str(tmp_path / "runs" / "K-128-seed7"), *fields)
 
 
-def test_the_figure_is_made_from_the_csv_files_alone(seeds, tmp_path, monkeypatch):
-    opts = options(tmp_path, seeds=[0, 1])
-    returns = {0: (100.0, 200.0, 300.0), 1: (50.0, 60.0)}
-    monkeypatch.setattr(seeds, "train", lambda o, rule, seed, core: leave(seeds, o, rule, seed, 0, returns[seed]))
-    seeds.run_grid(opts)
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"setting": ["--a2c.gamma 1"]}, 'seeds: --setting is --a2c.gamma 1; allowed: "NAME: FIELDS"'),
+        ({"setting": ["a b: ", "a/b: "]}, "seeds: two settings are named a-b; allowed: names that differ in letters"),
+    ],
+)
+def test_settings_that_cannot_be_told_apart(given, line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        seeds.settings_of(options(tmp_path, **given))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_the_figure_is_made_from_the_csv_files_alone(trained, tmp_path):
+    opts = options(tmp_path, seeds=[0, 1], rules=["score"], setting=["other: --seed 3"])
+    trained |= {0: (0, (100.0, 200.0, 300.0)), 1: (0, (50.0, 60.0))}
+    assert seeds.run_grid(opts) == 0
     for folder in opts.runs.iterdir():
         folder.rename(tmp_path / f"gone-{folder.name}")
     seeds.draw(opts.out)
