@@ -258,3 +258,17 @@ def test_frames_are_those_of_the_first_episode():
     config = EnvConfig(register("Plain"))
     evaluation.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda frame: frames.append(frame[0, 0, 0]))
     assert frames == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_episode_that_nothing_ends_is_cut(monkeypatch):
+    """The task ends itself after 5 steps and has no limit; one with a limit is never cut by ours."""
+
+    def zero(observations):
+        return np.zeros((len(observations), 1))
+
+    config = EnvConfig(register("Plain"))
+    for most, steps in ((3, 3), (5, 5), (9, 5)):
+        monkeypatch.setattr(evaluation, "MOST_STEPS", most)
+        assert evaluation.run_episodes(config, zero, 2, 0).lengths.tolist() == [steps, steps]
+    monkeypatch.setattr(evaluation, "MOST_STEPS", 1)
+    assert evaluation.run_episodes(EnvConfig("inverted_pendulum"), zero, 1, 0).lengths[0] > 1

@@ -90,10 +90,10 @@ def test_a_replay_without_a_window_is_refused():
 def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
     config = small("halfcheetah", prefill_env_steps=500, total_env_steps=900)  # an episode is 1,000 steps
     run = loop.open_run(config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="loop.total_env_steps is 900; allowed: more than 1000"):
-        loop.prefill(run, None, lambda state, chunk: state)
     with pytest.raises(KeyboardInterrupt):
         loop.prefill(run, None, lambda state, chunk: state, SimpleNamespace(requested=True))
+    with pytest.raises(ConfigError, match="is 900; allowed: more than the prefill .* has not ended at step 900"):
+        loop.prefill(run, None, lambda state, chunk: state)
     run.lock.close()
 
 

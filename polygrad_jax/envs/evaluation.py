@@ -11,6 +11,9 @@ from polygrad_jax.config import EnvConfig
 from polygrad_jax.envs import registry
 from polygrad_jax.envs.stepping import EVALUATION_STREAM, EnvStepError, episode_seed
 
+MOST_STEPS = 10_000
+"""Where an episode of a task without a time limit is cut: a policy that never fails would be measured for ever."""
+
 
 @dataclass(frozen=True)
 class EpisodeResults:
@@ -29,6 +32,8 @@ def run_episodes(
     on_frame: Callable[[np.ndarray], None] | None = None,
 ) -> EpisodeResults:
     """Runs ``episodes`` (E) episodes side by side; what happens follows from ``seed`` and ``act``.
+
+    Those of a task without a time limit are cut after MOST_STEPS.
 
     Args:
         env_config: which task.
@@ -49,7 +54,7 @@ def run_episodes(
     envs = [registry.make(env_config, mode) for mode in render_modes]
     seeds = [episode_seed(seed, EVALUATION_STREAM, e) for e in range(episodes)]
     observations = np.empty((episodes, registry.spec_of(envs[0]).observation_size), np.float32)
-    starts = np.empty(episodes)
+    starts, unlimited = np.empty(episodes), envs[0].spec.max_episode_steps is None
     for e, env in enumerate(envs):
         observations[e], info = env.reset(seed=seeds[e])
         starts[e] = registry.start_of(info)
@@ -70,7 +75,7 @@ def run_episodes(
             returns[e] += reward
             lengths[e] += 1
             distances[e] = registry.distance(info) - starts[e]
-            running[e] = not (terminal or truncated)
+            running[e] = not (terminal or truncated or (unlimited and lengths[e] == MOST_STEPS))
         if on_frame is not None and first_is_running:
             on_frame(envs[0].render())
     for env in envs:

@@ -28,7 +28,7 @@ from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
 from polygrad_jax.training.iteration import make_iterations
-from polygrad_jax.training.loop import policy_and_model, without_rows
+from polygrad_jax.training.loop import policy_and_model, without_optimisers, without_rows
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import RunFolder
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
@@ -166,10 +166,13 @@ def _read_best(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[s
     if not path.is_file():
         raise ConfigError(f"run folder {folder} has no best.npz yet; allowed: --which newest, or a run evaluated once")
     shape = _shape_of_state(config, spec)
-    wanted = {"actor": shape.learner.actor, "world_model": shape.world_model, "moments": shape.replay.moments}
+    model = without_optimisers(shape.world_model)
+    wanted = {"actor": shape.learner.actor, "world_model": model, "moments": shape.replay.moments}
     tree = load_npz(path)
     env_steps = int(tree.pop("env_steps", 0))
-    stored, named = flatten_named(tree), flatten_named(wanted)
+    # Older versions kept the optimisers too.
+    stored = {name: x for name, x in flatten_named(tree).items() if "adam" not in name.split("/")}
+    named = flatten_named(wanted)
     shapes = [{name: (np.shape(x), x.dtype) for name, x in arrays.items()} for arrays in (stored, named)]
     if different := sorted(n for n in stored.keys() | named.keys() if shapes[0].get(n) != shapes[1].get(n)):
         raise ConfigError(f"{path} has other arrays: {', '.join(different[:3])}; allowed: those of this version")

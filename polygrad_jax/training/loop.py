@@ -203,18 +203,19 @@ def prefill(
       KeyboardInterrupt: ``stop`` was requested; there is nothing worth saving yet.
     """
     chunk, ended = new_chunk(run, INSERT_CHUNK), False
-    while not (ended and run.at.env_steps >= run.config.loop.prefill_env_steps):
+    loop = run.config.loop
+    while not (ended and run.at.env_steps >= loop.prefill_env_steps) and run.at.env_steps < loop.total_env_steps:
         if stop is not None and stop.requested:
             raise KeyboardInterrupt
         ended = take_step(run, chunk, uniform_action(run.config.seed, run.at.env_steps, run.spec.action_size))
         if chunk.length == INSERT_CHUNK:
             state, chunk = insert(state, record(run, chunk)), new_chunk(run, INSERT_CHUNK)
     run.at.prefill_env_steps = run.at.env_steps
-    total = run.config.loop.total_env_steps
-    if run.at.env_steps >= total:
+    if run.at.env_steps >= loop.total_env_steps:
+        took = f"{run.at.env_steps}, which the prefill took in whole episodes"
+        unended = f"the prefill takes in whole episodes; one has not ended at step {run.at.env_steps}"
         raise ConfigError(
-            f"loop.total_env_steps is {total}; allowed: more than {run.at.env_steps}, which the prefill took in whole "
-            "episodes"
+            f"loop.total_env_steps is {loop.total_env_steps}; allowed: more than {took if ended else unended}"
         )
     return insert(state, record(run, chunk)) if chunk.length else state
 
@@ -365,7 +366,9 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
     at.last_return = row["return_mean"]
     if at.best_return is None or at.last_return > at.best_return:
         at.best_return = at.last_return
-        save_best(run.folder / "best.npz", policy_and_model(state) | {"env_steps": np.int64(at.env_steps)})
+        best = policy_and_model(state)
+        best["world_model"] = without_optimisers(best["world_model"])
+        save_best(run.folder / "best.npz", best | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row)
     errors = {}
     if imagine_from_replay is not None:
@@ -373,6 +376,14 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
         errors = evaluation.simulator_errors(config.env, segment, run.simulator_log.get(segment.rows[:, 0]))
     at.clock.evaluating += time.perf_counter() - began
     return errors
+
+
+def without_optimisers(tree: Any) -> Any:
+    """A world model's state with None for every field ``adam``: all that imagining needs, and a third of the size."""
+    if not dataclasses.is_dataclass(tree):
+        return tree
+    fields = {f.name: without_optimisers(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+    return dataclasses.replace(tree, **fields | ({"adam": None} if "adam" in fields else {}))
 
 
 def policy_and_model(state: TrainState) -> dict[str, Any]:
