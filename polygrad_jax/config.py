@@ -158,6 +158,8 @@ class A2CConfig:
     """Largest gradient norm of the actor's network and of the critic, separately."""
     target_change: float = 0.01
     """Mean absolute change of the joint log-probability that one policy update aims at."""
+    final_target_change: float = 0.0
+    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays."""
     search: bool = True
     """Whether the line search towards target_change is done at all."""
     search_tolerance: float = 0.2
@@ -286,6 +288,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a2c.weight_decay": _AT_LEAST_0,
     "a2c.grad_clip": _POSITIVE,
     "a2c.target_change": _POSITIVE,
+    "a2c.final_target_change": _AT_LEAST_0,
     "a2c.search_tolerance": (lambda x: 0 < x < 1, "between 0 and 1"),
     "a2c.search_ratio": (lambda x: 0 < x < 1, "between 0 and 1"),
     "a2c.search_max_retries": _AT_LEAST_0,
@@ -317,6 +320,13 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{f.name}.")
         else:
             yield f"{prefix}{f.name}", value
+
+
+def planned_policy_updates(config: Config) -> int:
+    """Policy updates of the whole run, at least 1; a few more than there will be, since the prefill ends an episode."""
+    loop = config.loop
+    learning = loop.total_env_steps - loop.prefill_env_steps - loop.denoiser_warmup_env_steps
+    return max(learning // loop.env_steps_per_policy_update, 1)
 
 
 def denoiser_updates_per_policy_update(config: Config) -> int:

@@ -77,6 +77,17 @@ def test_swings_across_the_window_end_after_fifty_retries():
     np.testing.assert_allclose(found.learning_rate, 1.0, rtol=1e-4)
 
 
+def test_the_target_falls_on_a_line_and_is_what_is_searched_for():
+    """0.03 to 0.006: 0.018 half way, so 0.0144 to 0.0216; 0.05, 0.04, 0.032, 0.0256, 0.0205: four retries."""
+    config = A2CConfig(target_change=0.03, final_target_change=0.006, max_actor_lr=1.0)
+    progress = jnp.asarray([-1.0, 0.0, 0.5, 1.0, 3.0])
+    expected = [0.03, 0.03, 0.018, 0.006, 0.006]
+    np.testing.assert_allclose(a2c.target_change_at(config, progress), expected, rtol=1e-6)
+    assert a2c.target_change_at(A2CConfig(target_change=0.02), jnp.float32(0.5)) == 0.02
+    found = search(proportional(0.05), jnp.float32(1.0), config, a2c.target_change_at(config, jnp.float32(0.5)))
+    assert int(found.retries) == 4 and float(found.change) == pytest.approx(0.05 * 0.8**4, rel=1e-5)
+
+
 def test_a_change_that_is_not_a_number_ends_the_search():
     found = search(lambda rate: rate * jnp.nan, jnp.float32(1.0), CONFIG)
     assert int(found.retries) == 0

@@ -83,13 +83,20 @@ def make_value_apply(config: A2CConfig, precision: str = "float32") -> ValueAppl
 
 
 def update(
-    state: A2CState, segment: Segment, config: A2CConfig, spec: EnvSpec, precision: str = "float32"
+    state: A2CState,
+    segment: Segment,
+    config: A2CConfig,
+    spec: EnvSpec,
+    precision: str = "float32",
+    target_change: Array | float | None = None,
 ) -> tuple[A2CState, Metrics]:
     """One policy update on ``segment [B, H]`` in raw units (paper, Algorithm 3, line 8).
 
     ``config``, ``spec`` and ``precision`` are static. In order: target critic, advantages, critic, actor with its line
-    search, and the learning rate that the next search starts from.
+    search, and the learning rate that the next search starts from. ``target_change`` takes the place of the config's
+    where it is given (:func:`target_change_at`).
     """
+    target = config.target_change if target_change is None else target_change
     policy_apply = make_policy_apply(spec, config, precision)
     value_apply = make_value_apply(config, precision)
     raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
@@ -102,9 +109,9 @@ def update(
 
     critic, critic_adam, critic_metrics = _update_critic(state, value_apply, raw_obs, targets, weights, config)
     actor, actor_adam, first_change, actor_metrics = _update_actor(
-        state, policy_apply, raw_obs, actions, scaled, weights, config
+        state, policy_apply, raw_obs, actions, scaled, weights, config, target
     )
-    log_actor_lr, log_actor_lr_adam = _adapt_learning_rate(state, first_change, config)
+    log_actor_lr, log_actor_lr_adam = _adapt_learning_rate(state, first_change, config, target)
 
     metrics = critic_metrics | actor_metrics
     metrics["policy/advantage_std"] = jnp.std(advantages, ddof=1)
@@ -121,6 +128,18 @@ def update(
         averaged_actor=follow(state.averaged_actor, actor, config.actor_ema) if config.actor_ema > 0 else None,
     )
     return new_state, metrics
+
+
+def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
+    """``target_change`` at ``progress`` (0 to 1, clipped) of the policy updates: on a line to ``final_target_change``.
+
+    DEVIATION from paper and official code, whose target stays: where the gradient is mostly noise, steps of constant
+    size make a policy walk away from what it has found.
+    """
+    if config.final_target_change == 0:
+        return config.target_change
+    progress = jnp.clip(progress, 0.0, 1.0)
+    return config.target_change + progress * (config.final_target_change - config.target_change)
 
 
 def follow(target: Params, source: Params, decay: float) -> Params:
@@ -233,6 +252,7 @@ def _update_actor(
     advantages: Array,
     weights: Array,
     config: A2CConfig,
+    target_change: Array | float,
 ) -> tuple[Params, Any, Array, Metrics]:
     """One AdamW step of searched length. Returns actor, its Adam state, the first change tried, metrics."""
     grad = jax.value_and_grad(actor_loss, has_aux=True)
@@ -252,7 +272,7 @@ def _update_actor(
         new_mean, new_std = policy_apply(step_to(learning_rate), raw_obs)
         return jnp.mean(jnp.abs(log_prob - gaussian.log_prob(new_mean, new_std, actions)))
 
-    found = search(change_at, jnp.exp(state.log_actor_lr), config)
+    found = search(change_at, jnp.exp(state.log_actor_lr), config, target_change)
     standardised = (actions - mean) / std
     metrics = {
         "loss/actor": loss,
@@ -269,9 +289,11 @@ def _update_actor(
     return step_to(found.learning_rate), adam, found.first_change, metrics
 
 
-def _adapt_learning_rate(state: A2CState, first_change: Array, config: A2CConfig) -> tuple[Array, Any]:
+def _adapt_learning_rate(
+    state: A2CState, first_change: Array, config: A2CConfig, target_change: Array | float
+) -> tuple[Array, Any]:
     """One AdamW step on the log learning rate, down where the first step tried went too far; at most the maximum."""
-    direction, adam = adam_direction(first_change - config.target_change, state.log_actor_lr_adam)
+    direction, adam = adam_direction(first_change - target_change, state.log_actor_lr_adam)
     log_lr = adamw_step(state.log_actor_lr, direction, config.log_lr_step, _LOG_LR_WEIGHT_DECAY)
     return jnp.minimum(log_lr, jnp.log(jnp.float32(config.max_actor_lr))), adam
 

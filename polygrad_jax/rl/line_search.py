@@ -22,21 +22,25 @@ class Search:
     retries: Array  # int32, steps tried after the first
 
 
-def search(change_at: Callable[[Array], Array], first_rate: Array, config: A2CConfig) -> Search:
+def search(
+    change_at: Callable[[Array], Array], first_rate: Array, config: A2CConfig, target_change: Array | float | None = None
+) -> Search:
     """Multiplies or divides the learning rate by ``search_ratio`` until the step changes the policy enough.
 
     Enough: ``change_at(rate)``, the mean absolute change of the log-probability, is within ``search_tolerance`` of
     ``target_change``. Stops, keeping the last step tried, after ``search_max_retries`` retries or where the next
     rate would exceed ``max_actor_lr``, even below the target. A change that is not a number ends the search.
+    ``target_change`` takes the place of the config's, where it changes in the course of training.
     """
+    target = config.target_change if target_change is None else target_change
 
     def outside(change: Array) -> Array:
-        low = config.target_change * (1.0 - config.search_tolerance)
-        high = config.target_change * (1.0 + config.search_tolerance)
+        low = target * (1.0 - config.search_tolerance)
+        high = target * (1.0 + config.search_tolerance)
         return (change < low) | (change > high)
 
     def next_rate(at: Search) -> Array:
-        too_far = at.change > config.target_change
+        too_far = at.change > target
         return jnp.where(too_far, at.learning_rate * config.search_ratio, at.learning_rate / config.search_ratio)
 
     def go_on(at: Search) -> Array:

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update
+from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.rl import a2c
@@ -112,7 +112,9 @@ def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
         )
         segment = jax.lax.stop_gradient(segment)
         # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
-        learner, policy_metrics = a2c.update(state.learner, segment, config.a2c, spec)  # 8
+        progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
+        target = a2c.target_change_at(config.a2c, progress)
+        learner, policy_metrics = a2c.update(state.learner, segment, config.a2c, spec, target_change=target)  # 8
         state = state.replace(world_model=model, learner=learner, policy_updates=state.policy_updates + 1)
         return state, metrics | policy_metrics, all_finite(segment)
 
