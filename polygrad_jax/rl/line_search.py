@@ -23,7 +23,10 @@ class Search:
 
 
 def search(
-    change_at: Callable[[Array], Array], first_rate: Array, config: A2CConfig, target_change: Array | float | None = None
+    change_at: Callable[[Array], Array],
+    first_rate: Array,
+    config: A2CConfig,
+    target_change: Array | float | None = None,
 ) -> Search:
     """Multiplies or divides the learning rate by ``search_ratio`` until the step changes the policy enough.
 
