@@ -119,16 +119,25 @@ def _cost_of_other(options: argparse.Namespace, fields: Sequence[str], preset: s
 
 def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, str]:
     """``(config, why this preset)``; a mistake is reported before jax is even imported."""
-    from polygrad_jax.envs import registry
-
     if _goes_on(options):
         config = configs.validate(override(configs.from_dict(RunFolder(options.run).saved_config()), fields))
-        registry.make(config.env).close()
+        _check_task(config)
         return config, "the run folder's own"
-    _prepare_jax(_checked_early(options, fields))  # choosing a preset starts jax
-    registry.make(configs.EnvConfig(name=options.env or DEFAULT_ENV)).close()
+    early = _checked_early(options, fields)
+    _prepare_jax(early)  # choosing a preset starts jax
+    _check_task(early)
     preset, why = (options.preset, "it was asked for") if options.preset else _choose_preset()
     return build_config(options, fields, preset), why
+
+
+def _check_task(config: Config) -> None:
+    """Refuses a task that there is not, or that the world model cannot do."""
+    from polygrad_jax.envs import registry, simulator
+
+    env = registry.make(config.env)
+    if config.world_model == "simulator":
+        simulator.require_state(env)
+    env.close()
 
 
 def default_run_folder(config: Config) -> Path:
