@@ -1,5 +1,6 @@
 # make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--a2c.gae-lambda 0.95"
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
+# make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
@@ -16,8 +17,9 @@ JAX := $(or $(shell cat $(VENV)/jax-build 2>/dev/null),cpu)
 # The stamp names the build, so that another JAX= is another target.
 INSTALLED = $(VENV)/installed-$(JAX)
 INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
+INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
 
-.PHONY: install train test lint tensorboard benchmark clean
+.PHONY: install train dataset test lint tensorboard benchmark clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -47,6 +49,14 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 train: $(INSTALLED)
 	@exec $(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(RUN),--run $(RUN)) $(ARGS)
+
+$(INSTALLED_MINARI): setup.cfg $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[minari]"
+	@touch $@
+
+dataset: $(INSTALLED_MINARI)
+	@exec $(BIN)/polygrad dataset $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 # One file of tests goes to one worker, so that its compiled functions are compiled once.
 test: $(INSTALLED_DEV)

@@ -26,6 +26,7 @@ from polygrad_jax.training.run_folder import CONFIG_FILE, RunFolder
 BAD_INPUT = 2
 DIVERGED = 3
 DEFAULT_ENV = "hopper"
+DATASETS = Path("datasets")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,8 +36,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _train_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="polygrad train", add_help=False, allow_abbrev=False)
+def _train_parser(command: str = "train") -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"polygrad {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--env", default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--seed", type=int, default=None)
@@ -119,16 +120,25 @@ def _cost_of_other(options: argparse.Namespace, fields: Sequence[str], preset: s
 
 def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, str]:
     """``(config, why this preset)``; a mistake is reported before jax is even imported."""
-    from polygrad_jax.envs import registry
-
     if _goes_on(options):
         config = configs.validate(override(configs.from_dict(RunFolder(options.run).saved_config()), fields))
-        registry.make(config.env).close()
+        _check_task(config)
         return config, "the run folder's own"
-    _prepare_jax(_checked_early(options, fields))  # choosing a preset starts jax
-    registry.make(configs.EnvConfig(name=options.env or DEFAULT_ENV)).close()
+    early = _checked_early(options, fields)
+    _prepare_jax(early)  # choosing a preset starts jax
+    _check_task(early)
     preset, why = (options.preset, "it was asked for") if options.preset else _choose_preset()
     return build_config(options, fields, preset), why
+
+
+def _check_task(config: Config) -> None:
+    """Refuses a task that there is not, or that the world model cannot do."""
+    from polygrad_jax.envs import registry, simulator
+
+    env = registry.make(config.env)
+    if config.world_model == "simulator":
+        simulator.require_state(env)
+    env.close()
 
 
 def default_run_folder(config: Config) -> Path:
@@ -197,6 +207,63 @@ def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> 
     return 128 + signal.Signals[result.stopped_by]
 
 
+def dataset_command(arguments: Sequence[str]) -> int:
+    """``polygrad dataset``: a run's transitions and final policy as a Minari dataset; trains it if there is none."""
+    parser = _train_parser("dataset")
+    parser.add_argument("--out", type=Path, default=DATASETS)
+    options, fields = parser.parse_known_args(arguments)
+    if options.help:
+        print(
+            "usage: polygrad dataset [--run FOLDER] [--out FOLDER] [--env ENV] [--preset PRESET] [--seed SEED] "
+            f"[--FIELD VALUE ...]\n\nWrites below --out ({DATASETS}) what the run in --run left, as a Minari dataset. "
+            "Where there is no\nrun, it is trained first, with the options of polygrad train. Needs the extra "
+            "polygrad_jax[minari]."
+        )
+        return 0
+    from polygrad_jax.data.minari_dataset import require_minari
+
+    require_minari()  # before a run is trained for hours
+    if options.run is not None and (options.run / CONFIG_FILE).is_file():
+        if (options.env, options.preset, options.seed) != (None, None, None) or fields:
+            raise ConfigError(f"--run {options.run} is a run already; allowed: no other option than --out beside it")
+        return _export(options.run, options.out)
+    config, _ = _config_to_train(options, fields)
+    folder = options.run or default_run_folder(config)
+    RunFolder(folder).check(config, {})
+    total = config.loop.total_env_steps
+    if _newest_step(folder) < total:
+        there = "has not come to its end" if RunFolder(folder).holds_a_run() else "is not there"
+        print(f"run {folder} {there}: it is trained first, to {total:,} environment steps", flush=True)
+        code = train_command(_without_out(arguments))
+        if code != 0:
+            print(f"no dataset yet; go on with: {shlex.join([sys.argv[0], 'dataset', *arguments])}", file=sys.stderr)
+            return code
+    return _export(folder, options.out)
+
+
+def _newest_step(folder: Path) -> int:
+    """Environment steps of a run's newest checkpoint; 0 without one."""
+    return max((int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """The words of ``polygrad dataset`` that ``polygrad train`` knows too."""
+    words = [word for word in arguments if not word.startswith("--out=")]
+    if "--out" in words:
+        del words[words.index("--out") : words.index("--out") + 2]
+    return words
+
+
+def _export(run: Path, out: Path) -> int:
+    from polygrad_jax.training.dataset_export import export
+
+    written = export(run, out)
+    name = written.relative_to(out).as_posix()
+    print(f"dataset {name} written to {written}")
+    print(f'read it by MINARI_DATASETS_PATH={out} and minari.load_dataset("{name}")')
+    return 0
+
+
 def evaluate_command(arguments: Sequence[str]) -> int:
     """``polygrad evaluate RUN``: episodes with the mean action, and a video."""
     from polygrad_jax.training import looking
@@ -228,12 +295,13 @@ def tensorboard_command(arguments: Sequence[str]) -> int:
 
 COMMANDS = {
     "train": train_command,
+    "dataset": dataset_command,
     "evaluate": evaluate_command,
     "imagine": imagine_command,
     "plot": plot_command,
     "tensorboard": tensorboard_command,
 }
-USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; train, evaluate, imagine and plot know --help"
+USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; train, dataset, evaluate, imagine and plot know --help"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -229,8 +229,8 @@ class Config:
     """H, states per trajectory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
-    world_model: Literal["polygrad"] = "polygrad"
-    """What imagines."""
+    world_model: Literal["polygrad", "simulator"] = "polygrad"
+    """What imagines; simulator is MuJoCo itself, a perfect model that learns nothing."""
     preallocate_gpu_memory: bool = False
     """Whether JAX takes most of the accelerator's memory at start."""
     env: EnvConfig = field(default_factory=EnvConfig)

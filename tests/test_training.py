@@ -30,8 +30,8 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     traced = []
     make = loop.make_iterations
 
-    def counting(config, spec):
-        made = make(config, spec)
+    def counting(*given):
+        made = make(*given)
 
         def learn(state, chunk):
             traced.append("learn")

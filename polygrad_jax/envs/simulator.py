@@ -6,13 +6,23 @@ This is what the error experiments measure imagination against. Host only.
 from __future__ import annotations
 
 import functools
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import registry
+
+STEPS_PER_THREAD = 16
+"""Copies that a thread must have to step before another one is worth waking."""
+
+_STEPPING = threading.Lock()
+"""The copies are shared: one caller at a time steps them."""
 
 
 def has_simulator_state(env: gym.Env) -> bool:
@@ -40,7 +50,7 @@ def read_state(env: gym.Env) -> np.ndarray:
     """
     import mujoco
 
-    _require_state(env)
+    require_state(env)
     base = env.unwrapped
     state = np.empty(state_size(env), np.float64)
     mujoco.mj_getState(base.model, base.data, state, _parts())
@@ -59,7 +69,7 @@ def set_state(env: gym.Env, state: np.ndarray) -> np.ndarray:
     """
     import mujoco
 
-    _require_state(env)
+    require_state(env)
     base = env.unwrapped
     if state.shape != (state_size(env),):
         raise ValueError(f"simulator state has shape {state.shape}; {env} needs ({state_size(env)},)")
@@ -104,10 +114,11 @@ def replay_actions(
     rewards = np.empty((batch, steps), np.float64)
     terminals = np.empty((batch, steps), bool)
     clipped = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
-    for b in range(batch):
-        observations[b, 0] = set_state(env, states[b])
-        for k in range(steps):
-            observations[b, k + 1], rewards[b, k], terminals[b, k], _, _ = env.step(clipped[b, k])
+    with _STEPPING:
+        for b in range(batch):
+            observations[b, 0] = set_state(env, states[b])
+            for k in range(steps):
+                observations[b, k + 1], rewards[b, k], terminals[b, k], _, _ = env.step(clipped[b, k])
     return observations, rewards, terminals
 
 
@@ -126,34 +137,126 @@ def close_loop(
         ConfigError: the environment has no MuJoCo state.
         ValueError: the states do not fit.
     """
-    env = _replay_env(env_config)
-    if states.ndim != 2 or states.shape[1] != state_size(env):
-        raise ValueError(f"states {states.shape} do not fit; allowed are [B, {state_size(env)}]")
-    states = np.array(states, np.float64)
-    observations = [np.stack([set_state(env, state) for state in states])]
+    observations = [observations_of(env_config, states)]
     actions, rewards, terminals = [], [], []
     for k in range(steps):
         chosen = np.asarray(act(k, observations[-1]), np.float32)
-        clipped = np.clip(chosen, -1.0, 1.0)
-        after = []
-        for b in range(len(states)):
-            set_state(env, states[b])
-            after.append(env.step(clipped[b])[:3])
-            states[b] = read_state(env)
-        following, earned, ended = zip(*after, strict=True)
-        observations.append(np.stack(following).astype(np.float64))
+        after = step_copies(env_config, states, chosen)
+        states = after.states
+        observations.append(after.observations)
         actions.append(chosen)
-        rewards.append(np.array(earned, np.float64))
-        terminals.append(np.array(ended, bool))
+        rewards.append(after.rewards)
+        terminals.append(after.terminals)
     parts = (observations, actions, rewards, terminals)
     return tuple(np.stack(part, axis=1) for part in parts)
 
 
+def observations_of(env_config: EnvConfig, states: np.ndarray) -> np.ndarray:
+    """The observations ``[B, O]`` float64 raw of simulator states ``[B, S]``.
+
+    Raises:
+        ConfigError: the environment has no MuJoCo state.
+        ValueError: the states do not fit.
+    """
+    env = _replay_env(env_config)
+    _require_states(env, states)
+    with _STEPPING:
+        return np.stack([set_state(env, state) for state in states])
+
+
+class After(NamedTuple):
+    """What one step of B copies of a task leads to; raw, as the simulator gives it."""
+
+    states: np.ndarray  # [B, S] float64
+    observations: np.ndarray  # [B, O] float64
+    rewards: np.ndarray  # [B] float64
+    terminals: np.ndarray  # [B] bool: whether the environment called this very step terminal
+
+
+def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) -> After:
+    """Steps B copies of the task, each from a state of its own; a pure function of states and actions.
+
+    The step is the Gymnasium task's own, and the physics of several copies run at once, a thread per core (MuJoCo lets
+    Python go meanwhile); which thread steps a copy changes no bit. Actions are clipped to [-1, 1] when executed, and
+    the episode goes on past its termination. Where an action is not finite, nothing is stepped and all that comes back
+    is not finite: MuJoCo would take it for zero and go on.
+
+    Args:
+        env_config: which task.
+        states: ``[B, S]`` simulator states.
+        actions: ``[B, A]`` raw.
+
+    Raises:
+        ConfigError: the environment has no MuJoCo state.
+        ValueError: the shapes do not fit.
+    """
+    env = _replay_env(env_config)
+    spec = registry.spec_of(env)
+    _require_states(env, states)
+    batch = len(states)
+    if actions.shape != (batch, spec.action_size):
+        raise ValueError(f"actions {actions.shape} do not fit; allowed are [{batch}, {spec.action_size}]")
+    clipped = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
+    after = After(
+        states=np.full(states.shape, np.nan),
+        observations=np.full((batch, spec.observation_size), np.nan),
+        rewards=np.full(batch, np.nan),
+        terminals=np.zeros(batch, bool),
+    )
+    shares = np.array_split(np.arange(batch), max(min(_cores(), batch // STEPS_PER_THREAD), 1))
+    copies = [_replay_env(env_config, number) for number in range(len(shares))]
+    with _STEPPING:
+        if len(shares) == 1:
+            _step_share(env, states, clipped, shares[0], after)
+        else:
+            work = zip(copies, shares, strict=True)
+            for done in [_threads().submit(_step_share, c, states, clipped, share, after) for c, share in work]:
+                done.result()
+    return after
+
+
+def _step_share(env: gym.Env, states: np.ndarray, clipped: np.ndarray, share: np.ndarray, after: After) -> None:
+    """Steps the copies ``share`` one after the other in ``env`` and writes what comes of it to ``after``."""
+    import mujoco
+
+    base, parts, state = env.unwrapped, _parts(), np.empty(states.shape[1])
+    # A step of these starts with the forward dynamics, and nothing that they read before it is derived from qpos.
+    set_fully = not base.__module__.startswith(_NOTHING_DERIVED)
+    for b in share:
+        if not np.isfinite(clipped[b]).all():
+            continue
+        state[:] = states[b]
+        if set_fully:
+            set_state(env, state)
+        else:
+            mujoco.mj_setState(base.model, base.data, state, parts)
+        after.observations[b], after.rewards[b], after.terminals[b], _, _ = env.step(clipped[b])
+        mujoco.mj_getState(base.model, base.data, state, parts)
+        after.states[b] = state
+
+
+_NOTHING_DERIVED = tuple(
+    f"gymnasium.envs.mujoco.{task}_v{version}"
+    for task in ("hopper", "walker2d", "half_cheetah", "inverted_pendulum")
+    for version in registry.VERSIONS
+)
+"""Modules of the tasks whose step reads qpos and qvel only, and so needs no forward dynamics after a state was set."""
+
+
 @functools.cache
-def _replay_env(env_config: EnvConfig) -> gym.Env:
-    """One environment per task for replaying, without the time limit and the check that an episode was reset."""
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="simulator")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _replay_env(env_config: EnvConfig, number: int = 0) -> gym.Env:
+    """Environments of a task for replaying, without the time limit and the check that an episode was reset."""
     env = registry.make(env_config)
-    _require_state(env)
+    require_state(env)
     env.reset(seed=0)
     return gym.wrappers.RescaleAction(env.unwrapped, np.float32(-1.0), np.float32(1.0))
 
@@ -165,7 +268,13 @@ def _parts() -> int:
     return int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
 
 
-def _require_state(env: gym.Env) -> None:
+def _require_states(env: gym.Env, states: np.ndarray) -> None:
+    if states.ndim != 2 or states.shape[1] != state_size(env):
+        raise ValueError(f"states {states.shape} do not fit; allowed are [B, {state_size(env)}]")
+
+
+def require_state(env: gym.Env) -> None:
+    """Raises ConfigError where the environment's simulator cannot be read and set."""
     if not has_simulator_state(env):
         name = env.spec.id if env.spec else env
         raise ConfigError(f"env.name {name}: has no MuJoCo state to read or set; allowed are MuJoCo environments")

@@ -240,8 +240,8 @@ def _placed(path: Path, name: str, value: np.ndarray | None, wanted: Any) -> Any
 # --- plain arrays ----------------------------------------------------------------------------------------------------
 
 
-def export_npz(path: Path | str, tree: Any) -> None:
-    """Writes a pytree as plain arrays named by their paths, ``a/b/c``; readable with ``numpy.load`` alone."""
+def npz_bytes(tree: Any) -> bytes:
+    """A pytree as the content of a ``.npz``, arrays named by their paths, ``a/b/c``."""
     named = _on_host(tree)
     for name, array in named.items():
         # NumPy writes types that it does not know (bfloat16) as bytes without a type.
@@ -249,7 +249,12 @@ def export_npz(path: Path | str, tree: Any) -> None:
             raise TypeError(f"{name} is {array.dtype}; a .npz holds NumPy's own types")
     buffer = io.BytesIO()
     np.savez(buffer, **named)
-    write_bytes_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def export_npz(path: Path | str, tree: Any) -> None:
+    """Writes a pytree as plain arrays named by their paths, ``a/b/c``; readable with ``numpy.load`` alone."""
+    write_bytes_atomically(path, npz_bytes(tree))
 
 
 def load_npz(path: Path | str) -> dict[str, Any]:

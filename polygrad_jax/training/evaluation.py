@@ -17,6 +17,7 @@ from polygrad_jax.rl import a2c
 from polygrad_jax.training.iteration import TrainState, key_for
 from polygrad_jax.types import Array, Params, Segment
 from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.simulator import SimulatorHost
 
 Act = Callable[[Params, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """``(actor params, raw_obs [..., O]) -> (mean [..., A], std [..., A])`` on the host."""
@@ -42,13 +43,15 @@ def evaluate_policy(config: EnvConfig, act: Act, params: Params, episodes: int, 
 ImagineFromReplay = Callable[[TrainState, Array], Segment]
 
 
-def make_imagine_from_replay(config: Config, spec: EnvSpec, trajectories: int) -> ImagineFromReplay:
+def make_imagine_from_replay(
+    config: Config, spec: EnvSpec, trajectories: int, host: SimulatorHost | None = None
+) -> ImagineFromReplay:
     """``(state, counter) -> Segment [trajectories, H]`` imagined under the current policy from states of the replay.
 
     ``rows`` of the result hold the row of each trajectory's first state (``[B, 1]``), by which the host finds the
     simulator's state.
     """
-    world_model = make_world_model(config, spec)
+    world_model = make_world_model(config, spec, host)
     policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
 
     @jax.jit

@@ -31,10 +31,11 @@ from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.loop import policy_and_model, without_optimisers, without_rows
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import RunFolder
+from polygrad_jax.training.simulator_host import host_for
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
 from polygrad_jax.world_models.fitting import replay_of
 from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler
-from polygrad_jax.world_models.registry import WORLD_MODELS, make_world_model
+from polygrad_jax.world_models.registry import known_world_models, make_world_model
 
 Which = Literal["newest", "best"]
 
@@ -110,8 +111,8 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
     """
     folder = Path(folder)
     config = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
-    if config.world_model not in WORLD_MODELS:
-        raise ConfigError(f"world_model is {config.world_model}; allowed: {', '.join(WORLD_MODELS)}")
+    if config.world_model not in known_world_models():
+        raise ConfigError(f"world_model is {config.world_model}; allowed: {', '.join(known_world_models())}")
     env = registry.make(config.env)
     spec = registry.spec_of(env)
     env.close()
@@ -119,8 +120,10 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
     if which not in readers:
         raise ConfigError(f"which is {which}; allowed: {', '.join(readers)}")
     env_steps, learnt = readers[which](folder, config, spec)
-    world_model = make_world_model(config, spec)
-    return FinishedRun(
+    # The rows of the contexts are those of the run that is opened here.
+    host = host_for(config, lambda rows: run.transitions.simulator_states[rows])
+    world_model = make_world_model(config, spec, host)
+    run = FinishedRun(
         folder=folder,
         config=config,
         spec=spec,
@@ -134,6 +137,7 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
         normaliser=normalisers.to_normaliser(learnt["moments"]),
         jitted_imagine=jax.jit(world_model.imagine, static_argnums=(1, 6)),
     )
+    return run
 
 
 # --- reading without writing -----------------------------------------------------------------------------------------
@@ -141,7 +145,7 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
 
 def _shape_of_state(config: Config, spec: EnvSpec) -> Any:
     """Shapes of a run's train state without the replay's rows; nothing is computed."""
-    return jax.eval_shape(lambda: without_rows(make_iterations(config, spec).init(config.seed)))
+    return jax.eval_shape(lambda: without_rows(make_iterations(config, spec, host_for(config)).init(config.seed)))
 
 
 def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:

@@ -19,6 +19,7 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.rl import a2c
 from polygrad_jax.types import Array, Metrics, Params, Transitions
 from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.simulator import SimulatorHost
 
 # Every use of randomness on the device is fold_in(fold_in(root, stream), counter).
 STREAMS = {"world_model_init": 0, "policy_init": 1, "context": 2, "imagine": 3, "batch": 4, "denoise": 5, "errors": 6}
@@ -75,9 +76,9 @@ def all_finite(tree: Any) -> Array:
     return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in jax.tree.leaves(tree))]).all()
 
 
-def make_iterations(config: Config, spec: EnvSpec) -> Iterations:
-    """The pure functions that the loop compiles for ``config``."""
-    world_model = make_world_model(config, spec)
+def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = None) -> Iterations:
+    """The pure functions that the loop compiles for ``config``; ``host`` as for :func:`make_world_model`."""
+    world_model = make_world_model(config, spec, host)
     policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
     horizon = config.horizon
     groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update

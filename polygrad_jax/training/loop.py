@@ -40,6 +40,7 @@ from polygrad_jax.training.metrics import Histogram, MetricsLog
 from polygrad_jax.training.progress import Progress, announce, announced
 from polygrad_jax.training.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.training.signals import StopOnSignal
+from polygrad_jax.training.simulator_host import MuJoCoHost, host_for
 from polygrad_jax.types import Params, Transitions
 
 EXPLORATION_STREAM = 1
@@ -84,6 +85,8 @@ class Run:
     collector: Collector
     transitions: TransitionLog
     simulator_log: SimulatorLog
+    host: MuJoCoHost | None
+    """Where the world model is the simulator itself."""
     checkpoints: Checkpoints
     metrics: MetricsLog
     act: evaluation.Act
@@ -461,6 +464,10 @@ def open_run(config: Config, folder: Path) -> Run:
     run_folder, environment = RunFolder(folder), describe_environment()
     for warning in run_folder.check(config, environment):
         announce(warning)
+    # With overlap a chunk is added while the device still asks for states that it displaces.
+    kept = config.loop.replay_capacity + config.loop.env_steps_per_iteration
+    simulator_log = SimulatorLog(kept, collector.simulator_state_size)
+    host = host_for(config, simulator_log.get)
     lock = run_folder.lock()
     run_folder.record(config, environment)
     return Run(
@@ -470,7 +477,8 @@ def open_run(config: Config, folder: Path) -> Run:
         folder=folder,
         collector=collector,
         transitions=TransitionLog(folder / "replay"),
-        simulator_log=SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size),
+        simulator_log=simulator_log,
+        host=host,
         checkpoints=Checkpoints(folder / "checkpoints"),
         metrics=MetricsLog(folder),
         act=evaluation.make_act(config, spec),
@@ -488,7 +496,7 @@ def train(config: Config, folder: Path) -> Result:
     """
     run = open_run(config, folder)
     try:
-        iterations = make_iterations(config, run.spec)
+        iterations = make_iterations(config, run.spec, run.host)
         state = jax.jit(iterations.init, static_argnums=0)(config.seed)
         began = time.perf_counter()
         compiled = compile_iterations(iterations, state, config, run.spec)
@@ -513,7 +521,7 @@ def train(config: Config, folder: Path) -> Result:
 def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop: StopOnSignal) -> Result:
     config, at, loop = run.config, run.at, run.config.loop
     look = has_simulator_state(run.collector.env) and loop.error_trajectories > 0
-    imagine = evaluation.make_imagine_from_replay(config, run.spec, loop.error_trajectories) if look else None
+    imagine = evaluation.make_imagine_from_replay(config, run.spec, loop.error_trajectories, run.host) if look else None
     cpu = jax.local_devices(backend="cpu")[0]
     session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
     previous: Output | None = None

@@ -28,12 +28,11 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.training.run_folder import one_line_on_disk_trouble
 
 STEP = "env_steps"
-X_AXIS = "(x: env steps)"
-"""Ends the title of every TensorBoard chart."""
-_X_AXIS_TEXT = (
-    "The x-axis of every chart ('Step') is environment steps, counted from the start of the run and including the "
-    "random prefill."
-)
+_X_AXIS_TEXTS = {
+    STEP: "The x-axis of every chart ('Step') is environment steps, counted from the start of the run and including "
+    "the random prefill.",
+    "updates": "The x-axis of every chart ('Step') is gradient steps of the world model.",
+}
 HISTOGRAM_BINS = 30
 
 
@@ -52,9 +51,12 @@ def histogram_of(values: Any, bins: int = HISTOGRAM_BINS) -> Histogram:
 
 
 class MetricsLog:
-    """Appends to the three records of a run folder. Steps never go back, except by :meth:`truncate`."""
+    """Appends to the three records of a run folder. Steps never go back, except by :meth:`truncate`.
 
-    def __init__(self, folder: Path | str, say: Callable[[str], None] | None = None):
+    ``step`` is what is counted: environment steps, or ``updates`` where a world model alone is trained.
+    """
+
+    def __init__(self, folder: Path | str, say: Callable[[str], None] | None = None, step: str = STEP):
         self.folder = Path(folder)
         self.rows = self.folder / "metrics.jsonl"
         self.evaluations = self.folder / "eval.csv"
@@ -62,6 +64,7 @@ class MetricsLog:
         self._named_non_finite: set[str] = set()
         self._events: _EventFile | None = None
         self._latest = -1
+        self._step, self._axis = step, f"(x: {step.replace('_', ' ')})"
         with one_line_on_disk_trouble(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -78,7 +81,7 @@ class MetricsLog:
         self._forward(env_steps)
         numbers = {name: float(np.asarray(value).item()) for name, value in scalars.items()}
         counted = {n: h if isinstance(h, Histogram) else histogram_of(h) for n, h in (histograms or {}).items()}
-        row: dict[str, Any] = {STEP: int(env_steps)}
+        row: dict[str, Any] = {self._step: int(env_steps)}
         row |= {name: self._finite_or_none(name, number, env_steps) for name, number in numbers.items()}
         row |= {name: _histogram_row(h) for name, h in counted.items()}
         _append(self.rows, (json.dumps(row, allow_nan=False) + "\n").encode())
@@ -92,7 +95,7 @@ class MetricsLog:
         """
         self._forward(env_steps)
         numbers = {name: float(np.asarray(value).item()) for name, value in results.items()}
-        columns = [STEP, *numbers]
+        columns = [self._step, *numbers]
         new = not self.evaluations.exists() or self.evaluations.stat().st_size == 0
         if not new and (before := self._columns()) != columns:
             raise ValueError(f"eval.csv has the columns {before}, not {columns}")
@@ -111,7 +114,7 @@ class MetricsLog:
             return number
         if name not in self._named_non_finite:
             self._named_non_finite.add(name)
-            self._say(f"warning: {name} is {number} at environment step {env_steps}; written as null")
+            self._say(f"warning: {name} is {number} at {_one(self._step)} {env_steps}; written as null")
         return None
 
     def _columns(self) -> list[str]:
@@ -120,9 +123,9 @@ class MetricsLog:
 
     def _write_events(self, env_steps: int, numbers: dict[str, float], histograms: dict[str, Histogram]) -> None:
         if self._events is None:
-            self._events = _EventFile(self.folder, from_step=env_steps)
-        summaries = [tb_summary.Summary.Value(tag=f"{n} {X_AXIS}", simple_value=v) for n, v in numbers.items()]
-        summaries += [_histogram_summary(f"{n} {X_AXIS}", h) for n, h in histograms.items() if h.counts.sum() > 0]
+            self._events = _EventFile(self.folder, from_step=env_steps, axis=_X_AXIS_TEXTS[self._step])
+        summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
+        summaries += [_histogram_summary(f"{n} {self._axis}", h) for n, h in histograms.items() if h.counts.sum() > 0]
         self._events.add(env_steps, tb_summary.Summary(value=summaries))
 
     def close(self) -> None:
@@ -149,6 +152,10 @@ class MetricsLog:
 
 
 # --- the ends of files -----------------------------------------------------------------------------------------------
+
+
+def _one(step: str) -> str:
+    return "environment step" if step == STEP else step.removesuffix("s")
 
 
 def _append(path: Path, content: bytes) -> None:
@@ -194,8 +201,8 @@ def _ends_of_rows(content: bytes) -> Iterator[tuple[int, int]]:
         if not line.endswith(b"\n"):
             return
         try:
-            yield end, json.loads(line)[STEP]
-        except (ValueError, KeyError, TypeError):
+            yield end, next(iter(json.loads(line).values()))  # the step comes first, whatever is counted
+        except (ValueError, StopIteration, AttributeError):
             return
 
 
@@ -230,7 +237,7 @@ class _EventFile:
     messages are used here, its thread is not.
     """
 
-    def __init__(self, folder: Path, from_step: int):
+    def __init__(self, folder: Path, from_step: int, axis: str):
         files = event_files(folder)
         number = int(files[-1].name.split(".")[-2]) + 1 if files else 0
         # TensorBoard reads the files in the order of their names.
@@ -239,7 +246,7 @@ class _EventFile:
             self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if number == 0:
-            self.add(0, tb_summary.text("x-axis", _X_AXIS_TEXT))
+            self.add(0, tb_summary.text("x-axis", axis))
         else:
             # A TensorBoard that was watching drops what it read of this step and later before the run went back.
             self._write(

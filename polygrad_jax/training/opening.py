@@ -14,6 +14,7 @@ from polygrad_jax.envs import registry
 from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.loop import empty_chunk
 from polygrad_jax.training.run_folder import describe_environment
+from polygrad_jax.training.simulator_host import host_for
 
 MINIMUM_ROWS = 200
 
@@ -41,7 +42,7 @@ def describe(config: Config, folder: Path, why: str) -> str:
 def seconds_per_env_step(config: Config) -> tuple[float, float]:
     """``(seconds per environment step of learning, compile seconds)``, from one timed iteration on random data."""
     spec = registry.spec_of(registry.make(config.env))
-    iterations = make_iterations(config, spec)
+    iterations = make_iterations(config, spec, host_for(config))
     state = jax.jit(iterations.init, static_argnums=0)(0)
     insert = jax.jit(iterations.insert, donate_argnums=0)
     rows = empty_chunk(max(MINIMUM_ROWS, 4 * config.horizon), spec)

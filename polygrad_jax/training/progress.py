@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -29,20 +29,27 @@ def status_text(values: dict[str, float | None]) -> str:
 
 
 class Progress:
-    """Environment steps, their rate, time left, last evaluation return, delta, std of standardised actions."""
+    """Steps, their rate, time left, and what is worth watching: of a run its last evaluation return, delta and the std
+    of standardised actions.
+
+    Without a ``total`` (None) the time left is what :meth:`show` is told.
+    """
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         initial: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
         plain_every_seconds: float = PLAIN_LINE_EVERY_SECONDS,
+        unit: str = "env steps",
+        watched: Sequence[str] = ("return", "delta", "action std"),
     ):
         self._total, self._steps, self._clock = total, initial, clock
         self._stream = sys.stderr if stream is None else stream
         self._every = plain_every_seconds
-        self._status: dict[str, float | None] = {"return": None, "delta": None, "action std": None}
+        self._status: dict[str, float | None] = dict.fromkeys(watched)
+        self._unit, self._seconds_left = unit, None
         self._seen = deque([(clock(), initial)])
         self._next_line = clock() + self._every
         self._bar = None
@@ -58,9 +65,12 @@ class Progress:
         action_std: float | None = None,
     ) -> None:
         """Where the run is now; what is None is shown as it was last."""
-        self._steps = env_steps
-        new = {"return": evaluation_return, "delta": delta, "action std": action_std}
-        self._status |= {name: float(value) for name, value in new.items() if value is not None}
+        self.show(env_steps, {"return": evaluation_return, "delta": delta, "action std": action_std})
+
+    def show(self, steps: int, values: Mapping[str, float | None], seconds_left: float | None = None) -> None:
+        """Where it is now, with what is watched by name; what is None is shown as it was last."""
+        self._steps, self._seconds_left = steps, seconds_left
+        self._status |= {name: float(value) for name, value in values.items() if value is not None}
         self._remember()
         if self._bar is not None:
             self._draw()
@@ -87,9 +97,13 @@ class Progress:
 
     def _count(self) -> str:
         rate = self.steps_per_second()
-        left = "-" if rate is None else clock_time(max(self._total - self._steps, 0) / rate)
+        lefts = [] if self._seconds_left is None else [self._seconds_left]
+        if self._total is not None and rate is not None:
+            lefts.append(max(self._total - self._steps, 0) / rate)
+        left = clock_time(min(lefts)) if lefts else "-"
         per_second = "-" if rate is None else f"{rate:.1f}"
-        return f"{self._steps:,}/{self._total:,} env steps, {per_second} steps/s, {left} left"
+        of = "" if self._total is None else f"/{self._total:,}"
+        return f"{self._steps:,}{of} {self._unit}, {per_second} {self._unit.split()[-1]}/s, {left} left"
 
     def _draw(self) -> None:
         # As often as tqdm would; the texts are only made when they are drawn.

@@ -52,11 +52,11 @@ def fit(
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
     window = world_model.window or config.horizon
     replay = replay_of(transitions_of(episodes), window)
-    _require_windows(replay, window)
+    require_windows(replay, window)
     normaliser = normalisers.to_normaliser(replay.moments)
     init_key, update_key = jax.random.split(key)
     state = jax.jit(world_model.init)(init_key)
-    several = _make_several_updates(world_model, config)
+    several = jax.jit(make_several_updates(world_model, config), donate_argnums=0)
     for first in range(0, updates, REPORT_EVERY_UPDATES):
         end = min(first + REPORT_EVERY_UPDATES, updates)
         state, metrics = several(state, replay, normaliser, update_key, jnp.int32(first), jnp.int32(end))
@@ -65,8 +65,9 @@ def fit(
     return state, normaliser
 
 
-def _make_several_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:
-    """``(state, replay, normaliser, key, first, end) -> (state, metrics of the last)``, compiled for any count."""
+def make_several_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:
+    """``(state, replay, normaliser, key, first, end) -> (state, metrics of the last)``: updates number ``first`` to
+    ``end`` (int32, exclusive), to be jitted. An update's draws follow from its number alone."""
     window, size = world_model.window or config.horizon, world_model.batch_size or config.denoiser.batch_size
 
     def one(counter: Array, state: Any, replay: replays.ReplayState, normaliser: Normaliser, key: Array):
@@ -83,7 +84,7 @@ def _make_several_updates(world_model: WorldModel, config: Config) -> Callable[.
             first, end, lambda counter, carry: one(counter, carry[0], replay, normaliser, key), (state, nothing)
         )
 
-    return jax.jit(several, donate_argnums=0)
+    return several
 
 
 def settle(
@@ -194,7 +195,8 @@ def _padded(rows: np.ndarray) -> np.ndarray:
     return padded
 
 
-def _require_windows(replay: replays.ReplayState, horizon: int) -> None:
+def require_windows(replay: replays.ReplayState, horizon: int) -> None:
+    """Raises ConfigError where the replay holds nothing to learn from."""
     if int(replays.num_windows(replay)) == 0:
         raise ConfigError(
             f"no episode is long enough for a window of horizon {horizon}; allowed: an episode of at least {horizon} "

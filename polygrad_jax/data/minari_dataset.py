@@ -1,0 +1,217 @@
+"""Minari datasets on the local disk: written so that the field's tools read them, and read whoever wrote them.
+
+The package ``minari`` is an optional extra (``pip install -e .[minari]``); its HDF5 format is used, which all of its
+tools read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from polygrad_jax.config import ConfigError
+from polygrad_jax.data.transition_log import TransitionRecord
+
+SIMULATOR_STATES = "simulator_states"
+SAMPLED_ACTIONS = "sampled_actions"
+"""Names of what our datasets have in ``infos``, beside what every Minari dataset has."""
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """T transitions and where they led to, raw."""
+
+    observations: np.ndarray  # [T + 1, O] float32
+    sampled_actions: np.ndarray  # [T, A] float32, as sampled; executed they are clipped to [-1, 1]
+    rewards: np.ndarray  # [T] float32
+    terminated: bool  # by the environment
+    truncated: bool  # by a time limit, or by the end of the recording
+    simulator_states: np.ndarray  # [T + 1, S] float64; S = 0 without MuJoCo
+
+
+def require_minari() -> Any:
+    """The package.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        import minari
+        import minari.dataset._storages.hdf5_storage  # its own extra, h5py
+    except ImportError as error:
+        raise ConfigError(
+            f"Minari datasets need the packages minari and h5py ({error}); allowed: pip install -e .[minari]"
+        ) from None
+    return minari
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write(
+    root: Path,
+    dataset_id: str,
+    episodes: Iterable[RecordedEpisode],
+    env_spec: Any,
+    spaces: tuple[gym.spaces.Box, gym.spaces.Box],
+    metadata: dict[str, Any],
+    beside: dict[str, bytes],
+) -> Path:
+    """Writes the dataset ``dataset_id`` (``namespace/name-v0``) below ``root``; its folder, complete or not there.
+
+    ``actions`` are those executed, so that they lie in the action space; ``infos`` have the simulator's states
+    ``[T + 1, S]`` and the actions as sampled (the last row, of an action that was not taken, is NaN).
+
+    Args:
+      env_spec: Gymnasium's ``EnvSpec``, by which Minari recovers the environment.
+      spaces: of observations and actions.
+      metadata: ``algorithm_name``, ``description``, ``requirements`` go where Minari has them; all else as it is.
+      beside: further files of the dataset's folder, by name.
+
+    Raises:
+      ConfigError: minari is not installed, or there is such a dataset already.
+    """
+    minari = require_minari()
+    target = Path(root) / dataset_id
+    if target.exists():
+        raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = {name: metadata[name] for name in ("algorithm_name", "description", "requirements") if name in metadata}
+    # Hidden, so that a listing of datasets passes over what a killed program leaves.
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
+    try:
+        with _datasets_in(unfinished), warnings.catch_warnings():
+            # It recommends an author, an e-mail address, a link and an evaluation environment.
+            warnings.filterwarnings("ignore", category=UserWarning)
+            written = minari.create_dataset_from_buffers(
+                dataset_id=dataset_id,
+                buffer=_buffers(episodes),
+                env=env_spec,
+                observation_space=spaces[0],
+                action_space=spaces[1],
+                data_format="hdf5",
+                **known,
+            )
+        written.storage.update_metadata({name: x for name, x in metadata.items() if name not in known})
+        for name, content in beside.items():
+            (unfinished / dataset_id / name).write_bytes(content)
+        os.replace(unfinished / dataset_id, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _buffers(episodes: Iterable[RecordedEpisode]) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer
+
+    for episode in episodes:
+        length = len(episode.rewards)
+        ends = np.arange(length) == length - 1
+        no_action = np.full_like(episode.sampled_actions[:1], np.nan)
+        infos = {SAMPLED_ACTIONS: np.concatenate([episode.sampled_actions, no_action])}
+        if episode.simulator_states.shape[1]:
+            infos[SIMULATOR_STATES] = episode.simulator_states
+        yield EpisodeBuffer(
+            observations=episode.observations,
+            actions=np.clip(episode.sampled_actions, -1.0, 1.0),
+            rewards=episode.rewards,
+            terminations=ends & episode.terminated,
+            truncations=ends & episode.truncated,
+            infos=infos,
+        )
+
+
+class _datasets_in:
+    """Within it, Minari keeps its datasets in a folder of ours."""
+
+    def __init__(self, folder: Path):
+        self._folder = str(folder.absolute())
+
+    def __enter__(self) -> None:
+        self._before = os.environ.get("MINARI_DATASETS_PATH")
+        os.environ["MINARI_DATASETS_PATH"] = self._folder
+
+    def __exit__(self, *_: object) -> None:
+        del os.environ["MINARI_DATASETS_PATH"]
+        if self._before is not None:
+            os.environ["MINARI_DATASETS_PATH"] = self._before
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def is_minari_dataset(folder: Path) -> bool:
+    """Whether this is the folder of a Minari dataset (the one that holds ``data``)."""
+    return (Path(folder) / "data" / "metadata.json").is_file()
+
+
+def read(folder: Path) -> tuple[TransitionRecord, str | None]:
+    """Every transition of a dataset, and the Gymnasium id of its task where it says so.
+
+    Episodes lie one behind the other; the last step of each is terminal or truncated (truncated too where the
+    recording just stops). Actions are brought to [-1, 1] where the dataset's action space has other bounds, as our
+    environments have them. Simulator states come from datasets of ours; others have none (S = 0).
+
+    Raises:
+      ConfigError: minari is not installed, the folder is damaged, or a space is not a flat Box (finite for actions).
+    """
+    minari = require_minari()
+    try:
+        dataset = minari.MinariDataset(Path(folder) / "data")
+        low, high = _bounds(folder, dataset.observation_space, dataset.action_space)
+        parts = [_record(folder, e, low, high) for e in dataset.iterate_episodes()]
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"dataset {folder} cannot be read ({error}); allowed: a whole Minari dataset") from error
+    if not parts:
+        raise ConfigError(f"dataset {folder} has no episode; allowed: at least one")
+    if len({part.simulator_states.shape[1] for part in parts}) != 1:
+        raise ConfigError(f"dataset {folder} has simulator states in some episodes only; allowed: in all or none")
+    names = TransitionRecord.__dataclass_fields__
+    whole = TransitionRecord(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    spec = dataset.env_spec
+    return whole, None if spec is None else spec.id
+
+
+def _bounds(folder: Path, observations: gym.Space, actions: gym.Space) -> tuple[np.ndarray, np.ndarray]:
+    for name, space in (("observation", observations), ("action", actions)):
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            words = " ".join(str(space).split())
+            raise ConfigError(f"dataset {folder}: {name} space is {words}; allowed: a Box with one axis")
+    if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
+        raise ConfigError(f"dataset {folder}: action space has infinite bounds; allowed: finite ones")
+    return np.asarray(actions.low, np.float64), np.asarray(actions.high, np.float64)
+
+
+def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> TransitionRecord:
+    """One episode, without the observation that its last step led to."""
+    count, infos = len(episode.rewards), episode.infos or {}
+    terminals, truncations = np.array(episode.terminations, bool), np.array(episode.truncations, bool)
+    if count == 0 or (terminals | truncations)[:-1].any():
+        raise ConfigError(f"dataset {folder}: episode {episode.id} is empty or ends before its last step; allowed: not")
+    truncations[-1] = not terminals[-1]
+    if SAMPLED_ACTIONS in infos:
+        actions = np.asarray(infos[SAMPLED_ACTIONS])[:count]
+    elif np.all(low == -1.0) and np.all(high == 1.0):
+        actions = np.asarray(episode.actions)
+    else:
+        actions = 2.0 * (np.asarray(episode.actions, np.float64) - low) / (high - low) - 1.0
+    states = np.asarray(infos[SIMULATOR_STATES])[:count] if SIMULATOR_STATES in infos else np.empty((count, 0))
+    return TransitionRecord(
+        observations=np.asarray(episode.observations, np.float32)[:count],
+        actions=np.asarray(actions, np.float32),
+        rewards=np.asarray(episode.rewards, np.float32),
+        terminals=terminals,
+        truncations=truncations,
+        simulator_states=np.asarray(states, np.float64),
+    )

@@ -1,0 +1,71 @@
+"""Datasets of the official PyTorch code, as arrays only.
+
+It saves its buffer by ``np.save`` of a dictionary, which is a pickle: reading that runs whatever the file says, so it
+is not done here. Who trusts the file converts it once, where the official code lives:
+
+    python -c "import numpy as np
+    np.savez('dataset.npz', **np.load('step-1000000-dataset.npy', allow_pickle=True).item())"
+
+What it has: ``observations``, ``actions``, ``next_observations`` ``[E, L, ...]``, ``rewards``, ``terminals``
+``[E, L, 1]``, ``path_lengths`` ``[E]``; behind its length an episode is padded. Its ``sim_states`` are empty for
+MuJoCo tasks, so nothing can be replayed from such data, and its tasks are version 3.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from polygrad_jax.config import ConfigError
+from polygrad_jax.data.transition_log import TransitionRecord
+
+CONVERT = "np.savez('dataset.npz', **np.load(FILE, allow_pickle=True).item()) by whoever trusts it"
+_NEEDED = ("observations", "actions", "rewards", "terminals", "path_lengths")
+
+
+def read(path: Path) -> TransitionRecord:
+    """Every transition of the ``.npz``, episodes one behind the other; the last step of each is terminal or truncated.
+
+    Raises:
+      ConfigError: the file is a pickle (it says how to convert it), is damaged, or lacks an array.
+    """
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {name: loaded[name] for name in _NEEDED}
+    except (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            reason = f"{path} is a pickle, which is not read; allowed: the same arrays as .npz, {CONVERT}"
+            raise ConfigError(reason) from None
+        raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz with {', '.join(_NEEDED)}") from error
+    lengths = _lengths(path, arrays)
+    rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], what is not padding
+    ends = np.cumsum(lengths) - 1
+    terminals = arrays["terminals"][rows].reshape(-1) > 0
+    if (terminals.sum() != terminals[ends].sum()) or not len(lengths):
+        raise ConfigError(f"{path} has terminals inside of episodes, or no episode; allowed: only last steps terminal")
+    truncations = np.zeros_like(terminals)
+    truncations[ends] = ~terminals[ends]
+    return TransitionRecord(
+        observations=arrays["observations"][rows].astype(np.float32),
+        actions=arrays["actions"][rows].astype(np.float32),
+        rewards=arrays["rewards"][rows].reshape(-1).astype(np.float32),
+        terminals=terminals,
+        truncations=truncations,
+        simulator_states=np.empty((len(terminals), 0)),
+    )
+
+
+def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """``[E]``, checked against the shapes of all."""
+    lengths = arrays["path_lengths"].astype(np.int64)
+    episodes, longest = arrays["observations"].shape[:2]
+    for name in _NEEDED[:-1]:
+        shape = arrays[name].shape
+        if len(shape) != 3 or shape[:2] != (episodes, longest):
+            raise ConfigError(f"{path}: {name} have shape {shape}; allowed: [{episodes}, {longest}, ...]")
+    if lengths.shape != (episodes,) or lengths.min(initial=1) < 1 or lengths.max(initial=1) > longest:
+        raise ConfigError(f"{path}: path_lengths are not {episodes} numbers from 1 to {longest}; allowed: such")
+    return lengths

@@ -1,0 +1,104 @@
+"""The simulator itself as a world model: what a learner can do with a perfect model, and so which of the two is weak.
+
+The policy acts on the device, in a scan over time; every step of the copies of the task is a call back to the host,
+which steps them from the states that the scan carries. Nothing is learnt.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polygrad_jax.config import Config, ConfigError, EnvSpec
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+
+
+class SimulatorHost(Protocol):
+    """What steps the copies, on the host. Called from within a jitted program: it must not use JAX (it would wait for
+    the program that waits for it), and must give the same answer for the same arguments."""
+
+    state_size: int
+    """S, float64 numbers that are the whole state of a copy."""
+
+    def states_at(self, rows: np.ndarray) -> np.ndarray:
+        """The states ``[B, S]`` float64 before the transitions ``rows [B]``."""
+
+    def step(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """States ``[B, S]``, observations ``[B, O]``, rewards and terminals ``[B]`` after raw actions ``[B, A]``.
+
+        Actions are clipped when executed; copies go on past their termination.
+        """
+
+
+def as_words(states: np.ndarray) -> np.ndarray:
+    """float64 ``[B, S]`` as uint32 ``[B, 2 S]``, bit for bit: what a program without 64-bit types can carry."""
+    return np.ascontiguousarray(states, np.float64).view(np.uint32)
+
+
+def from_words(words: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`as_words`."""
+    return np.ascontiguousarray(words, np.uint32).view(np.float64)
+
+
+def make_simulator(config: Config, spec: EnvSpec, host: SimulatorHost) -> WorldModel:
+    """The simulator behind the protocol of :class:`WorldModel`. ``update`` learns nothing and measures nothing.
+
+    ``imagine`` begins in the simulator's states at ``context.rows[:, -1]`` and takes any horizon. Rewards behind a
+    terminal are 0, terminals stay 1, and the states go on as the simulator's do. The transition out of the last state
+    is stepped too.
+
+    Raises:
+      ConfigError: ``imagine`` is given contexts without rows, of which the simulator's states are not known.
+    """
+
+    def init(key: Array) -> tuple[()]:
+        return ()
+
+    def update(state: tuple[()], segment: Segment, normaliser: Normaliser, key: Array) -> tuple[tuple[()], Metrics]:
+        return state, {}
+
+    def imagine(
+        state: tuple[()],
+        policy_apply: PolicyApply,
+        policy_params: Params,
+        context: Segment,
+        normaliser: Normaliser,
+        key: Array,
+        horizon: int,
+    ) -> tuple[tuple[()], Segment, Metrics]:
+        if context.rows is None:
+            raise ConfigError("world_model is simulator and the contexts have no rows; allowed: contexts of a replay")
+        batch = context.observations.shape[0]
+        words = jax.ShapeDtypeStruct((batch, 2 * host.state_size), jnp.uint32)
+        scalar = jax.ShapeDtypeStruct((batch,), jnp.float32)
+        after = (words, jax.ShapeDtypeStruct((batch, spec.observation_size), jnp.float32), scalar, scalar)
+
+        def look_up(rows: Array) -> np.ndarray:
+            return as_words(host.states_at(np.asarray(rows)))
+
+        def step(words: Array, actions: Array) -> tuple[np.ndarray, ...]:
+            states, *rest = host.step(from_words(np.asarray(words)), np.asarray(actions))
+            return as_words(states), *(np.asarray(x, np.float32) for x in rest)
+
+        def one(carry: tuple[Array, Array, Array], noise: Array) -> tuple[tuple[Array, Array, Array], Segment]:
+            words, raw_obs, ended = carry
+            mean, std = policy_apply(policy_params, raw_obs)
+            actions = mean + std * noise
+            words, next_obs, rewards, terminals = jax.pure_callback(
+                step, after, words, actions, vmap_method="sequential"
+            )
+            terminals = jnp.maximum(ended, terminals)
+            # Not times (1 - ended): a reward that is not finite must be seen.
+            rewards = jnp.where(ended > 0, jnp.zeros_like(rewards), rewards)
+            return (words, next_obs, terminals), Segment(raw_obs, actions, rewards, terminals)
+
+        first = jax.pure_callback(look_up, words, context.rows[:, -1], vmap_method="sequential")
+        noise = jax.random.normal(key, (horizon, batch, spec.action_size))
+        begin = (first, context.observations[:, -1], jnp.zeros(batch))
+        _, steps = jax.lax.scan(one, begin, noise)
+        return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps), {}
+
+    return WorldModel(init, update, imagine)
