@@ -133,6 +133,33 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True)
+class AutoregressiveConfig:
+    """World model autoregressive: one-step diffusion (paper, Appendix C.2); the rest as ``diffusion`` and ``denoiser``
+    say."""
+
+    tau: float = 1.0
+    """Exponent of the cosine schedule for single steps, in place of diffusion.tau."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """World model transformer: the next step from the last ones (paper, Appendix C.2 and Table 3)."""
+
+    context_length: int = 15
+    """State-action pairs it sees at most."""
+    token_dim: int = 312
+    """Width of the tokens."""
+    num_heads: int = 4
+    """Attention heads."""
+    num_blocks: int = 6
+    """Transformer blocks."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate."""
+    batch_size: int = 1024
+    """Segments per gradient step (official code)."""
+
+
+@dataclass(frozen=True)
 class A2CConfig:
     """Learning the policy from imagined trajectories (paper, Table 1 and Appendix A)."""
 
@@ -229,7 +256,7 @@ class Config:
     """H, states per trajectory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
-    world_model: Literal["polygrad", "simulator"] = "polygrad"
+    world_model: Literal["polygrad", "autoregressive", "transformer", "simulator"] = "polygrad"
     """What imagines; simulator is MuJoCo itself, a perfect model that learns nothing."""
     preallocate_gpu_memory: bool = False
     """Whether JAX takes most of the accelerator's memory at start."""
@@ -237,6 +264,8 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -277,6 +306,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "denoiser.ema_decay": _BELOW_1,
     "denoiser.ema_every_updates": _AT_LEAST_1,
     "denoiser.ema_start_updates": _AT_LEAST_0,
+    "autoregressive.tau": _POSITIVE,
+    "transformer.context_length": _AT_LEAST_1,
+    "transformer.token_dim": _AT_LEAST_1,
+    "transformer.num_heads": _AT_LEAST_1,
+    "transformer.num_blocks": _AT_LEAST_1,
+    "transformer.learning_rate": _POSITIVE,
+    "transformer.batch_size": _AT_LEAST_1,
     "a2c.trajectories": (lambda x: x >= 2, "2 or greater"),
     "a2c.hidden_size": _AT_LEAST_1,
     "a2c.gamma": _UNIT,
@@ -360,6 +396,11 @@ def validate(config: Config) -> Config:
         (
             config.denoiser.token_dim % 2 != 0,
             f"denoiser.token_dim is {config.denoiser.token_dim}; allowed: an even number",
+        ),
+        (
+            config.transformer.token_dim % config.transformer.num_heads != 0,
+            f"transformer.token_dim is {config.transformer.token_dim}; allowed: a multiple of transformer.num_heads "
+            f"({config.transformer.num_heads})",
         ),
         (
             a2c.initial_std <= a2c.min_std,
@@ -479,6 +520,7 @@ def cpu(env: str) -> Config:
         denoiser=replace(
             base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5, padded_actions="drawn"
         ),
+        transformer=TransformerConfig(token_dim=64, num_blocks=2, learning_rate=1e-3, batch_size=128),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -530,6 +572,7 @@ def smoke(env: str) -> Config:
         preset="smoke",
         diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
+        transformer=replace(base.transformer, token_dim=32, batch_size=32),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32),
         loop=replace(
             base.loop,

@@ -1,8 +1,9 @@
-"""The causal transformer denoiser (paper, Appendix A and Table 3)."""
+"""The causal transformer and the denoiser made of it (paper, Appendix A and Table 3)."""
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,19 +16,35 @@ from polygrad_jax.networks.parts import in_parts
 from polygrad_jax.networks.step_embedding import SinusoidalEmbedding
 from polygrad_jax.types import Array
 
-_INITS = {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializers.zeros_init()}
+INITS = {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializers.zeros_init()}
 
 
-def _causal_attention(q: Array, k: Array, v: Array) -> Array:
-    """``q, k, v [B, heads, H, d] -> [B, heads, H, d]``: state k attends to states 0 to k.
+class KeysValues(NamedTuple):
+    """What one block's attention remembers of the tokens in its S slots: ``[B, heads, S, d]`` each."""
+
+    keys: Array
+    values: Array
+
+
+def causal(horizon: int) -> Array:
+    """``[1, 1, H, H]``: whether the token of the third axis sees that of the last; each sees itself and the past."""
+    return jnp.tril(jnp.ones((1, 1, horizon, horizon), bool))
+
+
+def _attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
+    """``q [B, heads, H, d]``, ``k, v [B, heads, S, d]``, ``visible [B or 1, 1, H, S]`` -> ``[B, heads, H, d]``.
 
     Always float32: less than one percent of the arithmetic, and the softmax wants it.
     """
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     scores = product(q, jnp.swapaxes(k, -1, -2)) * q.shape[-1] ** -0.5
-    past = jnp.tril(jnp.ones((1, 1, *scores.shape[-2:]), bool))
-    weights = jax.nn.softmax(jnp.where(past, scores, -jnp.inf), axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
     return product(weights, v)
+
+
+def residual_std(num_blocks: int) -> float:
+    """Initial deviation of what is added to the residual stream, which ``2 * num_blocks`` layers do (GPT-2)."""
+    return 0.02 / (2 * num_blocks) ** 0.5
 
 
 def _exact_gelu(x: Array) -> Array:
@@ -35,7 +52,7 @@ def _exact_gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + lax.erf(x * 0.5**0.5))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Pre-LayerNorm block on tokens ``[B, H, E]``: attention, then a GELU MLP four times as wide."""
 
     num_heads: int
@@ -43,17 +60,28 @@ class _Block(nn.Module):
     precision: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(
+        self, x: Array, visible: Array, cache: KeysValues | None = None, slot: Array | None = None
+    ) -> tuple[Array, KeysValues]:
+        """The tokens after the block, and the keys and values that they were attended by.
+
+        With a ``cache`` of S slots those of the H tokens are first written to it from ``slot`` on, and every token
+        attends to the S of the cache; without, to the H tokens. ``visible`` is ``[B or 1, 1, H, S]``.
+        """
         batch, horizon, embed_dim = x.shape
-        residual = {"kernel_init": nn.initializers.normal(self.residual_std), "bias_init": _INITS["bias_init"]}
-        qkv = Dense(3 * embed_dim, self.precision, name="qkv", **_INITS)(LayerNorm(name="attention_norm")(x))
+        residual = {"kernel_init": nn.initializers.normal(self.residual_std), "bias_init": INITS["bias_init"]}
+        qkv = Dense(3 * embed_dim, self.precision, name="qkv", **INITS)(LayerNorm(name="attention_norm")(x))
         heads = (batch, horizon, self.num_heads, embed_dim // self.num_heads)
         # Heads before time: XLA's batched products on a CPU are three times as fast as with time before heads.
         q, k, v = (part.reshape(heads).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1))
-        y = _causal_attention(q, k, v).swapaxes(1, 2).reshape(x.shape)
+        if cache is not None:
+            k = lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=2)
+            v = lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=2)
+        y = _attention(q, k, v, visible).swapaxes(1, 2).reshape(x.shape)
         x = x + Dense(embed_dim, self.precision, name="attention_output", **residual)(y)
-        y = Dense(4 * embed_dim, self.precision, name="mlp_hidden", **_INITS)(LayerNorm(name="mlp_norm")(x))
-        return x + Dense(embed_dim, self.precision, name="mlp_output", **residual)(_exact_gelu(y))
+        y = Dense(4 * embed_dim, self.precision, name="mlp_hidden", **INITS)(LayerNorm(name="mlp_norm")(x))
+        x = x + Dense(embed_dim, self.precision, name="mlp_output", **residual)(_exact_gelu(y))
+        return x, KeysValues(k, v)
 
 
 class TransformerDenoiser(nn.Module):
@@ -81,11 +109,12 @@ class TransformerDenoiser(nn.Module):
             part = self.clone(parent=None, is_part=True)
             return in_parts(lambda t, a: part.apply(self.variables, t, a, step), horizon, normed_traj, normed_actions)
         tokens = jnp.concatenate([normed_traj, normed_actions], axis=-1)
-        x = Dense(self.embed_dim, self.precision, name="embedding", **_INITS)(tokens)
+        x = Dense(self.embed_dim, self.precision, name="embedding", **INITS)(tokens)
         positions = self.param("positions", nn.initializers.normal(0.02), (self.horizon, self.embed_dim))
-        embedding = SinusoidalEmbedding(self.embed_dim, name="step_embedding", **_INITS)(step)
+        embedding = SinusoidalEmbedding(self.embed_dim, name="step_embedding", **INITS)(step)
         x = x + positions[None, :horizon] + embedding[:, None, :]
-        residual_std = 0.02 / (2 * self.num_blocks) ** 0.5
         for i in range(self.num_blocks):
-            x = _Block(self.num_heads, residual_std, self.precision, name=f"block_{i}")(x)
-        return Dense(normed_traj.shape[-1], self.precision, name="output", **_INITS)(x)
+            x, _ = Block(self.num_heads, residual_std(self.num_blocks), self.precision, name=f"block_{i}")(
+                x, causal(horizon)
+            )
+        return Dense(normed_traj.shape[-1], self.precision, name="output", **INITS)(x)

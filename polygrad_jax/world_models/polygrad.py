@@ -6,6 +6,7 @@ model with a state of its own: the denoiser, its average, its optimiser, and del
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -43,9 +44,9 @@ class PolyGRADState:
     classifier: ClassifierState | None  # of terminals, where they are classified
 
 
-def make_denoise(config: Config) -> Denoise:
-    """The denoiser of ``config`` as a pure function (see :data:`Denoise`)."""
-    module = make_denoiser(config.denoiser, config.horizon, config.precision)
+def make_denoise(config: Config, window: int | None = None) -> Denoise:
+    """The denoiser of ``config`` as a pure function (see :data:`Denoise`), for ``config.horizon`` states if None."""
+    module = make_denoiser(config.denoiser, window or config.horizon, config.precision)
 
     def denoise(params: Params, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
         return module.apply({"params": params}, normed_traj, normed_actions, step)
@@ -71,44 +72,44 @@ def average(ema_params: Params, params: Params, updates: Array, config: Denoiser
     )
 
 
-def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
-    """PolyGRAD behind the protocol of :class:`WorldModel`.
-
-    ``imagine`` takes ``horizon == config.horizon`` only (the residual MLP has a fixed length) and raises ValueError
-    otherwise. It adapts delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
-    """
-    denoise = make_denoise(config)
-    training_schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, config.diffusion.tau)
-    sampling_schedule = sampling_coefficients(config.diffusion)
-    prediction = config.diffusion.prediction
-    adam = optax.adam(config.denoiser.learning_rate)
-    rule = RULES[config.guidance.rule]
+def init_denoising(config: Config, spec: EnvSpec, window: int, key: Array) -> dict[str, Any]:
+    """The fields of a state that :func:`make_gradient_step` moves, before anything was learnt."""
+    module = make_denoiser(config.denoiser, window, config.precision)
+    traj = jnp.zeros((1, window, spec.observation_size + 2))
+    actions = jnp.zeros((1, window, spec.action_size))
+    params = module.init(key, traj, actions, jnp.zeros(1, jnp.int32))["params"]
     classifies = config.diffusion.terminals == "classified"
+    return {
+        "params": params,
+        "ema_params": jax.tree.map(jnp.copy, params),
+        "adam": optax.adam(config.denoiser.learning_rate).init(params),
+        "updates": jnp.int32(0),
+        "classifier": terminal_classifier.init(jax.random.fold_in(key, 1), spec) if classifies else None,
+    }
 
-    def init(key: Array) -> PolyGRADState:
-        module = make_denoiser(config.denoiser, config.horizon, config.precision)
-        traj = jnp.zeros((1, config.horizon, spec.observation_size + 2))
-        actions = jnp.zeros((1, config.horizon, spec.action_size))
-        params = module.init(key, traj, actions, jnp.zeros(1, jnp.int32))["params"]
-        return PolyGRADState(
-            params=params,
-            ema_params=jax.tree.map(jnp.copy, params),
-            adam=adam.init(params),
-            updates=jnp.int32(0),
-            log_delta=jnp.log(jnp.float32(config.guidance.initial_delta)),
-            classifier=terminal_classifier.init(jax.random.fold_in(key, 1), spec) if classifies else None,
-        )
 
-    def update(
-        state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
-    ) -> tuple[PolyGRADState, Metrics]:
-        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
-        normed_traj, normed_actions = pack(segment, normaliser)
+GradientStep = Callable[[Any, tuple[Array, Array], Segment, Normaliser, Array], tuple[Any, Metrics]]
+
+
+def make_gradient_step(config: Config, window: int, tau: float) -> GradientStep:
+    """Algorithm 1, lines 4 to 6, with its average, and the classifier's step where terminals are classified.
+
+    ``(state, (normed_traj [B, H, O+2], normed_actions [B, H, A]), segment, normaliser, key) -> (state, metrics)``, for
+    any state with the fields of :func:`init_denoising`. The classifier learns from ``segment``, raw.
+    """
+    denoise = make_denoise(config, window)
+    schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, tau)
+    adam = optax.adam(config.denoiser.learning_rate)
+
+    def gradient_step(
+        state: Any, packed: tuple[Array, Array], segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Any, Metrics]:
+        normed_traj, normed_actions = packed
         steps, noise = draw_steps_and_noise(key, normed_traj.shape, config.diffusion.num_steps)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
             return denoising_loss(
-                denoise, params, normed_traj, normed_actions, steps, noise, training_schedule, prediction
+                denoise, params, normed_traj, normed_actions, steps, noise, schedule, config.diffusion.prediction
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
@@ -117,7 +118,7 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             updates, adam_state = adam.update(gradients, state.adam)
         params = optax.apply_updates(state.params, updates)
         classifier = state.classifier
-        if classifies:
+        if classifier is not None:
             classifier, more = terminal_classifier.update(classifier, segment, normaliser)
             metrics |= more
         return state.replace(
@@ -127,6 +128,32 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             updates=state.updates + 1,
             classifier=classifier,
         ), metrics
+
+    return gradient_step
+
+
+def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
+    """PolyGRAD behind the protocol of :class:`WorldModel`.
+
+    ``imagine`` takes ``horizon == config.horizon`` only (the residual MLP has a fixed length) and raises ValueError
+    otherwise. It adapts delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
+    """
+    sampling_schedule = sampling_coefficients(config.diffusion)
+    gradient_step = make_gradient_step(config, config.horizon, config.diffusion.tau)
+    rule = RULES[config.guidance.rule]
+    classifies = config.diffusion.terminals == "classified"
+
+    def init(key: Array) -> PolyGRADState:
+        return PolyGRADState(
+            **init_denoising(config, spec, config.horizon, key),
+            log_delta=jnp.log(jnp.float32(config.guidance.initial_delta)),
+        )
+
+    def update(
+        state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[PolyGRADState, Metrics]:
+        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
+        return gradient_step(state, pack(segment, normaliser), segment, normaliser, key)
 
     def imagine(
         state: PolyGRADState,

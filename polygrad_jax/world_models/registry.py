@@ -6,10 +6,16 @@ from collections.abc import Callable
 
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
+from polygrad_jax.world_models.autoregressive import make_autoregressive
 from polygrad_jax.world_models.polygrad import make_polygrad
 from polygrad_jax.world_models.simulator import SimulatorHost, make_simulator
+from polygrad_jax.world_models.transformer import make_transformer
 
-WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {"polygrad": make_polygrad}
+WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
+    "polygrad": make_polygrad,
+    "autoregressive": make_autoregressive,
+    "transformer": make_transformer,
+}
 
 SIMULATOR = "simulator"
 """Not in ``WORLD_MODELS``: it is not made of config and sizes alone."""

@@ -73,3 +73,10 @@ def classify(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
     """``[B, H]``: 1 from the first step on that is more likely than not to end the episode."""
     ends = (logits(params, segment, normaliser) > 0).astype(jnp.float32)
     return jax.lax.cummax(ends, axis=1)
+
+
+def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser) -> Array:
+    """``[B]`` bool: whether raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
+    nothing = jnp.zeros((observations.shape[0], 1))
+    step = Segment(observations[:, None], actions[:, None], rewards=nothing, terminals=nothing)
+    return logits(params, step, normaliser)[:, 0] > 0

@@ -1,0 +1,141 @@
+"""Autoregressive diffusion: every step of a roll-out is a diffusion run of its own (paper, Appendix C.2).
+
+The denoiser of PolyGRAD, trained by the same Algorithm 1 on two states and asked about one given action. Of the second
+state only its observation is predicted: its action is not chosen yet, so that its action, reward and terminal stand at
+zero (normalised), in training as in imagination.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.diffusion.denoising_loss import pack, unpack, with_terminal_std
+from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
+from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.world_models import terminal_classifier
+from polygrad_jax.world_models.polygrad import init_denoising, make_denoise, make_gradient_step
+from polygrad_jax.world_models.roll_out import Prediction, begin, executed, roll_out
+from polygrad_jax.world_models.terminal_classifier import ClassifierState
+
+WINDOW = 2
+
+
+@flax.struct.dataclass
+class AutoregressiveState:
+    """Everything the one-step model learns."""
+
+    params: Params
+    ema_params: Params  # what imagines
+    adam: Any
+    updates: Array  # gradient steps taken
+    classifier: ClassifierState | None  # of terminals, where they are classified
+
+
+def single_steps(windows: Segment, key: Array) -> Segment:
+    """``[B, 2]`` to ``[B, 2]``: B of the transitions that the windows hold, each as the beginning of a window.
+
+    DEVIATION from the official code, whose windows never begin with a terminal step (starts end one short of it), so
+    that a one-step model cannot learn when episodes end. A second step that ended its episode joins the first steps,
+    padded as the replay pads, and all have the same chance: the last two transitions of an episode count as others.
+    """
+    batch = windows.terminals.shape[0]
+    padded = jax.tree.map(lambda x: x[:, [1, 1]], windows)
+    padded = padded.replace(rewards=padded.rewards.at[:, 1].set(0.0))
+    ended = terminal_classifier.happened(windows.terminals)[:, 1] * windows.terminals[:, 1]
+    there = jnp.concatenate([jnp.ones(batch), ended])
+    _, chosen = jax.lax.top_k(there + jax.random.uniform(key, there.shape), batch)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b])[chosen], windows, padded)
+
+
+def without_what_follows(normed_traj: Array, normed_actions: Array) -> tuple[Array, Array]:
+    """``[B, 2, O+2]`` and ``[B, 2, A]`` with zeros for the second state's reward, terminal and action.
+
+    DEVIATION from the official code, which shows the second action in training and a zero in imagination: an action
+    of a policy tells the state that it was chosen in.
+    """
+    return normed_traj.at[:, 1, -2:].set(0.0), normed_actions.at[:, 1].set(0.0)
+
+
+def diffuse_step(
+    sampler: Sampler,
+    params: Params,
+    normaliser: Normaliser,
+    schedule: Coefficients,
+    raw_obs: Array,
+    raw_actions: Array,
+    noise: Array,
+) -> Prediction:
+    """The reverse diffusion of one step from raw observations ``[B, O]`` under executed raw actions ``[B, A]``.
+
+    ``noise [K + 1, B, 2, O+2]`` are its draws, as of :func:`sample_given_actions`.
+    """
+    actions = normalise(raw_actions, normaliser.actions)[:, None]
+    actions = jnp.concatenate([actions, jnp.zeros_like(actions)], axis=1)
+    initial = normalise(raw_obs, normaliser.observations)
+    given = Given(params, policy_params=None, normaliser=normaliser, initial=initial, delta=jnp.float32(0.0))
+    traj = sample_given_actions(sampler, given, schedule, actions, noise)
+    first = unpack(traj[:, :1], actions[:, :1], normaliser)
+    following = unnormalise(traj[:, 1, :-2], normaliser.observations)
+    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0] > 0)
+
+
+def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
+    """Autoregressive diffusion behind the protocol of :class:`WorldModel`; ``imagine`` takes any horizon.
+
+    ``config.denoiser`` is the network and its training, ``config.diffusion`` N, K and the terminals, and
+    ``config.autoregressive.tau`` the schedule. Training windows are ``[B, 2]``; ValueError of any other length.
+    """
+    diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
+    schedule = sampling_coefficients(diffusion)
+    draws = schedule.step.shape[0] + 1
+    denoise = make_denoise(config, WINDOW)
+    gradient_step = make_gradient_step(config, WINDOW, diffusion.tau)
+
+    def init(key: Array) -> AutoregressiveState:
+        return AutoregressiveState(**init_denoising(config, spec, WINDOW, key))
+
+    def update(
+        state: AutoregressiveState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[AutoregressiveState, Metrics]:
+        if segment.terminals.shape[1] != WINDOW:
+            raise ValueError(f"a training window has {segment.terminals.shape[1]} states; allowed: {WINDOW}")
+        normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
+        choice_key, noise_key = jax.random.split(key)
+        steps = single_steps(segment, choice_key)
+        # DEVIATION from the official code, which shows actions as sampled: the environment executes the clipped one.
+        packed = pack(steps.replace(actions=executed(steps.actions)), normaliser)
+        return gradient_step(state, without_what_follows(*packed), steps, normaliser, noise_key)
+
+    def imagine(
+        state: AutoregressiveState,
+        policy_apply: PolicyApply,
+        policy_params: Params,
+        context: Segment,
+        normaliser: Normaliser,
+        key: Array,
+        horizon: int,
+    ) -> tuple[AutoregressiveState, Segment, Metrics]:
+        normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
+        sampler = Sampler(denoise, policy_apply, config.guidance, diffusion.prediction)
+
+        def predict(_: None, raw_obs: Array, actions: Array, key: Array) -> tuple[None, Prediction]:
+            noise = jax.random.normal(key, (draws, raw_obs.shape[0], WINDOW, raw_obs.shape[1] + 2))
+            prediction = diffuse_step(sampler, state.ema_params, normaliser, schedule, raw_obs, actions, noise)
+            if state.classifier is not None:
+                ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
+                prediction = prediction._replace(ends=ends)
+            return None, prediction
+
+        keys = jax.random.split(key, horizon)
+        _, segment = roll_out(predict, begin(context, None), policy_apply, policy_params, keys)
+        return state, segment, {}
+
+    return WorldModel(init, update, imagine, window=WINDOW)
