@@ -160,6 +160,30 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class EnsembleConfig:
+    """The probabilistic MLP ensemble and its training (paper, Appendix C.2; MBPO, Janner et al. 2019)."""
+
+    members: int = 7
+    """Networks."""
+    elites: int = 5
+    """Networks that imagine: those of the lowest held-out loss."""
+    hidden_size: int = 200
+    """Width of the hidden layers."""
+    hidden_layers: int = 4
+    """Hidden layers."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    weight_decay: float = 1e-4
+    """Decay of the heads' weights; hidden layers have 1/4, 1/2, 3/4, 3/4, ... of it."""
+    batch_size: int = 256
+    """Transitions per gradient step, of which every member draws its bootstrap."""
+    heldout_share: float = 0.1
+    """Share of all transitions that never train."""
+    heldout_decay: float = 0.99
+    """Decay per gradient step of the held-out losses' running average."""
+
+
+@dataclass(frozen=True)
 class A2CConfig:
     """Learning the policy from imagined trajectories (paper, Table 1 and Appendix A)."""
 
@@ -256,7 +280,7 @@ class Config:
     """H, states per trajectory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
-    world_model: Literal["polygrad", "autoregressive", "transformer", "simulator"] = "polygrad"
+    world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "simulator"] = "polygrad"
     """What imagines; simulator is MuJoCo itself, a perfect model that learns nothing."""
     preallocate_gpu_memory: bool = False
     """Whether JAX takes most of the accelerator's memory at start."""
@@ -266,6 +290,7 @@ class Config:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -313,6 +338,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "transformer.num_blocks": _AT_LEAST_1,
     "transformer.learning_rate": _POSITIVE,
     "transformer.batch_size": _AT_LEAST_1,
+    "ensemble.members": _AT_LEAST_1,
+    "ensemble.elites": _AT_LEAST_1,
+    "ensemble.hidden_size": _AT_LEAST_1,
+    "ensemble.hidden_layers": _AT_LEAST_1,
+    "ensemble.learning_rate": _POSITIVE,
+    "ensemble.weight_decay": _AT_LEAST_0,
+    "ensemble.batch_size": _AT_LEAST_1,
+    "ensemble.heldout_share": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "ensemble.heldout_decay": _BELOW_1,
     "a2c.trajectories": (lambda x: x >= 2, "2 or greater"),
     "a2c.hidden_size": _AT_LEAST_1,
     "a2c.gamma": _UNIT,
@@ -401,6 +435,11 @@ def validate(config: Config) -> Config:
             config.transformer.token_dim % config.transformer.num_heads != 0,
             f"transformer.token_dim is {config.transformer.token_dim}; allowed: a multiple of transformer.num_heads "
             f"({config.transformer.num_heads})",
+        ),
+        (
+            config.ensemble.elites > config.ensemble.members,
+            f"ensemble.elites is {config.ensemble.elites}; allowed: at most ensemble.members "
+            f"({config.ensemble.members})",
         ),
         (
             a2c.initial_std <= a2c.min_std,
@@ -521,6 +560,8 @@ def cpu(env: str) -> Config:
             base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5, padded_actions="drawn"
         ),
         transformer=TransformerConfig(token_dim=64, num_blocks=2, learning_rate=1e-3, batch_size=128),
+        # A gradient step then costs two thirds of the small denoiser's, an imagination a fifth (two cores).
+        ensemble=replace(base.ensemble, members=5, elites=3, hidden_size=100, batch_size=128),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -573,6 +614,7 @@ def smoke(env: str) -> Config:
         diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
         transformer=replace(base.transformer, token_dim=32, batch_size=32),
+        ensemble=replace(base.ensemble, members=3, elites=2, hidden_size=16, hidden_layers=2, batch_size=32),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32),
         loop=replace(
             base.loop,

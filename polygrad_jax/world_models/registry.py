@@ -7,6 +7,7 @@ from collections.abc import Callable
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
 from polygrad_jax.world_models.autoregressive import make_autoregressive
+from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.polygrad import make_polygrad
 from polygrad_jax.world_models.simulator import SimulatorHost, make_simulator
 from polygrad_jax.world_models.transformer import make_transformer
@@ -19,6 +20,8 @@ WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
 
 SIMULATOR = "simulator"
 """Not in ``WORLD_MODELS``: it is not made of config and sizes alone."""
+    "ensemble": make_ensemble,
+}
 
 
 def known_world_models() -> tuple[str, ...]:

@@ -1,0 +1,274 @@
+"""The probabilistic MLP ensemble (paper, Appendix C.2), rolled out step by step: each member gives a Gaussian over the
+next state, and every imagined step asks one of the best members.
+
+The networks and the loss are those of MBPO (Janner et al. 2019, after PETS, Chua et al. 2018): 7 members of 4 x 200,
+swish, learned bounds of the log-variance, decay by layer, Adam at 1e-3, the 5 members of the lowest held-out loss
+imagine. ``networks/probabilistic_mlp.py`` is one member; here they are one pytree with a leading axis ``E``.
+
+DEVIATION, where this differs from MBPO and from the PyTorch version of it that the paper used
+(github.com/Xingyu-Lin/mbpo_pytorch):
+
+- One gradient step at a time, on whatever the replay holds then, as the protocol asks. MBPO stops collecting every 250
+  steps, trains all members until none gets better on held-out data, and keeps each member's best epoch.
+- The bootstrap is drawn anew for every batch. MBPO draws one from all data for each of those trainings, the PyTorch
+  version none at all (each member shuffles for itself).
+- What is held out follows from a transition's row number and never trains, all run long; its loss is a running average
+  over updates. MBPO splits anew (and at random) for every training, so that every transition trains at some time.
+- Channels are changes of normalised observations, and normalised rewards, so that units do not matter. MBPO
+  standardises the inputs only. Actions span [-1, 1] already and are not standardised, but clipped as when executed.
+- Every member has bounds of its own for its log-variance; MBPO's members share them, and the PyTorch version does not
+  learn them.
+- Terminals are classified, by a head of every member; MBPO is given each environment's rule. The head judges state and
+  action, not the next state: the replay does not store the state in which an episode ended.
+- For the same reason the step that ended an episode teaches its reward and its terminal, but no next state; MBPO
+  learns that too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec
+from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.networks.probabilistic_mlp import Prediction, ProbabilisticMLP
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.world_models.terminal_classifier import happened
+
+WINDOW = 2
+"""States per training window: one whole transition each, drawn uniformly as MBPO does; longer ones would fill a batch
+with neighbours. The second state's reward and terminal are learnt from too: no window begins with an episode's end."""
+BOUND_WEIGHT = 0.01
+"""Of the distance between the bounds of the log-variance, in the loss (MBPO)."""
+
+
+@flax.struct.dataclass
+class EnsembleState:
+    """Everything the ensemble learns."""
+
+    params: Params  # every leaf [E, ...]
+    adam: Any
+    heldout_error: Array  # [E] running sum of squared errors
+    heldout_steps: Array  # [] running sum of how many those were
+
+
+class Lesson(NamedTuple):
+    """What the steps of a batch teach, ``D = O + 1`` channels: the change of the observation, and the reward."""
+
+    inputs: Array  # [B, H, O + A]
+    targets: Array  # [B, H, D] normalised
+    terminals: Array  # [B, H]
+    known: Array  # [B, H, D] 1 where the target is what the environment did
+    taken: Array  # [B, H] 1 for real steps, 0 for padding
+
+
+# --- what a batch teaches --------------------------------------------------------------------------------------------
+
+
+def inputs_of(raw_obs: Array, raw_actions: Array, normaliser: Normaliser) -> Array:
+    """``[..., O]`` and ``[..., A]`` to ``[..., O + A]``: normalised observations, actions as they are executed."""
+    return jnp.concatenate([normalise(raw_obs, normaliser.observations), jnp.clip(raw_actions, -1.0, 1.0)], axis=-1)
+
+
+def lesson_of(segment: Segment, normaliser: Normaliser) -> Lesson:
+    """What windows ``[B, H]`` in raw units teach.
+
+    The last state has no successor here, and the one behind a terminal is padding: those changes are not known.
+    """
+    observations = normalise(segment.observations, normaliser.observations)
+    changes = jnp.pad(observations[:, 1:] - observations[:, :-1], ((0, 0), (0, 1), (0, 0)))
+    rewards = normalise(segment.rewards[..., None], normaliser.rewards)
+    taken = happened(segment.terminals)
+    followed = (taken * (1.0 - segment.terminals)).at[:, -1].set(0.0)
+    return Lesson(
+        inputs=inputs_of(segment.observations, segment.actions, normaliser),
+        targets=jnp.concatenate([changes, rewards], axis=-1),
+        terminals=segment.terminals,
+        known=jnp.concatenate([jnp.repeat(followed[..., None], changes.shape[-1], -1), taken[..., None]], axis=-1),
+        taken=taken,
+    )
+
+
+def held_out(rows: Array, share: float) -> Array:
+    """Bool, as ``rows``: whether the transition of that row never trains.
+
+    The fractional part of row * 0.618... is below ``share``; that is spread most evenly over consecutive rows (Knuth,
+    The Art of Computer Programming, 6.4: Fibonacci hashing), and falls into step with no gait.
+    """
+    return rows.astype(jnp.uint32) * jnp.uint32(2654435769) < jnp.uint32(int(share * 2**32))
+
+
+def bootstrap(key: Array, members: int, shape: tuple[int, int]) -> Array:
+    """``[E, B, H]``: how often each member draws each step, of as many draws with replacement as there are steps."""
+    steps = shape[0] * shape[1]
+    drawn = jax.random.randint(key, (members, steps), 0, steps, jnp.int32)
+    counts = jax.vmap(lambda indices: jnp.zeros(steps, jnp.float32).at[indices].add(1.0))(drawn)
+    return counts.reshape(members, *shape)
+
+
+# --- the loss of one member ------------------------------------------------------------------------------------------
+
+
+def weighted_mean(values: Array, weights: Array) -> Array:
+    """Mean over the first two axes; 0 where all weights are 0 (they count draws: 0, 1, 2, ...)."""
+    return (weights * values).sum((0, 1)) / jnp.maximum(weights.sum((0, 1)), 1.0)
+
+
+def gaussian_loss(prediction: Prediction, targets: Array, weights: Array) -> Array:
+    """Twice the negative log-likelihood without its constant, as MBPO has it: the mean over channels ``[B, H, D]`` of
+    each one's mean over the steps that count (PETS, Section 4: ``loss_Gauss``)."""
+    errors = jnp.square(prediction.mean - targets) * jnp.exp(-prediction.log_var) + prediction.log_var
+    return weighted_mean(errors, weights).mean()
+
+
+def regularisation(params: Params, weight_decay: float) -> Array:
+    """Decay of one member's weights and the price of wide bounds of its log-variance.
+
+    Half the squared weights count ``weight_decay`` in the heads and 1/4, 1/2, 3/4, 3/4, ... of it in the hidden layers:
+    with 1e-4, MBPO's 2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4. Biases do not decay.
+    """
+    layers = {name: layer["kernel"] for name, layer in params.items() if "log_var" not in name}
+    shares = {"hidden_0": 0.25, "hidden_1": 0.5, "output": 1.0, "terminal": 1.0}
+    decays = [shares.get(name, 0.75) * 0.5 * jnp.square(kernel).sum() for name, kernel in layers.items()]
+    return weight_decay * sum(decays) + BOUND_WEIGHT * (params["max_log_var"] - params["min_log_var"]).sum()
+
+
+def heldout_losses(state: EnsembleState) -> Array:
+    """``[E]``: the running mean of the squared error of each member's mean, over channels and held-out steps, in
+    normalised units; 0 while nothing was held out."""
+    return state.heldout_error / jnp.maximum(state.heldout_steps, jnp.finfo(jnp.float32).tiny)
+
+
+def elites_of(state: EnsembleState, elites: int) -> Array:
+    """The members of the lowest held-out loss, best first, ``[elites] int32``."""
+    return jnp.argsort(heldout_losses(state))[:elites].astype(jnp.int32)
+
+
+# --- the world model -------------------------------------------------------------------------------------------------
+
+
+def make_network(config: Config, spec: EnvSpec) -> ProbabilisticMLP:
+    """One member."""
+    c = config.ensemble
+    return ProbabilisticMLP(spec.observation_size + 1, c.hidden_size, c.hidden_layers, config.precision)
+
+
+def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
+    """The ensemble behind the protocol of :class:`WorldModel`.
+
+    ``update`` takes windows of any length and raises ConfigError where they have no row numbers. ``imagine`` takes any
+    horizon and changes no state.
+    """
+    network = make_network(config, spec)
+    adam = optax.adam(config.ensemble.learning_rate)
+
+    def predict(params: Params, inputs: Array) -> Prediction:
+        return network.apply({"params": params}, inputs)
+
+    def init(key: Array) -> EnsembleState:
+        inputs = jnp.zeros((1, spec.observation_size + spec.action_size))
+        keys = jax.random.split(key, config.ensemble.members)
+        params = jax.vmap(lambda key: network.init(key, inputs)["params"])(keys)
+        errors = jnp.zeros(config.ensemble.members)
+        return EnsembleState(params, adam.init(params), heldout_error=errors, heldout_steps=jnp.zeros(()))
+
+    def update(
+        state: EnsembleState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[EnsembleState, Metrics]:
+        if segment.rows is None:
+            raise ConfigError("segment.rows is None; allowed: row numbers [B, H], by which steps are held out")
+        lesson = lesson_of(segment, normaliser)
+        held = held_out(segment.rows, config.ensemble.heldout_share).astype(jnp.float32)
+        counts = bootstrap(key, config.ensemble.members, segment.terminals.shape) * (1.0 - held)[None]
+
+        def learn(params: Params, counts: Array) -> tuple[Array, tuple[Metrics, Array]]:
+            return _member_loss(predict(params, lesson.inputs), params, lesson, counts, held, config.ensemble)
+
+        gradients, (metrics, errors) = jax.vmap(jax.grad(learn, has_aux=True))(state.params, counts)
+        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            changes, adam_state = adam.update(gradients, state.adam)
+        decay = config.ensemble.heldout_decay
+        state = EnsembleState(
+            params=optax.apply_updates(state.params, changes),
+            adam=adam_state,
+            heldout_error=decay * state.heldout_error + errors,
+            heldout_steps=decay * state.heldout_steps + (held * lesson.known[..., 0]).sum(),
+        )
+        losses = heldout_losses(state)
+        return state, jax.tree.map(jnp.mean, metrics) | {
+            "ensemble/heldout_loss": losses[elites_of(state, config.ensemble.elites)].mean(),
+            "ensemble/heldout_loss_worst": losses.max(),
+        }
+
+    def imagine(
+        state: EnsembleState,
+        policy_apply: PolicyApply,
+        policy_params: Params,
+        context: Segment,
+        normaliser: Normaliser,
+        key: Array,
+        horizon: int,
+    ) -> tuple[EnsembleState, Segment, Metrics]:
+        elites = elites_of(state, config.ensemble.elites)
+        params = jax.tree.map(lambda x: x[elites], state.params)
+
+        def step(before: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], tuple[Segment, Metrics]]:
+            raw_obs, ended = before  # [B, O], [B] 1 where an earlier step ended the episode
+            action_key, elite_key, noise_key = jax.random.split(key, 3)
+            mean, std = policy_apply(policy_params, raw_obs)
+            actions = mean + std * jax.random.normal(action_key, mean.shape)
+            inputs = inputs_of(raw_obs, actions, normaliser)
+            predictions = jax.vmap(predict, in_axes=(0, None))(params, inputs)
+            chosen = jax.random.randint(elite_key, ended.shape, 0, elites.shape[0], jnp.int32)
+            said = jax.tree.map(lambda x: x[chosen, jnp.arange(chosen.shape[0])], predictions)
+            spread = jnp.exp(0.5 * said.log_var)
+            drawn = said.mean + spread * jax.random.normal(noise_key, said.mean.shape)
+            rewards = unnormalise(drawn[:, -1:], normaliser.rewards)[:, 0]
+            terminals = jnp.maximum(ended, (said.terminal_logit > 0).astype(jnp.float32))
+            made = Segment(raw_obs, actions, jnp.where(ended > 0, 0.0, rewards), terminals)
+            next_obs = raw_obs + drawn[:, :-1] * normaliser.observations.std[None]
+            # Behind a terminal lies what pads a stored episode: its last state again, reward 0, terminal 1.
+            next_obs = jnp.where(terminals[:, None] > 0, raw_obs, next_obs)
+            return (next_obs, terminals), (made, _doubt(predictions.mean, spread, 1.0 - ended))
+
+        first = context.observations[:, -1]
+        # H steps, though the last state's successor is not returned: its reward and terminal are.
+        _, (steps, doubts) = jax.lax.scan(step, (first, jnp.zeros(first.shape[0])), jax.random.split(key, horizon))
+        segment = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
+        alive = doubts.pop("alive").sum()
+        return state, segment, {name: value.sum() / alive for name, value in doubts.items()}
+
+    return WorldModel(init, update, imagine, window=WINDOW, batch_size=config.ensemble.batch_size)
+
+
+def _member_loss(
+    prediction: Prediction, params: Params, lesson: Lesson, counts: Array, held: Array, config: EnsembleConfig
+) -> tuple[Array, tuple[Metrics, Array]]:
+    """``(loss, (metrics, sum of held-out squared errors))`` of one member; ``counts [B, H]`` are its draws."""
+    gaussian = gaussian_loss(prediction, lesson.targets, counts[..., None] * lesson.known)
+    entropy = optax.sigmoid_binary_cross_entropy(prediction.terminal_logit, lesson.terminals)
+    terminal = weighted_mean(entropy, counts * lesson.taken)
+    loss = gaussian + terminal + regularisation(params, config.weight_decay)
+    # Steps of which every channel is known, so that one number of steps serves all.
+    errors = (held * lesson.known[..., 0] * jnp.square(prediction.mean - lesson.targets).mean(-1)).sum()
+    metrics = {"ensemble/loss": loss, "ensemble/gaussian_loss": gaussian, "ensemble/terminal_loss": terminal}
+    return loss, (metrics, errors)
+
+
+def _doubt(means: Array, spread: Array, alive: Array) -> dict[str, Array]:
+    """Sums over the trajectories ``[B]`` still alive, normalised units, averaged over the channels of the state.
+
+    ``disagreement``: std of the elites' means ``[elites, B, D]`` (what data would tell); ``predicted_std``: what the
+    one asked says of itself, ``[B, D]`` (what no data would).
+    """
+    disagreement = means[..., :-1].std(axis=0).mean(-1)
+    return {
+        "ensemble/disagreement": (alive * disagreement).sum(),
+        "ensemble/predicted_std": (alive * spread[:, :-1].mean(-1)).sum(),
+        "alive": alive.sum(),
+    }
