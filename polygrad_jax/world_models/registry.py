@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.types import WorldModel
+from polygrad_jax.world_models.dreamer import make_dreamer
 from polygrad_jax.world_models.polygrad import make_polygrad
 
-WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {"polygrad": make_polygrad}
+WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
+    "polygrad": make_polygrad,
+    "dreamer": make_dreamer,
+}
 
 
 def make_world_model(config: Config, spec: EnvSpec) -> WorldModel:
