@@ -184,6 +184,96 @@ class EnsembleConfig:
 
 
 @dataclass(frozen=True)
+class DreamerConfig:
+    """The world model of Dreamer-v3 (arXiv 2301.04104v1; sizes of the code's ``dmc_proprio``, the paper's S)."""
+
+    deter: int = 512
+    """Size of the recurrent state."""
+    latents: int = 32
+    """Categorical variables of a latent state."""
+    classes: int = 32
+    """Classes of each of them."""
+    units: int = 512
+    """Width of the layers around the recurrent state and of the reward and continue heads."""
+    layers: int = 2
+    """Hidden layers of the reward and continue heads."""
+    coder_units: int = 1024
+    """Width of encoder and decoder; the paper's table says 512, the code that made its figures 1,024."""
+    coder_layers: int = 5
+    """Hidden layers of encoder and decoder; the paper's table says 2, the code that made its figures 5."""
+    bins: int = 255
+    """Bins of the two-hot reward."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in every categorical one."""
+    free_nats: float = 1.0
+    """Both KL losses are no smaller than this, in nats per step."""
+    dynamics_scale: float = 0.5
+    """Weight of the KL loss that trains the prior."""
+    representation_scale: float = 0.1
+    """Weight of the KL loss that trains the posterior."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    grad_clip: float = 1000.0
+    """Largest gradient norm."""
+    window: int = 64
+    """Steps per training segment."""
+    batch_size: int = 16
+    """Segments per gradient step."""
+    context_length: int = 5
+    """Observed states before imagination begins (PolyGRAD's Appendix C.2)."""
+
+
+@dataclass(frozen=True)
+class LatentPolicyConfig:
+    """Dreamer-v3's actor-critic in latent space (arXiv 2301.04104v1; sizes of the code's ``dmc_proprio``).
+
+    Not a part of :class:`Config`: the loop of Algorithm 3 learns with A2C.
+    """
+
+    horizon: int = 15
+    """Steps imagined from every latent state of a batch."""
+    units: int = 512
+    """Width of actor and critic."""
+    layers: int = 2
+    """Hidden layers of actor and critic."""
+    gamma: float = 0.997
+    """Discount factor."""
+    return_lambda: float = 0.95
+    """Lambda of the returns."""
+    gradient: Literal["reinforce", "backprop"] = "reinforce"
+    """How the actor's gradient is estimated: from log-probabilities (the revision of 2024), or through the learnt
+    dynamics (code of January 2023 for continuous actions, and the PolyGRAD paper's baseline)."""
+    entropy_weight: float = 3e-4
+    """Weight of the entropy bonus."""
+    min_std: float = 0.1
+    """Least standard deviation of the policy, raw action units."""
+    max_std: float = 1.0
+    """Largest standard deviation of the policy, raw action units."""
+    bins: int = 255
+    """Bins of the critic's two-hot value."""
+    learning_rate: float = 3e-5
+    """Adam's learning rate of actor and critic."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon of actor and critic."""
+    grad_clip: float = 100.0
+    """Largest gradient norm of actor and critic, separately."""
+    slow_critic_rate: float = 0.02
+    """How fast the averaged critic follows."""
+    slow_critic_weight: float = 1.0
+    """Weight of the critic's loss towards its average."""
+    return_decay: float = 0.99
+    """Decay of the averaged percentiles of returns."""
+    low_percentile: float = 5.0
+    """Returns are scaled by the distance of this percentile ..."""
+    high_percentile: float = 95.0
+    """... to this one, averaged over updates."""
+    least_scale: float = 1.0
+    """Returns are never divided by less."""
+
+
+@dataclass(frozen=True)
 class A2CConfig:
     """Learning the policy from imagined trajectories (paper, Table 1 and Appendix A)."""
 
@@ -280,7 +370,7 @@ class Config:
     """H, states per trajectory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
-    world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "simulator"] = "polygrad"
+    world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "dreamer", "simulator"] = "polygrad"
     """What imagines; simulator is MuJoCo itself, a perfect model that learns nothing."""
     preallocate_gpu_memory: bool = False
     """Whether JAX takes most of the accelerator's memory at start."""
@@ -291,6 +381,7 @@ class Config:
     autoregressive: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    dreamer: DreamerConfig = field(default_factory=DreamerConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -347,6 +438,24 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ensemble.batch_size": _AT_LEAST_1,
     "ensemble.heldout_share": (lambda x: 0 < x < 1, "between 0 and 1"),
     "ensemble.heldout_decay": _BELOW_1,
+    "dreamer.deter": _AT_LEAST_1,
+    "dreamer.latents": _AT_LEAST_1,
+    "dreamer.classes": (lambda x: x >= 2, "2 or greater"),
+    "dreamer.units": _AT_LEAST_1,
+    "dreamer.layers": _AT_LEAST_1,
+    "dreamer.coder_units": _AT_LEAST_1,
+    "dreamer.coder_layers": _AT_LEAST_1,
+    "dreamer.bins": (lambda x: x >= 3 and x % 2 == 1, "an odd number, 3 or greater"),
+    "dreamer.unimix": (lambda x: 0 < x < 1, "between 0 and 1"),
+    "dreamer.free_nats": _AT_LEAST_0,
+    "dreamer.dynamics_scale": _AT_LEAST_0,
+    "dreamer.representation_scale": _AT_LEAST_0,
+    "dreamer.learning_rate": _POSITIVE,
+    "dreamer.adam_eps": _POSITIVE,
+    "dreamer.grad_clip": _POSITIVE,
+    "dreamer.window": (lambda x: x >= 2, "2 or greater"),
+    "dreamer.batch_size": _AT_LEAST_1,
+    "dreamer.context_length": _AT_LEAST_1,
     "a2c.trajectories": (lambda x: x >= 2, "2 or greater"),
     "a2c.hidden_size": _AT_LEAST_1,
     "a2c.gamma": _UNIT,
@@ -465,6 +574,11 @@ def validate(config: Config) -> Config:
             f"loop.replay_capacity is {loop.replay_capacity}; allowed: at least {least_capacity} "
             f"(loop.prefill_env_steps plus ten horizons, loop.env_steps_per_iteration, {INSERT_CHUNK})",
         ),
+        (
+            config.world_model == "dreamer" and config.dreamer.window > loop.replay_capacity,
+            f"dreamer.window is {config.dreamer.window}; allowed: at most loop.replay_capacity "
+            f"({loop.replay_capacity})",
+        ),
     ]
     for wrong, line in contradictions:
         if wrong:
@@ -562,6 +676,19 @@ def cpu(env: str) -> Config:
         transformer=TransformerConfig(token_dim=64, num_blocks=2, learning_rate=1e-3, batch_size=128),
         # A gradient step then costs two thirds of the small denoiser's, an imagination a fifth (two cores).
         ensemble=replace(base.ensemble, members=5, elites=3, hidden_size=100, batch_size=128),
+        # Small enough for two cores; not searched.
+        dreamer=replace(
+            base.dreamer,
+            deter=128,
+            latents=16,
+            classes=16,
+            units=128,
+            layers=1,
+            coder_units=128,
+            coder_layers=2,
+            learning_rate=3e-4,
+            window=32,
+        ),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -615,6 +742,9 @@ def smoke(env: str) -> Config:
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
         transformer=replace(base.transformer, token_dim=32, batch_size=32),
         ensemble=replace(base.ensemble, members=3, elites=2, hidden_size=16, hidden_layers=2, batch_size=32),
+        dreamer=replace(
+            base.dreamer, deter=16, latents=4, classes=4, units=16, coder_units=16, coder_layers=1, window=8
+        ),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32),
         loop=replace(
             base.loop,

@@ -8,6 +8,7 @@ from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
 from polygrad_jax.world_models.autoregressive import make_autoregressive
 from polygrad_jax.world_models.ensemble import make_ensemble
+from polygrad_jax.world_models.dreamer import make_dreamer
 from polygrad_jax.world_models.polygrad import make_polygrad
 from polygrad_jax.world_models.simulator import SimulatorHost, make_simulator
 from polygrad_jax.world_models.transformer import make_transformer
@@ -16,12 +17,12 @@ WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
     "polygrad": make_polygrad,
     "autoregressive": make_autoregressive,
     "transformer": make_transformer,
+    "ensemble": make_ensemble,
+    "dreamer": make_dreamer,
 }
 
 SIMULATOR = "simulator"
 """Not in ``WORLD_MODELS``: it is not made of config and sizes alone."""
-    "ensemble": make_ensemble,
-}
 
 
 def known_world_models() -> tuple[str, ...]:

@@ -1,0 +1,265 @@
+"""Dreamer-v3 (Hafner et al. 2023, arXiv 2301.04104v1) as a world model of vector observations.
+
+A sequential variational autoencoder: it is trained to reconstruct observations, rewards and ends of episodes from
+latents that its own prior must foresee. The published one does not standardise what it sees, it squashes (symlog), and
+neither does this one: the normaliser of the protocol is not read.
+
+Rewards and ends belong to arriving in Dreamer: those of moment t are read from the latent of moment t. In a
+``Segment`` they belong to the transition taken in ``observations[:, k]``, so that those of step k are read here from
+the latent of moment k + 1, the *successor*. Replay does not store the state that a terminal step leads to, nor the one
+behind a window's last step: there the successor has no posterior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from polygrad_jax.config import Config, DreamerConfig, EnvSpec
+from polygrad_jax.networks.rssm import DreamerNetwork, Latent, draw, features
+from polygrad_jax.networks.symlog import symexp, symlog, two_hot, two_hot_mean
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.world_models.terminal_classifier import happened
+
+Ask = Callable[..., Any]
+"""``(params, method name, *arguments)`` of :class:`DreamerNetwork`."""
+
+
+@flax.struct.dataclass
+class DreamerState:
+    """Everything that the world model learns."""
+
+    params: Params
+    optimiser: Any
+
+
+class LatentModel(NamedTuple):
+    """The trained model as a learner in latent space needs it (see ``rl/dreamer.py``).
+
+    ``observe(params, segment [B, H], key) -> (Latent [B, H], [B, H])``: posterior latents of real windows, and 1
+    where the step was taken, 0 for padding.
+    ``step(params, latent [B], action [B, A], key) -> (Latent [B], reward [B] raw, continues [B] 0 or 1)``: one step
+    of the prior; 1 where the episode more likely goes on than not (published code).
+    ``features(latent [...]) -> [..., F]``, and F is ``feature_size``.
+    """
+
+    observe: Callable[..., tuple[Latent, Array]]
+    step: Callable[..., tuple[Latent, Array, Array]]
+    features: Callable[[Latent], Array]
+    feature_size: int
+
+
+def make_ask(config: Config, spec: EnvSpec) -> Ask:
+    """The networks of ``config`` as a pure function (see :data:`Ask`)."""
+    network = DreamerNetwork(spec.observation_size, config.dreamer, config.precision)
+
+    def ask(params: Params, method: str, *arguments: Any) -> Any:
+        return network.apply({"params": params}, *arguments, method=method)
+
+    return ask
+
+
+def kl_divergence(log_p: Array, log_q: Array) -> Array:
+    """``KL(p || q)``, nats, of L independent categorical variables: log-probabilities ``[..., L, K] -> [...]``."""
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=(-2, -1))
+
+
+def kl_losses(posterior: Array, prior: Array, free_nats: float) -> tuple[Array, Array]:
+    """The dynamics and the representation loss: log-probabilities ``[..., L, K] -> [...]`` each, in nats.
+
+    Their values are equal; the first trains the prior, the second the posterior, and neither where it is free.
+    """
+    dynamics = kl_divergence(jax.lax.stop_gradient(posterior), prior)
+    representation = kl_divergence(posterior, jax.lax.stop_gradient(prior))
+    return jnp.maximum(dynamics, free_nats), jnp.maximum(representation, free_nats)
+
+
+def observe(
+    ask: Ask, params: Params, raw_obs: Array, actions: Array, first: Array, key: Array
+) -> tuple[Latent, Array]:
+    """Posterior latents along real steps: ``(Latent [B, T], log-probabilities [B, T, L, K])``.
+
+    Args:
+      raw_obs, actions: ``[B, T, O]`` and ``[B, T, A]``, raw; ``actions[:, t]`` is taken in ``raw_obs[:, t]``.
+      first: ``[B, T]`` bool: nothing of what came before step t is known.
+    """
+    initial = ask(params, "initial", raw_obs.shape[0])
+    embedded = ask(params, "embed", raw_obs)
+    before = jnp.concatenate([jnp.zeros_like(actions[:, :1]), actions[:, :-1]], axis=1)
+
+    def step(latent: Latent, inputs: tuple[Array, ...]) -> tuple[Latent, tuple[Latent, Array]]:
+        embedded, action, first, key = inputs
+        latent = jax.tree.map(lambda new, old: jnp.where(_as_wide(first, old), new, old), initial, latent)
+        deter = ask(params, "advance", latent, jnp.where(first[:, None], 0.0, action))
+        log_probs = ask(params, "posterior", deter, embedded)
+        latent = Latent(deter, draw(key, log_probs))
+        return latent, (latent, log_probs)
+
+    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (embedded, before, first))
+    _, outputs = jax.lax.scan(step, initial, (*by_time, jax.random.split(key, raw_obs.shape[1])))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
+
+
+def observe_windows(ask: Ask, params: Params, segment: Segment, key: Array) -> tuple[Latent, Array]:
+    """:func:`observe` on windows of the replay ``[B, H]``, each from its first state on, whatever was before."""
+    first = jnp.zeros(segment.terminals.shape, bool).at[:, 0].set(True)
+    return observe(ask, params, segment.observations, segment.actions, first, key)
+
+
+def without_padding(segment: Segment) -> tuple[Segment, Array]:
+    """The window ``[B, H]`` with zeros behind its terminal, and 1 for the steps that were taken."""
+    real = happened(segment.terminals)
+    blank = jax.tree.map(
+        lambda x: jnp.where(_as_wide(real > 0, x), x, 0.0), (segment.observations, segment.actions, segment.rewards)
+    )
+    return Segment(*blank, segment.terminals), real
+
+
+def losses(
+    ask: Ask, params: Params, segment: Segment, key: Array, config: DreamerConfig
+) -> tuple[dict[str, Array], Array]:
+    """Every loss per step of real windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
+
+    DEVIATION: the published model reads rewards and ends from posterior latents only, as its replay has the state that
+    follows a terminal step. Ours has not (see above). The reward of step k is read from the successor's posterior where
+    there is one, else from a draw of its prior; the end is read from a draw of the prior at every step. Were it read
+    from the posterior wherever there is one, ending steps would be those without, and the head could learn to tell
+    draws of the two apart, all of which in imagination come from the prior. No loss reaches the prior through its
+    draws: it is trained by the KL, as published.
+    """
+    posterior_key, prior_key = jax.random.split(key)
+    segment, real = without_padding(segment)
+    latents, posterior = observe_windows(ask, params, segment, posterior_key)
+    prior = ask(params, "prior", latents.deter)
+    decoded = ask(params, "decode", features(latents))
+    dynamics, representation = kl_losses(posterior, prior, config.free_nats)
+
+    last = jax.tree.map(lambda x: x[:, -1:], latents)
+    last_deter = ask(params, "advance", last, segment.actions[:, -1:])
+    deter = jnp.concatenate([latents.deter[:, 1:], last_deter], axis=1)
+    foreseen = jnp.concatenate([prior[:, 1:], ask(params, "prior", last_deter)], axis=1)
+    drawn = jax.lax.stop_gradient(draw(prior_key, foreseen))
+    seen = jnp.concatenate([latents.stoch[:, 1:], jnp.zeros_like(last.stoch)], axis=1)
+    has_posterior = jnp.concatenate([real[:, 1:], jnp.zeros_like(real[:, :1])], axis=1) > 0
+    successor = Latent(deter, jnp.where(_as_wide(has_posterior, seen), seen, drawn))
+
+    reward_logits = ask(params, "reward", features(successor))
+    reward = -jnp.sum(two_hot(segment.rewards, config.bins) * jax.nn.log_softmax(reward_logits), axis=-1)
+    goes_on = ask(params, "goes_on", features(Latent(deter, drawn)))
+    return {
+        # Summed over the observation and without the paper's factor 1/2, as in the published code.
+        "decoder": jnp.sum(jnp.square(decoded - symlog(segment.observations)), axis=-1),
+        "reward": reward,
+        "continue": optax.sigmoid_binary_cross_entropy(goes_on, 1.0 - segment.terminals),
+        "dynamics": dynamics,
+        "representation": representation,
+    }, real
+
+
+def make_latent_model(config: Config, spec: EnvSpec) -> LatentModel:
+    """What a learner in latent space asks of this model."""
+    ask = make_ask(config, spec)
+
+    def observe_real(params: Params, segment: Segment, key: Array) -> tuple[Latent, Array]:
+        segment, real = without_padding(segment)
+        return observe_windows(ask, params, segment, key)[0], real
+
+    def step(params: Params, latent: Latent, action: Array, key: Array) -> tuple[Latent, Array, Array]:
+        deter = ask(params, "advance", latent, action)
+        latent = Latent(deter, draw(key, ask(params, "prior", deter)))
+        read = features(latent)
+        continues = (ask(params, "goes_on", read) >= 0.0).astype(jnp.float32)
+        return latent, two_hot_mean(ask(params, "reward", read)), continues
+
+    d = config.dreamer
+    return LatentModel(observe_real, step, features, d.deter + d.latents * d.classes)
+
+
+def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
+    """Dreamer-v3's world model behind the protocol of :class:`WorldModel`.
+
+    ``imagine`` takes the raw-observation policy that it is given, asked about decoded observations, and samples from
+    it. It runs the posterior along the observed steps of the context and the prior from there. Behind an imagined
+    terminal the last state is repeated with reward 0, as replay pads its windows.
+    """
+    ask, latent_model = make_ask(config, spec), make_latent_model(config, spec)
+    d = config.dreamer
+    scales = {"dynamics": d.dynamics_scale, "representation": d.representation_scale}
+    optimiser = optax.chain(optax.clip_by_global_norm(d.grad_clip), optax.adam(d.learning_rate, eps=d.adam_eps))
+
+    def init(key: Array) -> DreamerState:
+        network = DreamerNetwork(spec.observation_size, d, config.precision)
+        params = network.init(key, jnp.zeros((1, spec.observation_size)), jnp.zeros((1, spec.action_size)))["params"]
+        return DreamerState(params, optimiser.init(params))
+
+    def update(
+        state: DreamerState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[DreamerState, Metrics]:
+        del normaliser  # what is seen is squashed, not standardised
+
+        def loss(params: Params) -> tuple[Array, Metrics]:
+            by_step, weights = losses(ask, params, segment, key, d)
+            means = {name: (weights * x).sum() / weights.sum() for name, x in by_step.items()}
+            total = sum(scales.get(name, 1.0) * x for name, x in means.items())
+            return total, {f"loss/{name}": x for name, x in means.items()}
+
+        (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimiser_state = optimiser.update(gradients, state.optimiser)
+        metrics |= {"loss/dreamer": total, "gradients/dreamer_norm": optax.tree.norm(gradients)}
+        return DreamerState(optax.apply_updates(state.params, updates), optimiser_state), metrics
+
+    def imagine(
+        state: DreamerState,
+        policy_apply: PolicyApply,
+        policy_params: Params,
+        context: Segment,
+        normaliser: Normaliser,
+        key: Array,
+        horizon: int,
+    ) -> tuple[DreamerState, Segment, Metrics]:
+        del normaliser
+        context_key, roll_key = jax.random.split(key)
+        latent = _latent_after(ask, state.params, context, context_key)
+
+        def step(carry: tuple[Latent, Array, Array], key: Array):
+            latent, raw_obs, ended = carry
+            action_key, latent_key = jax.random.split(key)
+            mean, std = policy_apply(policy_params, raw_obs)
+            action = mean + std * jax.random.normal(action_key, mean.shape)
+            latent, reward, continues = latent_model.step(state.params, latent, action, latent_key)
+            reward = jnp.where(ended > 0, 0.0, reward)
+            terminal = jnp.maximum(ended, 1.0 - continues)
+            decoded = symexp(ask(state.params, "decode", features(latent)))
+            following = jnp.where(terminal[:, None] > 0, raw_obs, decoded)
+            return (latent, following, terminal), (raw_obs, action, reward, terminal)
+
+        first = context.observations[:, -1]
+        start = (latent, first, jnp.zeros(first.shape[0]))
+        _, imagined = jax.lax.scan(step, start, jax.random.split(roll_key, horizon))
+        return state, Segment(*(jnp.swapaxes(x, 0, 1) for x in imagined)), {}
+
+    return WorldModel(init, update, imagine, d.window, d.batch_size, d.context_length)
+
+
+def _latent_after(ask: Ask, params: Params, context: Segment, key: Array) -> Latent:
+    """The latent ``[B]`` of the last state of a context ``[B, C]``; what pads it in front is not looked at."""
+    observed = jnp.ones(context.rewards.shape, bool) if context.observed is None else context.observed
+    # A step before which nothing was observed begins anew: what an unobserved one left behind is thrown away.
+    first = jnp.concatenate([jnp.ones_like(observed[:, :1]), ~observed[:, :-1]], axis=1)
+    raw_obs, actions = (
+        jnp.where(_as_wide(observed, x), x, 0.0) for x in (context.observations, context.actions)
+    )
+    latents, _ = observe(ask, params, raw_obs, actions, first, key)
+    return jax.tree.map(lambda x: x[:, -1], latents)
+
+
+def _as_wide(mask: Array, x: Array) -> Array:
+    """The mask with axes of size 1 behind, as many axes as ``x`` has."""
+    return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
