@@ -1,10 +1,13 @@
 # make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--a2c.gae-lambda 0.95"
+#                             WORLD_MODEL=polygrad|autoregressive|transformer|ensemble|dreamer|simulator
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
+# make figures               draws the figures of results/ again from their CSV files
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
 ENV =
+WORLD_MODEL =
 PRESET =
 SEED =
 RUN =
@@ -19,7 +22,7 @@ INSTALLED = $(VENV)/installed-$(JAX)
 INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
 
-.PHONY: install train dataset test lint tensorboard benchmark clean
+.PHONY: install train dataset figures test lint tensorboard benchmark clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -48,7 +51,7 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 # exec: a SIGTERM that make passes on reaches the program, not a shell in between.
 train: $(INSTALLED)
 	@exec $(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
-	  $(if $(RUN),--run $(RUN)) $(ARGS)
+	  $(if $(RUN),--run $(RUN)) $(if $(WORLD_MODEL),--world-model $(WORLD_MODEL)) $(ARGS)
 
 $(INSTALLED_MINARI): setup.cfg $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[minari]"
@@ -64,6 +67,16 @@ test: $(INSTALLED_DEV)
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .
+
+# A folder of results names its experiment by the CSV file that it holds.
+figures: $(INSTALLED)
+	@set -e; for experiment in oracle:oracle_study guidance_error:guidance_error runs:seeds \
+	    action_distribution:action_distribution computation_time:computation_time prediction_error:prediction_error; do \
+	  for csv in $$(find results -name "$${experiment%%:*}.csv" -not -path "*/imagined/*" | sort); do \
+	    echo "$$csv"; $(BIN)/python experiments/$${experiment##*:}.py --out "$$(dirname "$$csv")" --figure-only; \
+	  done; \
+	done
+	@$(BIN)/python experiments/plot_search.py results/cpu_search; $(BIN)/python experiments/plot_search.py results/cpu_search_2
 
 tensorboard: $(INSTALLED)
 	@$(BIN)/tensorboard --logdir $(or $(RUN),runs)

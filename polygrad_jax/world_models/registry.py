@@ -7,8 +7,8 @@ from collections.abc import Callable
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
 from polygrad_jax.world_models.autoregressive import make_autoregressive
-from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.dreamer import make_dreamer
+from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.polygrad import make_polygrad
 from polygrad_jax.world_models.simulator import SimulatorHost, make_simulator
 from polygrad_jax.world_models.transformer import make_transformer

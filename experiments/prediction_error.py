@@ -1,0 +1,333 @@
+"""How far is each world model from the simulator, and how does that grow with the horizon? (Figures 5 and 8)
+
+Every model is trained on the same recorded transitions for the same seconds of gradient steps, to its best five-step
+error (``polygrad_jax/training/fixed_data.py``); then 500 trajectories are imagined from stored states under the
+dataset's policy, and MuJoCo replays their actions from the stored simulator states, past terminations.
+
+    python experiments/prediction_error.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
+        --seeds 0 1 2 --horizons 10 --jobs 2 --threads 1 --out results/prediction_error/hopper
+    python experiments/prediction_error.py --out results/prediction_error/hopper --figure-only
+
+``--transitions`` trains on so many only, drawn as whole episodes (the paper's question about small data). Rows of
+``prediction_error.csv``, one per step ahead: ``mse_raw`` and ``mse`` (in units of each observation's variance in the
+data; the raw one is mostly velocities), averaged over dimensions and trajectories, ``median`` over trajectories,
+``still``: the error of predicting that nothing moves, ``reward_mse``; and for the whole trajectory, as far as the
+replay goes on alive, how many of the imagined ends are right (``terminal_precision``) and how many of the real ones are
+imagined (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``untrained`` is the same network
+before any update, which every measure must tell from the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sweep
+
+from polygrad_jax import cli
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config
+from polygrad_jax.data import replay as replays
+from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.envs.simulator import replay_actions
+from polygrad_jax.rl import a2c
+from polygrad_jax.training.fixed_data import FixedData, Schedule, Training, open_data, open_trained
+from polygrad_jax.training.gradient_error import absorbing
+from polygrad_jax.training.loop import NonFiniteError
+from polygrad_jax.training.measures import squared_errors, staying_still
+from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.types import Normaliser, Segment
+from polygrad_jax.world_models import fitting
+from polygrad_jax.world_models.registry import make_world_model
+
+CONTEXTS = 500
+SETTLING = 64
+DELTA_LR = 3e-2
+"""Of log delta where a model is trained alone (official code)."""
+MODELS: dict[str, tuple[str, ...]] = {
+    "PolyGRAD MLP": ("--world-model", "polygrad"),
+    "PolyGRAD transformer": (
+        *("--world-model", "polygrad", "--denoiser.kind", "transformer"),
+        *("--denoiser.token-dim", "64", "--denoiser.num-blocks", "3", "--denoiser.learning-rate", "1e-3"),
+    ),
+    "autoregressive diffusion": ("--world-model", "autoregressive"),
+    "transformer": ("--world-model", "transformer"),
+    "ensemble": ("--world-model", "ensemble"),
+    "Dreamer-v3": ("--world-model", "dreamer"),
+}
+RULES = {"score": {"rule": "score"}, "correlated": {"rule": "correlated", "rho": 1.0}}
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def episodes_of(record: TransitionRecord) -> list[TransitionRecord]:
+    """The episodes of a record, in order; what is open at its end counts too."""
+    ends = [*(np.flatnonzero(record.terminals | record.truncations) + 1), len(record)]
+    return [record[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
+
+
+def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
+    """``count`` transitions: whole episodes in random order, the last one cut; all of it where there are no more."""
+    if count >= len(record):
+        return record
+    parts = episodes_of(record)
+    order = np.random.default_rng(seed).permutation(len(parts))
+    chosen, left = [], count
+    for i in order:
+        part = parts[i][:left]
+        cut = part.truncations.copy()
+        cut[-1] = not part.terminals[-1]
+        chosen.append(dataclasses.replace(part, truncations=cut))
+        left -= len(part)
+        if left == 0:
+            break
+    columns = [f.name for f in dataclasses.fields(TransitionRecord)]
+    return TransitionRecord(**{name: np.concatenate([getattr(p, name) for p in chosen]) for name in columns})
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def ends_found(imagined: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Precision and recall of "it ends within the horizon", terminals ``[B, T]`` of both; NaN where none is."""
+    said, true = absorbing(imagined)[:, -1] > 0, absorbing(real)[:, -1] > 0
+    right = (said & true).sum()
+    return {
+        "terminal_precision": float(right / said.sum()) if said.any() else float("nan"),
+        "terminal_recall": float(right / true.sum()) if true.any() else float("nan"),
+    }
+
+
+@dataclasses.dataclass
+class Measuring:
+    """What every measure of one dataset shares."""
+
+    data: FixedData
+    normaliser: Normaliser
+    seed: int
+
+    def imagined(self, config: Config, state: Any) -> Segment:
+        """Trajectories ``[CONTEXTS, H]`` under the dataset's policy, delta settled where there is one."""
+        data, collector = self.data, self.data.collector
+        model = make_world_model(config, data.spec)
+        policy = a2c.make_policy_apply(data.spec, collector.a2c, collector.precision)
+        actor = jax.tree.map(jnp.asarray, data.actor)
+        context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
+        contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
+            data.replay(2), context_key, CONTEXTS, model.context_length
+        )
+        few = jax.tree.map(lambda x: x[:SETTLING], contexts)
+        if config.world_model == "polygrad":
+            state = fitting.settle(model, state, policy, actor, few, self.normaliser, settle_key, config.horizon)
+        imagine = jax.jit(model.imagine, static_argnums=(1, 6))
+        _, segment, _ = imagine(state, policy, actor, contexts, self.normaliser, key, config.horizon)
+        return jax.device_get(segment.replace(rows=contexts.rows[:, -1:], observed=None))
+
+    def rows(self, config: Config, state: Any) -> Iterator[dict[str, float]]:
+        """One row per step ahead."""
+        segment = self.imagined(config, state)
+        if not all(np.isfinite(x).all() for x in (segment.observations, segment.actions, segment.rewards)):
+            raise NonFiniteError("not finite: imagined trajectory")
+        states = self.data.transitions.simulator_states[np.asarray(segment.rows)[:, 0]]
+        real, rewards, terminals = replay_actions(self.data.env, states, segment.actions[:, :-1])
+        unit = np.asarray(self.normaliser.observations.std)
+        raw = squared_errors(segment.observations, real)
+        scaled = squared_errors(segment.observations / unit, real / unit)
+        still = squared_errors(staying_still(real / unit), real / unit)
+        reward = np.square(segment.rewards[:, :-1] - rewards)
+        ends = ends_found(segment.terminals[:, :-1], terminals.astype(np.float32))
+        for h in range(raw.shape[1]):
+            yield {
+                "step": h + 1,
+                "mse_raw": raw[:, h].mean(),
+                "mse": scaled[:, h].mean(),
+                "median": np.median(scaled[:, h]),
+                "still": still[:, h].mean(),
+                "reward_mse": reward[:, h].mean(),
+            } | ends
+
+
+def variants(config: Config) -> dict[str, Config]:
+    """The configs under which one trained model imagines."""
+    if config.world_model != "polygrad":
+        return {"": config}
+    return {
+        name: dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, **rule))
+        for name, rule in RULES.items()
+    }
+
+
+def config_for(options: argparse.Namespace, data: FixedData) -> Config:
+    """The preset for the dataset's task, the model's fields, then those of the command line."""
+    base = dataclasses.replace(configs.preset(options.preset, data.env.name), env=data.env, seed=options.seed)
+    base = dataclasses.replace(base, guidance=dataclasses.replace(base.guidance, delta_lr=DELTA_LR))
+    fields = [*MODELS[options.cell], "--horizon", str(options.horizon), *shlex.split(options.fields)]
+    return configs.validate(cli.override(base, fields))
+
+
+def run_cell(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trains one model (or goes on) and measures it under every variant, and untrained."""
+    data = open_data(options.dataset)
+    config = config_for(options, data)
+    part = drawn(data.transitions, options.count, options.seed)
+    schedule = Schedule(
+        seconds=options.seconds, updates=None, evaluate_every_updates=options.evaluate_every, patience=10**6
+    )
+    training = Training(dataclasses.replace(data, transitions=part), config, options.folder, schedule.checked())
+    outcome = training.run()
+    if outcome.stopped_by is not None:
+        raise SystemExit(130)
+    trained = open_trained(options.folder, training_data := dataclasses.replace(data, transitions=part))
+    measuring = Measuring(data, trained.normaliser, options.seed)
+    facts = describe_environment()
+    common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
+    common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(training_data.transitions)}
+    common |= {
+        "training_seconds": round(outcome.at.training_seconds, 1),
+        "updates": outcome.at.updates,
+        "best_updates": trained.updates,
+        "preset": options.preset,
+    }
+    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    untrained = jax.jit(training.model.init)(jax.random.key(options.seed))
+    found = []
+    for name, there in variants(config).items():
+        for denoiser, state in (("trained", trained.state), ("untrained", untrained)):
+            for row in measuring.rows(there, state):
+                short = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+                found.append(common | {"variant": name, "network": denoiser} | short | about)
+    return found
+
+
+# --- the figure ------------------------------------------------------------------------------------------------------
+
+COLOURS = dict(
+    zip(
+        [("PolyGRAD MLP", "score"), ("PolyGRAD MLP", "correlated"), ("PolyGRAD transformer", "score")]
+        + [("PolyGRAD transformer", "correlated")]
+        + [(name, "") for name in list(MODELS)[2:]],
+        ["#0072B2", "#56B4E9", "#004060", "#7FB8D8", "#D55E00", "#009E73", "#CC79A7", "#E69F00"],
+        strict=True,
+    )
+)
+
+
+def draw(out: Path) -> None:
+    """``prediction_error.png``: error against steps ahead, raw and in variances; shaded: std over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [r for r in sweep.read_csv(out / "prediction_error.csv") if r.get("network") == "trained"]
+    panels = list(dict.fromkeys((r["env"], r["horizon"], r["transitions"]) for r in rows))
+    figure, axes = plt.subplots(2, len(panels), figsize=(5.2 * len(panels), 7.0), squeeze=False)
+    for j, panel in enumerate(panels):
+        there = [r for r in rows if (r["env"], r["horizon"], r["transitions"]) == panel]
+        for i, (measure, unit) in enumerate((("mse", "variances of the data"), ("mse_raw", "raw units"))):
+            axis = axes[i, j]
+            for (model, variant), colour in COLOURS.items():
+                own = [r for r in there if (r["model"], r["variant"]) == (model, variant)]
+                if own:
+                    draw_curve(axis, own, measure, f"{model} {variant}".strip(), colour)
+            axis.set_yscale("log")
+            axis.set_xlabel("steps ahead")
+            axis.set_ylabel(f"mean squared error [{unit}]")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.margins(x=0.02)
+            axis.set_xlim(right=axis.get_xlim()[1] * 1.45)
+        seeds = len({r["seed"] for r in there})
+        axes[0, j].set_title(
+            f"{panel[0]}, {panel[2]} transitions, {there[0]['training_seconds']} s of training each, {seeds} seed(s)",
+            fontsize=8,
+        )
+    figure.tight_layout()
+    sweep.save_figure(figure, out / "prediction_error.png")
+    plt.close(figure)
+
+
+def draw_curve(axis: Any, rows: list[dict[str, str]], measure: str, label: str, colour: str) -> None:
+    """Mean over seeds, labelled at its end, and one standard deviation."""
+    steps = sorted({int(r["step"]) for r in rows})
+    values = np.array([[float(r[measure]) for r in rows if int(r["step"]) == k] for k in steps])
+    mean, std = values.mean(1), values.std(1)
+    axis.plot(steps, mean, color=colour, linewidth=1.6)
+    axis.fill_between(steps, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
+    axis.annotate(label, (steps[-1], mean[-1]), xytext=(3, 0), textcoords="offset points", color=colour, fontsize=7,
+                  va="center")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this grid and those built on it share."""
+    sweep.add_arguments(parser)
+    parser.add_argument("--dataset", help="folder of a run or of a dataset, with simulator states and a policy")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--horizons", type=int, nargs="+", default=[10])
+    parser.add_argument("--transitions", type=int, nargs="+", default=[10**9], help="trained on (all)")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of gradient steps, for every model")
+    parser.add_argument("--evaluate-every", type=int, default=2_000, help="updates between two five-step errors")
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--fields", default="", help='fields of every config, as in "--denoiser.width 512"')
+    parser.add_argument("--trainings", type=Path, default=None, help="folders of the trainings (runs/prediction-<out>)")
+    for hidden in ("--cell", "--rows", "--folder"):
+        parser.add_argument(hidden, type=str if hidden == "--cell" else Path, help=argparse.SUPPRESS)
+    for hidden in ("--seed", "--horizon", "--count"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+
+
+def cells_of(options: argparse.Namespace) -> list[sweep.Cell]:
+    """The grid: model, seed, horizon, transitions."""
+    trainings = options.trainings or Path("runs") / f"prediction-{options.out.name}"
+    same = ("--dataset", options.dataset, "--seconds", options.seconds, "--evaluate-every", options.evaluate_every)
+    me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, *same, "--preset", options.preset)
+    cells = []
+    for model, seed, horizon, count in itertools.product(
+        options.models, options.seeds, options.horizons, options.transitions
+    ):
+        size = "all" if count == 10**9 else str(count)
+        name = "".join(c if c.isalnum() else "-" for c in model) + f"-h{horizon}-n{size}-seed{seed}"
+        own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
+        command = (*me, f"--fields={options.fields}", *own, "--folder", trainings / name, "--rows", "{rows}")
+        labels = (("model", model), ("seed", seed), ("horizon", horizon), ("transitions", count))
+        cells.append(sweep.Cell(name, tuple(map(str, command)), labels))
+    return cells
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    options = parser.parse_args()
+    if options.cell:
+        try:
+            write_text_atomically(options.rows, json.dumps(run_cell(options), default=float))
+        except NonFiniteError as error:
+            print(f"prediction_error: {error}", file=sys.stderr)
+            return cli.DIVERGED
+        except configs.ConfigError as error:
+            print(f"prediction_error: {error}", file=sys.stderr)
+            return cli.BAD_INPUT
+        return 0
+    code, path = 0, options.out / "prediction_error.csv"
+    if not options.figure_only:
+        if options.dataset is None:
+            parser.error("--dataset is missing; allowed: the folder of a run or of a dataset")
+        code = sweep.run(cells_of(options), path, options)
+    if path.exists():
+        draw(options.out)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
