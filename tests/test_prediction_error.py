@@ -1,0 +1,76 @@
+"""The experiments that compare world models: what they draw, count and build."""
+
+import computation_time
+import numpy as np
+import prediction_error
+import pytest
+from prediction_error import drawn, ends_found, episodes_of, variants
+
+from polygrad_jax import config as configs
+from polygrad_jax.data.transition_log import TransitionRecord
+
+
+def record(lengths, terminated):
+    """Episodes of these lengths; observation and reward are the row's number. The last one is left open."""
+    total = sum(lengths)
+    terminals, truncations = np.zeros(total, bool), np.zeros(total, bool)
+    for end, by_itself in zip(np.cumsum(lengths)[:-1] - 1, terminated, strict=True):
+        (terminals if by_itself else truncations)[end] = True
+    rows = np.arange(total, dtype=np.float32)
+    column = rows[:, None]
+    return TransitionRecord(column, column, rows, terminals, truncations, column.astype(np.float64))
+
+
+def test_fewer_transitions_are_whole_episodes_and_one_that_is_cut():
+    whole = record([4, 3, 5, 2], [True, False, True])
+    assert [len(e) for e in episodes_of(whole)] == [4, 3, 5, 2]
+    before = whole.truncations.copy()
+    part = drawn(whole, 6, seed=3)
+    assert len(part) == 6 and len(set(part.rewards)) == 6
+    ends = np.flatnonzero(part.terminals | part.truncations) + 1
+    assert ends[-1] == 6  # a window never runs from one episode into the next
+    starts = {0: 4, 4: 3, 7: 5, 12: 2}
+    for a, b in zip([0, *ends[:-1]], ends, strict=True):
+        first = int(part.rewards[a])
+        assert b - a <= starts[first]
+        np.testing.assert_array_equal(part.rewards[a:b], np.arange(first, first + b - a))
+        assert part.terminals[b - 1] == (whole.terminals[first + b - a - 1])
+    np.testing.assert_array_equal(whole.truncations, before)
+    orders = {tuple(drawn(whole, 6, seed).rewards) for seed in range(20)}
+    assert len(orders) > 5
+    assert drawn(whole, 14, 0) is whole
+
+
+def test_ends_that_are_found():
+    """Of four trajectories the first two are said to end, the second and third do: one of two right, one of two found;
+    when is not asked."""
+    said = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]], np.float32)
+    real = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]], np.float32)
+    assert ends_found(said, real) == {"terminal_precision": 0.5, "terminal_recall": 0.5}
+    nothing = ends_found(0 * said, real)
+    assert np.isnan(nothing["terminal_precision"]) and nothing["terminal_recall"] == 0.0
+
+
+def test_only_what_is_guided_has_variants():
+    config = configs.cpu("hopper")
+    assert {n: c.guidance.rule for n, c in variants(config).items()} == {"score": "score", "correlated": "correlated"}
+    assert list(variants(configs.replace(config, world_model="ensemble"))) == [""]
+
+
+@pytest.mark.parametrize("label", prediction_error.MODELS)
+def test_every_model_has_a_config_and_a_colour(label):
+    fields = prediction_error.MODELS[label]
+    config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+    for variant in variants(config):
+        assert (label, variant) in prediction_error.COLOURS
+
+
+@pytest.mark.parametrize("label", computation_time.MODELS)
+def test_every_model_is_timed_at_the_papers_size(label):
+    """Table 2: 1,024 wide for 10 states, 2,048 for more; one-step models keep 1,024."""
+    short, long = computation_time.sized(label, 10), computation_time.sized(label, 50)
+    widths = (1024, 2048) if label.startswith("PolyGRAD") else (1024, 1024)
+    assert (short.denoiser.width, long.denoiser.width) == widths
+    assert (short.horizon, long.horizon) == (10, 50)
+    assert short.diffusion.num_steps == 128
+    assert short.diffusion.sampling_steps == (16 if "K = 16" in label else 128)
