@@ -658,8 +658,9 @@ def cpu(env: str) -> Config:
     the newest windows, the change of a state is not clipped, terminals come from a classifier of single steps (diffused
     ones come late, and the advantages with them, ``results/terminals.csv``), the critic learns four times per batch and
     its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal state is
-    trained on, the policy begins narrower, moves in fewer, larger steps and is evaluated as an average of its last
-    thousand updates, and its least std is larger. The pendulum has settings of its own. On processors that multiply
+    trained on, the policy begins narrower, moves in fewer, larger steps that become ten times smaller towards the end
+    (steps of constant size walk away from what they found), is evaluated as an average of its last thousand updates,
+    and its least std is larger. The pendulum has settings of its own. On processors that multiply
     bfloat16 (AMX) ``--precision bfloat16`` is faster; on others it is slower.
     """
     base = paper(env)
@@ -698,6 +699,7 @@ def cpu(env: str) -> Config:
             critic_updates=4,
             max_actor_lr=3e-4,
             target_change=0.03,
+            final_target_change=0.003,
             actor_ema=0.999,
             initial_std=0.5,
             min_std=0.2,
@@ -725,7 +727,9 @@ def _cpu_pendulum(hopper: Config) -> Config:
         denoiser=replace(
             hopper.denoiser, learning_rate=3e-4, batch_size=256, recent_share=0.0, padded_actions="repeated"
         ),
-        a2c=replace(hopper.a2c, max_actor_lr=3e-3, actor_ema=0.0, initial_std=1.0, min_std=0.1),
+        a2c=replace(
+            hopper.a2c, max_actor_lr=3e-3, final_target_change=0.0, actor_ema=0.0, initial_std=1.0, min_std=0.1
+        ),
         loop=replace(
             hopper.loop, total_env_steps=20_000, env_steps_per_policy_update=4, env_steps_per_iteration=4
         ),
