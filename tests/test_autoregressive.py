@@ -17,7 +17,7 @@ from polygrad_jax.world_models import autoregressive, terminal_classifier
 from polygrad_jax.world_models.autoregressive import diffuse_step, make_autoregressive, single_steps
 from polygrad_jax.world_models.roll_out import Prediction, Standing, roll_out
 
-SYSTEM = oracle.two_state_system(0.4)
+SYSTEM = oracle.two_state_system(1.5)
 O, A, H = 2, 1, 3  # noqa: E741  (the letters of the docstrings)
 SPEC = EnvSpec(O, A)
 CONFIG = Config(
@@ -82,20 +82,32 @@ def windows(key, batch: int = 256) -> Segment:
 
 def test_the_windows_are_those_of_the_replay():
     batch = windows(jax.random.key(0))
-    assert not batch.terminals[:, 0].any() and 0.05 < batch.terminals[:, 1].mean() < 0.3
+    assert not batch.terminals[:, 0].any() and 0.1 < batch.terminals[:, 1].mean() < 0.5
 
 
 # --- the sampler of one step, exactly --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_steps", "kept", "error"), [(32, 32, 0.14), (32, 5, 0.6)])
-def test_the_covariance_of_a_step_is_the_closed_form(num_steps, kept, error):
-    """J J^T of the step in all its draws, under the optimal denoiser, against a recursion per eigendirection.
+def remaining(variance: np.ndarray, num_steps: int, kept: int) -> np.ndarray:
+    """The share of a true variance, normalised, that the sampler with the optimal denoiser gives: a recursion.
 
-    Given state and action, reward and next state are Gaussian: x_0 = m + U sqrt(lambda) u. The optimal denoiser along
-    an eigenvector is m + sqrt(ab) lambda / (ab lambda + 1 - ab) (x_t - sqrt(ab) m), so that a step of the sampler
-    multiplies the deviation by clean * that + noisy and adds noise: ``v <- g^2 v + std^2`` from v = 1. What remains of
-    the true lambda is a property of so many steps (first order in 1 / N), within ``error`` of it.
+    Along such a direction x_0 = m + sqrt(variance) u, and the optimal denoiser is m plus
+    sqrt(ab) variance / (ab variance + 1 - ab) times (x_t - sqrt(ab) m): a step multiplies the deviation by clean times
+    that plus noisy and adds noise, ``v <- g^2 v + std^2`` from v = 1.
+    """
+    known, v = oracle.cosine_schedule(num_steps, 1.0, kept), np.ones_like(variance)
+    for t in reversed(range(kept)):
+        ab = known.alpha_bar[t]
+        gain = known.clean[t] * np.sqrt(ab) * variance / (ab * variance + 1 - ab) + known.noisy[t]
+        v = gain**2 * v + known.std[t] ** 2
+    return v / variance
+
+
+@pytest.mark.parametrize(("num_steps", "kept", "error"), [(128, 128, 0.06), (32, 5, 0.65)])
+def test_the_covariance_of_a_step_is_the_closed_form(num_steps, kept, error):
+    """J J^T of the step in all its draws, under the optimal denoiser, is what :func:`remaining` says to rounding.
+
+    What that lacks of the truth is a property of so many steps (first order in 1 / N), within ``error``.
     """
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         normaliser = jax.tree.map(lambda x: x.astype(jnp.float64), NORMALISER)
@@ -130,17 +142,12 @@ def test_the_covariance_of_a_step_is_the_closed_form(num_steps, kept, error):
         zero = jnp.zeros((kept + 1, 1, 2, O + 2))
         mean, jacobian = np.asarray(jax.jit(step)(zero)), np.asarray(jax.jit(jax.jacrev(step))(zero)).reshape(O + 1, -1)
 
-    known, variance = oracle.cosine_schedule(num_steps, 1.0, kept), np.ones(O)
-    for t in reversed(range(kept)):
-        ab = known.alpha_bar[t]
-        gain = known.clean[t] * np.sqrt(ab) * values / (ab * values + 1 - ab) + known.noisy[t]
-        variance = gain**2 * variance + known.std[t] ** 2
-    expected = obs_std[:, None] * (vectors @ np.diag(variance) @ vectors.T) * obs_std
+    remains = remaining(values, num_steps, kept)
+    expected = obs_std[:, None] * (vectors @ np.diag(remains * values) @ vectors.T) * obs_std
     np.testing.assert_allclose((jacobian @ jacobian.T)[:O, :O], expected, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(jacobian[O], 0.0, atol=1e-6)  # the reward follows from state and action
     true_mean = SYSTEM.F @ [1.0, 0.25] + SYSTEM.G @ [0.7]
     np.testing.assert_allclose(mean, [*true_mean, SYSTEM.reward_state @ [1.0, 0.25] + 0.2 * 0.7], rtol=1e-5)
-    remains = variance / values
     print(f"N {num_steps}, K {kept}: {remains} of the true variances")
     assert np.abs(remains - 1.0).max() < error
 
@@ -203,7 +210,7 @@ def fitted(counted):
         def step(state, key):
             return update(state, windows(key), NORMALISER, key)[0], None
 
-        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 2500))[0]
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 2000))[0]
 
     return learn(start)
 
@@ -215,6 +222,8 @@ EACH = 512
 def one_step_errors(imagine, state) -> tuple[float, float]:
     """Largest errors over four states and two actions, in true deviations: of the mean, and of the covariance."""
     deviation, errors = SYSTEM.process_std, []
+    variance = np.square(deviation / np.asarray(NORMALISER.observations.std))
+    expected = np.diag(remaining(variance, 16, 16))
     for i, action in enumerate((-0.8, 0.9)):
         context = context_at(np.repeat(STARTS, EACH, axis=0))
         imagined = imagine(state, always(action), context, NORMALISER, jax.random.key(i))
@@ -222,20 +231,20 @@ def one_step_errors(imagine, state) -> tuple[float, float]:
         mean = STARTS @ SYSTEM.F.T + action * SYSTEM.G[:, 0]
         centred = (following - following.mean(axis=1, keepdims=True)) / deviation
         cov = np.einsum("kbi,kbj->kij", centred, centred) / EACH
-        errors.append([np.abs((following.mean(axis=1) - mean) / deviation).max(), np.abs(cov - np.eye(O)).max()])
+        errors.append([np.abs((following.mean(axis=1) - mean) / deviation).max(), np.abs(cov - expected).max()])
     return tuple(np.max(errors, axis=0))
 
 
 def test_a_linear_gaussian_step_is_recovered(counted, fitted):
-    """Its mean within a third of the process's deviation, its covariance within 0.4 of the identity in these units.
+    """Mean and covariance in units of the process's deviations: the identity times what sixteen steps leave, 0.75.
 
-    Of that, 0.05 and 0.1 are the 512 samples and 0.16 the sixteen steps. Before training both are far off.
+    Of the errors some 0.1 is the 512 samples. Before training both are far off.
     """
     start, _, imagine, _ = counted
     errors, untrained = one_step_errors(imagine, fitted), one_step_errors(imagine, start)
     print("one-step errors:", errors, "untrained:", untrained)
-    assert errors[0] < 0.35 and errors[1] < 0.4
-    assert untrained[0] > 1.0 and untrained[1] > 0.8
+    assert errors[0] < 0.3 and errors[1] < 0.3
+    assert untrained[0] > 0.8 and untrained[1] > 0.6
 
 
 def test_rewards_and_ends_belong_to_the_action_that_was_taken(counted, fitted):

@@ -26,7 +26,7 @@ NORMALISER = Normaliser(
 
 def policy_apply(params, raw_obs):
     """Bounded, of the state, wide enough that actions leave [-1, 1]."""
-    mean = params * jnp.tanh(raw_obs[..., : params.shape[0]])
+    mean = jnp.broadcast_to(params, (*raw_obs.shape[:-1], A)) * jnp.tanh(raw_obs[..., :A])
     return mean, jnp.full_like(mean, 0.8)
 
 
