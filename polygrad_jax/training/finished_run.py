@@ -28,7 +28,7 @@ from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
 from polygrad_jax.training.iteration import make_iterations
-from polygrad_jax.training.loop import policy_and_model, without_optimisers, without_rows
+from polygrad_jax.training.loop import OPTIMISERS, policy_and_model, without_optimisers, without_rows
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import RunFolder
 from polygrad_jax.training.simulator_host import host_for
@@ -175,7 +175,7 @@ def _read_best(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[s
     tree = load_npz(path)
     env_steps = int(tree.pop("env_steps", 0))
     # Older versions kept the optimisers too.
-    stored = {name: x for name, x in flatten_named(tree).items() if "adam" not in name.split("/")}
+    stored = {name: x for name, x in flatten_named(tree).items() if not {*OPTIMISERS} & {*name.split("/")}}
     named = flatten_named(wanted)
     shapes = [{name: (np.shape(x), x.dtype) for name, x in arrays.items()} for arrays in (stored, named)]
     if different := sorted(n for n in stored.keys() | named.keys() if shapes[0].get(n) != shapes[1].get(n)):

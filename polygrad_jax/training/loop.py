@@ -381,12 +381,16 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.Imagin
     return errors
 
 
+OPTIMISERS = ("adam", "optimiser")
+"""Fields of world models' states that only learning needs."""
+
+
 def without_optimisers(tree: Any) -> Any:
-    """A world model's state with None for every field ``adam``: all that imagining needs, and a third of the size."""
+    """A world model's state with None for every field in OPTIMISERS: what imagining needs, and a third of the size."""
     if not dataclasses.is_dataclass(tree):
         return tree
     fields = {f.name: without_optimisers(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
-    return dataclasses.replace(tree, **fields | ({"adam": None} if "adam" in fields else {}))
+    return dataclasses.replace(tree, **fields | {name: None for name in OPTIMISERS if name in fields})
 
 
 def policy_and_model(state: TrainState) -> dict[str, Any]:
