@@ -144,6 +144,7 @@ def test_our_reader_gives_the_run_back(exported, folder):
         if name == "truncations":
             ours[-1] = True  # the recording stops there
         np.testing.assert_array_equal(ours, stored, err_msg=name)
+    assert data.name == "polygrad-inverted_pendulum-smoke-seed0-v0"
     assert data.collector == run.config and data.env == run.config.env and data.why_not_judged() is None
     actor = jax.device_get(run.learner.actor)
     assert jax.tree.structure(actor) == jax.tree.structure(data.actor)

@@ -265,7 +265,7 @@ def test_chunks_end_where_something_is_due():
     assert chunks.end(Progressing(updates=1)) == 8
     assert chunks.end(Progressing(updates=8)) == 16 and chunks.end(Progressing(updates=16)) == 20
     assert chunks.end(Progressing(updates=20)) == 23  # the budget
-    assert chunks.end(Progressing(updates=8, training_seconds=9.97)) == 11  # 0.03 s are three updates
+    assert chunks.end(Progressing(updates=8, training_seconds=9.965)) == 11  # 0.035 s are three updates
     assert chunks.end(Progressing(updates=8, training_seconds=9.999)) == 9
 
 

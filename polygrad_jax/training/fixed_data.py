@@ -136,7 +136,10 @@ def _open_minari(folder: Path) -> FixedData:
     if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
         collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
         env, actor = collector.env, load_npz(folder / POLICY_FILE).get("actor")
-    return FixedData(folder.name, transitions, env, collector, actor)
+    # The folder's own name is but the last part of the id, without the task.
+    metadata = json.loads((folder / "data" / "metadata.json").read_text())
+    name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
+    return FixedData(name, transitions, env, collector, actor)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -412,7 +415,7 @@ class Training:
                     if due:
                         state, looks = self._look(state)
                     row = self._log(metrics, looks, seconds / (end - first))
-                    loss = next((x for name, x in row.items() if name.startswith("loss")), None)
+                    loss = next((x for name, x in row.items() if "loss" in name), None)
                     values = {"loss": loss, "five-step error": looks.get("error/five_step"), "best": at.best_error}
                     progress.show(end, values, self._seconds_left())
                 progress.show(end, {}, self._seconds_left())
