@@ -131,6 +131,7 @@ def test_with_cache_and_without_are_equal_beyond_the_context(counted, state, net
     ended = np.maximum.accumulate(expected.terminals, axis=1)
     np.testing.assert_array_equal(imagined.terminals, ended)
     before = np.concatenate([np.zeros((B, 1)), ended[:, :-1]], axis=1)
+    assert before[:, :3].mean() < 0.9  # there are rewards to compare
     np.testing.assert_allclose(imagined.observations[:, 1:], expected.observations[:, :-1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(imagined.rewards, (1 - before) * expected.rewards, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(imagined.observations[:, 0], context.observations[:, -1])
@@ -151,8 +152,8 @@ def test_with_cache_and_without_are_equal_beyond_the_context(counted, state, net
 def test_the_policy_is_asked_at_the_predicted_states(counted, state):
     """Its actions, standardised by its mean and deviation at the imagined states, are 240 standard normal draws."""
     _, _, imagine, _ = counted
-    imagined = imagine(state, jnp.full(A, 2.0), segment(0, 1).replace(observed=jnp.ones((B, 1), bool)), NORMALISER,
-                       jax.random.key(1))
+    context = segment(0, 1).replace(observed=jnp.ones((B, 1), bool))
+    imagined = imagine(state, jnp.full(A, 2.0), context, NORMALISER, jax.random.key(1))
     mean, std = policy_apply(jnp.full(A, 2.0), imagined.observations)
     z = np.asarray((imagined.actions - mean) / std)
     assert abs(z.mean()) < 4 / np.sqrt(z.size) and abs(z.std() - 1) < 4 / np.sqrt(2 * z.size)
@@ -164,8 +165,8 @@ def test_a_new_policy_and_a_new_normaliser_do_not_trace_again(counted, state):
     other = NORMALISER.replace(rewards=MeanStd(jnp.zeros(1), jnp.ones(1)))
     imagine(state, jnp.ones(A), context, NORMALISER, jax.random.key(0))
     known = traces["imagine"]
-    imagined = imagine(state, jnp.zeros(A), context.replace(observed=context.observed.at[:, :9].set(False)), other,
-                       jax.random.key(1))
+    context = context.replace(observed=context.observed.at[:, :9].set(False))
+    imagined = imagine(state, jnp.zeros(A), context, other, jax.random.key(1))
     assert traces["imagine"] == known
     assert jax.tree.map(jnp.shape, imagined) == Segment((B, H, O), (B, H, A), (B, H), (B, H))
     state, _ = update(state, segment(1, C + 1), NORMALISER, jax.random.key(0))
