@@ -13,7 +13,11 @@ _INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "truncated_normal")
 
 
 class NormedLinear(nn.Module):
-    """``x [..., in] -> layer_norm(x @ kernel) [..., features]``: no bias but the norm's, eps 1e-3."""
+    """``x [..., in] -> layer_norm(x @ kernel) [..., features]``: no bias but the norm's, eps 1e-3.
+
+    As published. Of the first layer's input the norm leaves the direction, and the length only where it is small: two
+    observations, one of them twice the other, look almost alike to the encoder.
+    """
 
     features: int
     precision: str = "float32"
