@@ -159,7 +159,8 @@ class A2CConfig:
     target_change: float = 0.01
     """Mean absolute change of the joint log-probability that one policy update aims at."""
     final_target_change: float = 0.0
-    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays."""
+    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays. A run that is
+    lengthened (loop.total_env_steps) goes on along the new line."""
     search: bool = True
     """Whether the line search towards target_change is done at all."""
     search_tolerance: float = 0.2
@@ -534,7 +535,7 @@ def smoke(env: str) -> Config:
         preset="smoke",
         diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
-        a2c=replace(base.a2c, trajectories=16, hidden_size=32),
+        a2c=replace(base.a2c, trajectories=16, hidden_size=32, final_target_change=0.0),
         loop=replace(
             base.loop,
             total_env_steps=2_400,
