@@ -300,7 +300,8 @@ class A2CConfig:
     target_change: float = 0.01
     """Mean absolute change of the joint log-probability that one policy update aims at."""
     final_target_change: float = 0.0
-    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays."""
+    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays. A run that is
+    lengthened (loop.total_env_steps) goes on along the new line."""
     search: bool = True
     """Whether the line search towards target_change is done at all."""
     search_tolerance: float = 0.2
@@ -749,7 +750,7 @@ def smoke(env: str) -> Config:
         dreamer=replace(
             base.dreamer, deter=16, latents=4, classes=4, units=16, coder_units=16, coder_layers=1, window=8
         ),
-        a2c=replace(base.a2c, trajectories=16, hidden_size=32),
+        a2c=replace(base.a2c, trajectories=16, hidden_size=32, final_target_change=0.0),
         loop=replace(
             base.loop,
             total_env_steps=2_400,

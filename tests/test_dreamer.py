@@ -224,14 +224,14 @@ def test_the_protocol_says_what_it_wants(model):
 
 
 def test_one_step_ahead_it_says_what_the_system_does(counted, fitted, untrained):
-    """After five observed steps, action 0.3: the mean of the decoded states is A x + 0.3 B."""
+    """After five observed steps, action -0.8: the mean of the decoded states is A x - 0.8 B."""
     _, imagine, _ = counted
     context = contexts()
     x = np.asarray(context.observations[::COPIES, -1])
-    exact = x @ A.T + 0.3 * B.T
+    exact = x @ A.T - 0.8 * B.T
 
     def error(state):
-        imagined = imagine(state, jnp.array([0.3, 0.0]), context, NORMALISER, jax.random.key(5))[1]
+        imagined = imagine(state, jnp.array([-0.8, 0.0]), context, NORMALISER, jax.random.key(5))[1]
         np.testing.assert_array_equal(imagined.observations[:, 0], context.observations[:, -1])
         mean = np.asarray(imagined.observations[:, 1]).reshape(CONTEXTS, COPIES, 2).mean(1)
         return np.sqrt(np.mean((mean - exact) ** 2, axis=0))
@@ -240,7 +240,7 @@ def test_one_step_ahead_it_says_what_the_system_does(counted, fitted, untrained)
     errors = {"fitted": error(fitted), "untrained": error(untrained), "nothing moves": nothing_moves}
     print(errors)
     assert np.all(errors["fitted"] < 0.15), errors
-    assert errors["untrained"][0] > 0.3 and errors["untrained"][1] > 0.3 and nothing_moves[0] > 0.3, errors
+    assert errors["untrained"][0] > 0.4 and nothing_moves[0] > 0.4, errors
 
 
 def test_rewards_and_ends_are_those_of_the_step_they_stand_at(counted, fitted, untrained):
@@ -261,8 +261,7 @@ def test_rewards_and_ends_are_those_of_the_step_they_stand_at(counted, fitted, u
     both_alive = ~ended_before[:, 1:]
     assert abs(agreement(segment.rewards[:, 1:], executed[:, :-1], both_alive)) < 0.2
     assert abs(agreement(segment.rewards[:, :-1], executed[:, 1:], both_alive)) < 0.2
-    nothing = jax.tree.map(np.asarray, imagined(untrained))
-    assert not np.any(nothing.rewards)  # the reward head starts at 0
+    np.testing.assert_allclose(imagined(untrained).rewards, 0.0, atol=1e-5)  # the reward head starts at 0
 
     clear = ~ended_before & (np.abs(executed - ENDS_OVER) > 0.05)
     should, does = executed > ENDS_OVER, segment.terminals > 0
