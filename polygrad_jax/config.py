@@ -300,8 +300,8 @@ class A2CConfig:
     target_change: float = 0.01
     """Mean absolute change of the joint log-probability that one policy update aims at."""
     final_target_change: float = 0.0
-    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays. A run that is
-    lengthened (loop.total_env_steps) goes on along the new line."""
+    """What target_change has become, along a straight line, when the run ends; 0 is the paper's: it stays. A run
+    that is lengthened (loop.total_env_steps) goes on along the new line."""
     search: bool = True
     """Whether the line search towards target_change is done at all."""
     search_tolerance: float = 0.2
