@@ -177,7 +177,7 @@ def draw(out: Path) -> None:
             steps = [s for s, _ in curves[0][:length]]
             axis.plot(steps, mean, color=colour, linewidth=2.2)
             axis.annotate(
-                setting.replace("_", " "),
+                f"{setting.replace('_', ' ')} ({len(seeds)})",
                 (steps[-1], mean[-1]),
                 color=colour,
                 xytext=(3, 0),
@@ -191,9 +191,9 @@ def draw(out: Path) -> None:
         axis.margins(x=0.02)
         axis.set_xlim(right=axis.get_xlim()[1] * 1.22)
         axis.xaxis.set_major_locator(plt.MaxNLocator(5))
-    seeds = len({r["seed"] for r in rows})
     figure.suptitle(
-        f"{first['env']}, preset {first['preset']}: {seeds} seeds (thin),\nmean (thick), 20 episodes each", fontsize=9
+        f"{first['env']}, preset {first['preset']}: seeds (thin; their number),\nmean (thick), 20 episodes each",
+        fontsize=9,
     )
     figure.tight_layout()
     sweep.save_figure(figure, out / "curves.png")
