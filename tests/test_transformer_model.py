@@ -181,7 +181,8 @@ def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
         transformer=dataclasses.replace(SIZE, context_length=1, num_blocks=1),
     )
     model = make_transformer(config, SPEC)
-    context = jax.tree.map(lambda x: 3.0 * jnp.tile(x, (16,) + (1,) * (x.ndim - 1)), segment(2, 1))
+    observations = jnp.asarray(8.0 * np.random.default_rng(0).standard_normal((64, 1, O)), jnp.float32)
+    context = Segment(observations, jnp.zeros((64, 1, A)), jnp.zeros((64, 1)), jnp.zeros((64, 1)))
     batch = segment(3, 2)
 
     @jax.jit
