@@ -49,6 +49,8 @@ class EnvConfig:
     """hopper, walker2d, halfcheetah, inverted_pendulum, or any installed Gymnasium id."""
     version: int = 5
     """Version of the four named MuJoCo tasks (4 or 5); ignored for a full Gymnasium id."""
+    hide_velocities: bool = False
+    """Whether observations end before the velocities, which makes the task non-Markovian; the four named tasks only."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ class DenoiserConfig:
     """Width of the transformer's tokens."""
     num_heads: int = 4
     """Attention heads of the transformer."""
+    context_length: int = 1
+    """World model polygrad: C, the observed states that the diffused trajectory begins with, for tasks whose next state
+    does not follow from the last observation alone; 1 is the paper's."""
     learning_rate: float = 3e-4
     """Adam's learning rate."""
     batch_size: int = 256
@@ -416,6 +421,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "denoiser.embed_dim": _AT_LEAST_1,
     "denoiser.token_dim": (lambda x: x >= 4, "4 or greater"),
     "denoiser.num_heads": _AT_LEAST_1,
+    "denoiser.context_length": _AT_LEAST_1,
     "denoiser.learning_rate": _POSITIVE,
     "denoiser.batch_size": _AT_LEAST_1,
     "denoiser.recent_share": _UNIT,

@@ -91,6 +91,7 @@ class WorldModel(NamedTuple):
       window: states per training segment; None for ``config.horizon``.
       batch_size: training segments per gradient step; None for ``config.denoiser.batch_size``.
       context_length: C, the observed states that ``imagine`` wants.
+      history: observed steps before a training segment's first that ``update`` wants in front of it.
     """
 
     init: Callable[..., Any]
@@ -99,3 +100,4 @@ class WorldModel(NamedTuple):
     window: int | None = None
     batch_size: int | None = None
     context_length: int = 1
+    history: int = 0

@@ -214,7 +214,8 @@ def test_it_starts_in_the_last_state_of_the_context(model, state, length, monkey
     context = segment(3, length)
     model.imagine(state, policy_apply, jnp.zeros(2), context, NORMALISER, jax.random.key(0), H)
     mean, std = (x[None] for x in (NORMALISER.observations.mean, NORMALISER.observations.std))
-    np.testing.assert_allclose(asked[0], (context.observations[:, -1] - mean) / std, rtol=1e-5, atol=1e-6)
+    assert asked[0].shape == (B, 1, O)
+    np.testing.assert_allclose(asked[0][:, 0], (context.observations[:, -1] - mean) / std, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_imagined_observation_is_the_one_given(counted, state):

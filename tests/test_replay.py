@@ -274,6 +274,18 @@ def test_longer_contexts_end_where_imagining_begins(capacity, horizon, longest):
             assert got.rewards[b, k] == (there["reward"] if row >= begin else 0.0)
 
 
+@pytest.mark.parametrize(("capacity", "horizon", "longest"), [(90, 6, 25), (24, 10, 60)])
+def test_windows_with_a_history_are_windows_behind_contexts(capacity, horizon, longest):
+    state, key = filled(random_rows(np.random.default_rng(9), 300, longest), capacity, horizon), jax.random.key(5)
+    got = jax.jit(replay.sample, static_argnums=(2, 3, 4, 5, 6))(state, key, 64, horizon, 0, 1, 4)
+    windows, contexts = sample(state, key, 64, horizon), replay.sample_contexts(state, key, 64, 5)
+    for name in ("observations", "actions", "rewards", "terminals", "rows"):
+        np.testing.assert_array_equal(getattr(got, name)[:, 4:], getattr(windows, name))
+        np.testing.assert_array_equal(getattr(got, name)[:, :4], getattr(contexts, name)[:, :4])
+    np.testing.assert_array_equal(got.observed[:, :4], contexts.observed[:, :4])
+    assert got.observed[:, 4:].all() and not got.observed.all()
+
+
 def test_moments_are_those_of_finished_episodes():
     rows = random_rows(np.random.default_rng(7), 400, 30)
     rows = rows[: max(k for k, row in enumerate(rows) if row["terminal"] or row["truncated"]) + 1]

@@ -110,7 +110,7 @@ def num_windows(state: ReplayState) -> Array:
 
 
 def sample(
-    state: ReplayState, key: Array, batch: int, horizon: int, recent: int = 0, recent_windows: int = 1
+    state: ReplayState, key: Array, batch: int, horizon: int, recent: int = 0, recent_windows: int = 1, history: int = 0
 ) -> Segment:
     """Draws windows ``[B, H]`` in raw units, uniform over window starts, with replacement.
 
@@ -119,8 +119,17 @@ def sample(
     A window that runs past the end of a terminated episode is padded by the last stored state and action,
     terminal 1, reward 0, and the last row number. ``horizon`` may be less than the one given to `add`, not
     more. With ``num_windows(state) == 0`` the result is meaningless (and nothing raises: this is traced).
+
+    With a ``history`` the same windows come with so many steps in front, ``[B, history + H]``, as
+    :func:`sample_contexts` gives them, and with ``observed``, all True but for steps that pad the front.
     """
-    return _read_windows(state, _draw_starts(state, key, batch, recent, recent_windows), horizon)
+    first = _draw_starts(state, key, batch, recent, recent_windows)
+    windows = _read_windows(state, first, horizon)
+    if history == 0:
+        return windows
+    before = jax.tree.map(lambda x: x[:, :-1], _read_contexts(state, first, history + 1))
+    windows = windows.replace(observed=jnp.ones(windows.terminals.shape, bool))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), before, windows)
 
 
 def _draw_starts(state: ReplayState, key: Array, batch: int, recent: int = 0, recent_windows: int = 1) -> Array:
@@ -155,8 +164,12 @@ def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1)
     ``length`` steps before, the first step that is there is repeated in front with action and reward 0; ``observed``
     is False for those.
     """
-    capacity = state.rewards.shape[0]
-    last = _draw_starts(state, key, batch)[:, None]
+    return _read_contexts(state, _draw_starts(state, key, batch), length)
+
+
+def _read_contexts(state: ReplayState, last: Array, length: int) -> Segment:
+    """The ``length`` steps up to rows ``last [B]``, as :func:`sample_contexts` says."""
+    capacity, last = state.rewards.shape[0], last[:, None]
     stored = last - jnp.maximum(state.total - capacity, 0)
     begin = last - jnp.minimum(state.steps[last % capacity], stored)
     rows = last - jnp.arange(length - 1, -1, -1, dtype=jnp.int32)[None, :]

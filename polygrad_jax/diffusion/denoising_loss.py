@@ -57,8 +57,12 @@ def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) ->
 
 
 def set_initial_state(normed_traj: Array, normed_obs: Array) -> Array:
-    """Overwrite the observation part of the first state (Algorithm 2, line 6); ``normed_obs [B, O]``."""
-    return normed_traj.at[:, 0, : normed_obs.shape[-1]].set(normed_obs)
+    """Overwrite the observation part of the first state (Algorithm 2, line 6): ``normed_obs [B, O]``.
+
+    With ``normed_obs [B, C, O]`` that of the first C states, for trajectories that begin with a history.
+    """
+    known = normed_obs.reshape(normed_obs.shape[0], -1, normed_obs.shape[-1])
+    return normed_traj.at[:, : known.shape[1], : known.shape[2]].set(known)
 
 
 def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> tuple[Array, Array]:
@@ -77,11 +81,12 @@ def denoising_loss(
     noise: Array,
     schedule: Coefficients,
     prediction: Literal["clean", "noise"],
+    context_length: int = 1,
 ) -> tuple[Array, Metrics]:
     """Algorithm 1, line 6, at given draws.
 
     Args:
-      normed_traj: ``[B, H, O+2]``; its own first observation is the initial state it is conditioned on.
+      normed_traj: ``[B, H, O+2]``; its own first ``context_length`` observations are what it is conditioned on.
       normed_actions: ``[B, H, A]``.
       steps: ``[B]``, 0-based.
       noise: ``[B, H, O+2]`` standard normal.
@@ -91,14 +96,14 @@ def denoising_loss(
       The mean squared error over all ``B * H * (O+2)`` entries and its observation, reward and terminal parts.
     """
     c = jax.tree.map(lambda x: x[steps][:, None, None], schedule)
-    initial = normed_traj[:, 0, :-2]
+    initial = normed_traj[:, :context_length, :-2]
     noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)
     # DEVIATION from the paper, as the official code: the actions are scaled like the clean trajectory, without noise.
     output = denoise(params, noisy, c.sqrt_alpha_bar * normed_actions, steps)
     # DEVIATION from the paper's epsilon, as the official code: by default the network predicts the clean trajectory.
     target = normed_traj if prediction == "clean" else noise
     # The initial state is given: whatever the network says of it costs nothing and teaches nothing.
-    output = set_initial_state(output, target[:, 0, :-2])
+    output = set_initial_state(output, target[:, :context_length, :-2])
     error = jnp.square(output - target)
     parts = {
         "denoiser/observation_loss": error[..., :-2].mean(),

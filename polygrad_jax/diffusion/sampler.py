@@ -32,7 +32,9 @@ class Sampler(NamedTuple):
 class Given(NamedTuple):
     """What stays the same over the steps of one run.
 
-    ``initial`` is ``[B, O]`` normalised, ``delta`` a scalar in squared raw action units.
+    ``initial`` is ``[B, O]`` normalised, ``delta`` a scalar in squared raw action units. Where the trajectory begins
+    with a history of C states, ``initial`` is ``[B, C, O]``, and ``past_actions [B, C-1, A]``, normalised, are those
+    that were taken in all of them but the last: guidance leaves them as they are.
     """
 
     denoiser_params: Params
@@ -40,6 +42,7 @@ class Given(NamedTuple):
     normaliser: Normaliser
     initial: Array
     delta: Array
+    past_actions: Array | None = None
 
 
 class Diffusing(NamedTuple):
@@ -62,6 +65,13 @@ def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c
     output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * actions, c.step[None])
     clean = output if sampler.prediction == "clean" else clean_from_noise(traj, output, c)
     return set_initial_state(clean, given.initial)
+
+
+def set_past_actions(normed_actions: Array, given: Given) -> Array:
+    """The actions ``[B, H, A]`` with those that were really taken written in, where there is a history."""
+    if given.past_actions is None:
+        return normed_actions
+    return normed_actions.at[:, : given.past_actions.shape[1]].set(given.past_actions)
 
 
 def clip_change(old: Array, new: Array, tolerance: Array) -> Array:
@@ -89,6 +99,7 @@ def policy_at(sampler: Sampler, given: Given, normed_obs: Array) -> Gaussian:
 def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coefficients, draws: Draws) -> Diffusing:
     """Algorithm 2, lines 6 to 13, for one t at given draws and coefficients (scalars)."""
     rule = RULES[sampler.guidance.rule]
+    before = before._replace(actions=set_past_actions(before.actions, given))
     traj = set_initial_state(before.traj, given.initial)  # line 6
     clean = predict_clean(sampler, given, traj, before.actions, c)  # lines 7, 9
     mean = posterior_mean(clean, traj, c)
@@ -154,14 +165,14 @@ def sample(
     The returned actions are the ones of the last step: the states were denoised under the last but one. Under
     ``correlated`` the last step's are the policy's mean at the returned states plus the std times the kept draw.
     """
-    batch, observations = given.initial.shape
+    batch, observations = given.initial.shape[0], given.initial.shape[-1]
     shape = (batch, horizon, observations + 2)
     start = draw(jax.random.fold_in(key, schedule.step.shape[0]), shape, action_size)  # lines 2, 3
 
     def body(before: Diffusing, c_and_index: tuple[Coefficients, Array]):
         c, index = c_and_index
         after = diffusion_step(sampler, given, before, c, draw(jax.random.fold_in(key, index), shape, action_size))
-        kept = (set_initial_state(after.traj, given.initial), after.actions) if keep_steps else None
+        kept = _written(after, given) if keep_steps else None
         return after, kept
 
     indices = jnp.arange(schedule.step.shape[0])
@@ -169,7 +180,12 @@ def sample(
     end, steps = jax.lax.scan(body, begin, (schedule, indices), reverse=True)
     if keep_steps:
         steps = jax.tree.map(lambda x: x[::-1], steps)  # a reversed scan stacks in the order of its inputs
-    return set_initial_state(end.traj, given.initial), end.actions, steps  # line 14
+    return *_written(end, given), steps
+
+
+def _written(after: Diffusing, given: Given) -> tuple[Array, Array]:
+    """Trajectory and actions with what is known of them written in (line 14)."""
+    return set_initial_state(after.traj, given.initial), set_past_actions(after.actions, given)
 
 
 def sample_given_actions(

@@ -71,7 +71,23 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
         except (gym.error.Error, ImportError) as error:
             raise ConfigError(f"env.name is {name!r}, which does not start: {_one_line(error)}") from error
         _check_spaces(env, name)
-        return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        return without_velocities(env, config) if config.hide_velocities else env
+
+
+def without_velocities(env: gym.Env, config: EnvConfig) -> gym.Env:
+    """The environment whose observations ``[O]`` end before the velocities, which the named tasks have last.
+
+    Raises:
+        ConfigError: of another task it is not known which observations are velocities.
+    """
+    if config.name not in NAMED_TASKS:
+        named = ", ".join(NAMED_TASKS)
+        raise ConfigError(f"env.hide_velocities is True with env.name {config.name}; allowed is one of {named}")
+    whole = env.observation_space
+    shown = whole.shape[0] - env.unwrapped.model.nv
+    space = gym.spaces.Box(whole.low[:shown], whole.high[:shown], dtype=whole.dtype)
+    return gym.wrappers.TransformObservation(env, lambda observation: observation[:shown], space)
 
 
 def spec_of(env: gym.Env) -> EnvSpec:

@@ -78,7 +78,8 @@ def set_state(env: gym.Env, state: np.ndarray) -> np.ndarray:
     mujoco.mj_forward(base.model, base.data)
     # mj_forward solves for the acceleration and so overwrites the warm start.
     mujoco.mj_setState(base.model, base.data, state, _parts())
-    return np.array(base._get_obs(), np.float64)
+    # Behind those that are shown are those that are hidden, see ``registry.without_velocities``.
+    return np.array(base._get_obs(), np.float64)[: env.observation_space.shape[0]]
 
 
 def replay_actions(
@@ -258,7 +259,8 @@ def _replay_env(env_config: EnvConfig, number: int = 0) -> gym.Env:
     env = registry.make(env_config)
     require_state(env)
     env.reset(seed=0)
-    return gym.wrappers.RescaleAction(env.unwrapped, np.float32(-1.0), np.float32(1.0))
+    env = gym.wrappers.RescaleAction(env.unwrapped, np.float32(-1.0), np.float32(1.0))
+    return registry.without_velocities(env, env_config) if env_config.hide_velocities else env
 
 
 def _parts() -> int:

@@ -21,8 +21,7 @@ from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
-from polygrad_jax.diffusion.denoising_loss import pack
-from polygrad_jax.diffusion.sampler import Given, draw, sample
+from polygrad_jax.diffusion.sampler import draw, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
@@ -34,7 +33,7 @@ from polygrad_jax.training.run_folder import RunFolder
 from polygrad_jax.training.simulator_host import host_for
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
 from polygrad_jax.world_models.fitting import replay_of
-from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler
+from polygrad_jax.world_models.polygrad import PolyGRADState, diffused_length, given_context, make_sampler
 from polygrad_jax.world_models.registry import known_world_models, make_world_model
 
 Which = Literal["newest", "best"]
@@ -249,13 +248,13 @@ def diffuse(run: FinishedRun, contexts: Segment, key: Array) -> Diffusion:
 
     @jax.jit
     def every_step(state: PolyGRADState, actor: Params, normaliser: Normaliser, contexts: Segment, key: Array):
-        initial = pack(jax.tree.map(lambda x: x[:, -1:], contexts), normaliser)[0][:, 0, :-2]
-        given = Given(state.ema_params, actor, normaliser, initial, jnp.exp(state.log_delta))
-        horizon, action_size = run.config.horizon, run.spec.action_size
-        shape = (initial.shape[0], horizon, run.spec.observation_size + 2)
+        given = given_context(state, actor, normaliser, contexts, run.config.denoiser.context_length)
+        length, action_size = diffused_length(run.config), run.spec.action_size
+        shape = (given.initial.shape[0], length, run.spec.observation_size + 2)
         start = draw(jax.random.fold_in(key, run.config.diffusion.sampling_steps), shape, action_size)
-        _, _, kept = sample(sampler, given, schedule, key, horizon, action_size, keep_steps=True)
-        normed_traj, normed_actions = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), tuple(start), kept)
+        _, _, kept = sample(sampler, given, schedule, key, length, action_size, keep_steps=True)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), tuple(start), kept)
+        normed_traj, normed_actions = jax.tree.map(lambda x: x[:, :, -run.config.horizon :], both)
         return (
             unnormalise(normed_traj[..., :-2], normaliser.observations),
             unnormalise(normed_actions, normaliser.actions),

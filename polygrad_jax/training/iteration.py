@@ -122,7 +122,9 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
     def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         batch_key = key_for(state.root_key, "batch", state.model_updates)
-        batch = replays.sample(state.replay, batch_key, size, window, recent, config.denoiser.recent_windows)
+        batch = replays.sample(
+            state.replay, batch_key, size, window, recent, config.denoiser.recent_windows, world_model.history
+        )
         if config.denoiser.padded_actions == "drawn":
             batch = replays.draw_padded_actions(state.replay, jax.random.fold_in(batch_key, 1), batch)
         update_key = key_for(state.root_key, "denoise", state.model_updates)

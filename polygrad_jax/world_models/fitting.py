@@ -72,7 +72,7 @@ def make_several_updates(world_model: WorldModel, config: Config) -> Callable[..
 
     def one(counter: Array, state: Any, replay: replays.ReplayState, normaliser: Normaliser, key: Array):
         batch_key, update_key = jax.random.split(jax.random.fold_in(key, counter))
-        batch = replays.sample(replay, batch_key, size, window)
+        batch = replays.sample(replay, batch_key, size, window, history=world_model.history)
         if config.denoiser.padded_actions == "drawn":
             batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
         return world_model.update(state, batch, normaliser, update_key)

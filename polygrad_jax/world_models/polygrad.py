@@ -44,9 +44,14 @@ class PolyGRADState:
     classifier: ClassifierState | None  # of terminals, where they are classified
 
 
-def make_denoise(config: Config, window: int | None = None) -> Denoise:
-    """The denoiser of ``config`` as a pure function (see :data:`Denoise`), for ``config.horizon`` states if None."""
-    module = make_denoiser(config.denoiser, window or config.horizon, config.precision)
+def diffused_length(config: Config) -> int:
+    """States of the trajectory that is diffused: the history's and the horizon's."""
+    return config.denoiser.context_length - 1 + config.horizon
+
+
+def make_denoise(config: Config, window: int) -> Denoise:
+    """The denoiser of ``config`` for trajectories of ``window`` states as a pure function (see :data:`Denoise`)."""
+    module = make_denoiser(config.denoiser, window, config.precision)
 
     def denoise(params: Params, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
         return module.apply({"params": params}, normed_traj, normed_actions, step)
@@ -56,7 +61,34 @@ def make_denoise(config: Config, window: int | None = None) -> Denoise:
 
 def make_sampler(config: Config, policy_apply: PolicyApply) -> Sampler:
     """Algorithm 2 with this configuration's denoiser and guidance, under ``policy_apply``."""
-    return Sampler(make_denoise(config), policy_apply, config.guidance, config.diffusion.prediction)
+    denoise = make_denoise(config, diffused_length(config))
+    return Sampler(denoise, policy_apply, config.guidance, config.diffusion.prediction)
+
+
+def given_context(
+    state: PolyGRADState, policy_params: Params, normaliser: Normaliser, context: Segment, context_length: int
+) -> Given:
+    """What Algorithm 2 is given where imagining begins behind ``context [B, C', ...]``, raw.
+
+    A context shorter than ``context_length`` is padded in front as replay pads them: by its first state, with actions
+    of 0 (raw). Of a longer one the last states count.
+    """
+    context = Segment(context.observations, context.actions, context.rewards, context.terminals)
+    context = jax.tree.map(lambda x: x[:, -context_length:], context)
+    missing = context_length - context.terminals.shape[1]
+    before = jax.tree.map(lambda x: jnp.repeat(x[:, :1], missing, axis=1), context)
+    before = before.replace(actions=jnp.zeros_like(before.actions))
+    normed_traj, normed_actions = pack(
+        jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), before, context), normaliser
+    )
+    return Given(
+        state.ema_params,
+        policy_params,
+        normaliser,
+        initial=normed_traj[..., :-2],
+        delta=jnp.exp(state.log_delta),
+        past_actions=normed_actions[:, :-1] if context_length > 1 else None,
+    )
 
 
 def average(ema_params: Params, params: Params, updates: Array, config: DenoiserConfig) -> Params:
@@ -91,11 +123,12 @@ def init_denoising(config: Config, spec: EnvSpec, window: int, key: Array) -> di
 GradientStep = Callable[[Any, tuple[Array, Array], Segment, Normaliser, Array], tuple[Any, Metrics]]
 
 
-def make_gradient_step(config: Config, window: int, tau: float) -> GradientStep:
+def make_gradient_step(config: Config, window: int, tau: float, context_length: int = 1) -> GradientStep:
     """Algorithm 1, lines 4 to 6, with its average, and the classifier's step where terminals are classified.
 
     ``(state, (normed_traj [B, H, O+2], normed_actions [B, H, A]), segment, normaliser, key) -> (state, metrics)``, for
-    any state with the fields of :func:`init_denoising`. The classifier learns from ``segment``, raw.
+    any state with the fields of :func:`init_denoising`; H is ``window``, of which the first ``context_length`` states
+    are given. The classifier learns from ``segment``, raw.
     """
     denoise = make_denoise(config, window)
     schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, tau)
@@ -108,8 +141,9 @@ def make_gradient_step(config: Config, window: int, tau: float) -> GradientStep:
         steps, noise = draw_steps_and_noise(key, normed_traj.shape, config.diffusion.num_steps)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
+            draws, prediction = (steps, noise), config.diffusion.prediction
             return denoising_loss(
-                denoise, params, normed_traj, normed_actions, steps, noise, schedule, config.diffusion.prediction
+                denoise, params, normed_traj, normed_actions, *draws, schedule, prediction, context_length
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
@@ -135,17 +169,20 @@ def make_gradient_step(config: Config, window: int, tau: float) -> GradientStep:
 def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     """PolyGRAD behind the protocol of :class:`WorldModel`.
 
+    With ``config.denoiser.context_length`` above 1 (ours, not the paper's) the trajectory that is diffused begins with
+    the last observed states and actions; they stay as they are, and only what follows the last state is returned.
     ``imagine`` takes ``horizon == config.horizon`` only (the residual MLP has a fixed length) and raises ValueError
     otherwise. It adapts delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
     """
     sampling_schedule = sampling_coefficients(config.diffusion)
-    gradient_step = make_gradient_step(config, config.horizon, config.diffusion.tau)
+    context_length = config.denoiser.context_length
+    gradient_step = make_gradient_step(config, diffused_length(config), config.diffusion.tau, context_length)
     rule = RULES[config.guidance.rule]
     classifies = config.diffusion.terminals == "classified"
 
     def init(key: Array) -> PolyGRADState:
         return PolyGRADState(
-            **init_denoising(config, spec, config.horizon, key),
+            **init_denoising(config, spec, diffused_length(config), key),
             log_delta=jnp.log(jnp.float32(config.guidance.initial_delta)),
         )
 
@@ -153,7 +190,8 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[PolyGRADState, Metrics]:
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
-        return gradient_step(state, pack(segment, normaliser), segment, normaliser, key)
+        seen = _last(segment, config.horizon)  # what pads a history never happened
+        return gradient_step(state, pack(segment, normaliser), seen, normaliser, key)
 
     def imagine(
         state: PolyGRADState,
@@ -168,10 +206,9 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             raise ValueError(f"horizon is {horizon}, but this model was built for {config.horizon} states")
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         sampler = make_sampler(config, policy_apply)
-        initial, _ = pack(jax.tree.map(lambda x: x[:, -1:], context), normaliser)
-        given = Given(state.ema_params, policy_params, normaliser, initial[:, 0, :-2], jnp.exp(state.log_delta))
-        traj, actions, _ = sample(sampler, given, sampling_schedule, key, horizon, spec.action_size)
-        segment = unpack(traj, actions, normaliser)
+        given = given_context(state, policy_params, normaliser, context, context_length)
+        traj, actions, _ = sample(sampler, given, sampling_schedule, key, diffused_length(config), spec.action_size)
+        segment = _last(unpack(traj, actions, normaliser), horizon)
         if classifies:
             terminals = terminal_classifier.classify(state.classifier.params, segment, normaliser)
             segment = segment.replace(terminals=terminals)
@@ -185,4 +222,9 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             state = state.replace(log_delta=log_delta)
         return state, segment, metrics
 
-    return WorldModel(init, update, imagine)
+    return WorldModel(init, update, imagine, context_length=context_length, history=context_length - 1)
+
+
+def _last(segment: Segment, horizon: int) -> Segment:
+    """The last ``horizon`` steps."""
+    return jax.tree.map(lambda x: x[:, -horizon:], segment)
