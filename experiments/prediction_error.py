@@ -25,7 +25,7 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
 
+ALL = 10**9
+"""Transitions: as many as there are."""
 CONTEXTS = 500
 SETTLING = 64
 DELTA_LR = 3e-2
@@ -158,28 +160,48 @@ class Measuring:
             } | ends
 
 
-def variants(config: Config) -> dict[str, Config]:
+def variants(config: Config, rules: dict[str, dict[str, Any]] = RULES) -> dict[str, Config]:
     """The configs under which one trained model imagines."""
     if config.world_model != "polygrad":
         return {"": config}
     return {
         name: dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, **rule))
-        for name, rule in RULES.items()
+        for name, rule in rules.items()
     }
 
 
-def config_for(options: argparse.Namespace, data: FixedData) -> Config:
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A grid of trainings on fixed data; this script's own, and those of scripts that ask another question with it."""
+
+    script: Path
+    explained: str
+    models: dict[str, tuple[str, ...]]
+    rules: dict[str, dict[str, Any]]
+    draw: Callable[[Path], None]
+    """Of the folder: the figure, from the CSV alone."""
+    prepare: Callable[[str], FixedData] = open_data
+    transitions: tuple[int, ...] = (ALL,)
+    """How many are learnt from, unless the command line says otherwise."""
+
+    @property
+    def name(self) -> str:
+        """Of the CSV."""
+        return self.script.stem
+
+
+def config_for(options: argparse.Namespace, data: FixedData, models: dict[str, tuple[str, ...]]) -> Config:
     """The preset for the dataset's task, the model's fields, then those of the command line."""
     base = dataclasses.replace(configs.preset(options.preset, data.env.name), env=data.env, seed=options.seed)
     base = dataclasses.replace(base, guidance=dataclasses.replace(base.guidance, delta_lr=DELTA_LR))
-    fields = [*MODELS[options.cell], "--horizon", str(options.horizon), *shlex.split(options.fields)]
+    fields = [*models[options.cell], "--horizon", str(options.horizon), *shlex.split(options.fields)]
     return configs.validate(cli.override(base, fields))
 
 
-def run_cell(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     """Trains one model (or goes on) and measures it under every variant, and untrained."""
-    data = open_data(options.dataset)
-    config = config_for(options, data)
+    data = study.prepare(options.dataset)
+    config = config_for(options, data, study.models)
     part = drawn(data.transitions, options.count, options.seed)
     schedule = Schedule(
         seconds=options.seconds, updates=None, evaluate_every_updates=options.evaluate_every, patience=10**6
@@ -202,7 +224,7 @@ def run_cell(options: argparse.Namespace) -> list[dict[str, Any]]:
     about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
     untrained = jax.jit(training.model.init)(jax.random.key(options.seed))
     found = []
-    for name, there in variants(config).items():
+    for name, there in variants(config, study.rules).items():
         for denoiser, state in (("trained", trained.state), ("untrained", untrained)):
             for row in measuring.rows(there, state):
                 short = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
@@ -212,7 +234,7 @@ def run_cell(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 # --- the figure ------------------------------------------------------------------------------------------------------
 
-COLOURS = dict(
+COLOURS: dict[tuple[str, str], str] = dict(
     zip(
         [("PolyGRAD MLP", "score"), ("PolyGRAD MLP", "correlated"), ("PolyGRAD transformer", "score")]
         + [("PolyGRAD transformer", "correlated")]
@@ -223,21 +245,21 @@ COLOURS = dict(
 )
 
 
-def draw(out: Path) -> None:
-    """``prediction_error.png``: error against steps ahead, raw and in variances; shaded: std over seeds."""
+def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str], str] = COLOURS) -> None:
+    """``<name>.png`` from ``<name>.csv``: error against steps ahead, raw and in variances; shaded: std over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [r for r in sweep.read_csv(out / "prediction_error.csv") if r.get("network") == "trained"]
+    rows = [r for r in sweep.read_csv(out / f"{name}.csv") if r.get("network") == "trained"]
     panels = list(dict.fromkeys((r["env"], r["horizon"], r["transitions"]) for r in rows))
     figure, axes = plt.subplots(2, len(panels), figsize=(5.2 * len(panels), 7.0), squeeze=False)
     for j, panel in enumerate(panels):
         there = [r for r in rows if (r["env"], r["horizon"], r["transitions"]) == panel]
         for i, (measure, unit) in enumerate((("mse", "variances of the data"), ("mse_raw", "raw units"))):
             axis = axes[i, j]
-            for (model, variant), colour in COLOURS.items():
+            for (model, variant), colour in colours.items():
                 own = [r for r in there if (r["model"], r["variant"]) == (model, variant)]
                 if own:
                     draw_curve(axis, own, measure, f"{model} {variant}".strip(), colour)
@@ -253,7 +275,7 @@ def draw(out: Path) -> None:
             fontsize=8,
         )
     figure.tight_layout()
-    sweep.save_figure(figure, out / "prediction_error.png")
+    sweep.save_figure(figure, out / f"{name}.png")
     plt.close(figure)
 
 
@@ -268,35 +290,35 @@ def draw_curve(axis: Any, rows: list[dict[str, str]], measure: str, label: str, 
                   va="center")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What this grid and those built on it share."""
+def add_arguments(parser: argparse.ArgumentParser, study: Study) -> None:
+    """The options of a study."""
     sweep.add_arguments(parser)
     parser.add_argument("--dataset", help="folder of a run or of a dataset, with simulator states and a policy")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(study.models), default=list(study.models))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--horizons", type=int, nargs="+", default=[10])
-    parser.add_argument("--transitions", type=int, nargs="+", default=[10**9], help="trained on (all)")
+    parser.add_argument("--transitions", type=int, nargs="+", default=list(study.transitions), help="trained on")
     parser.add_argument("--seconds", type=float, default=600.0, help="of gradient steps, for every model")
     parser.add_argument("--evaluate-every", type=int, default=2_000, help="updates between two five-step errors")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--fields", default="", help='fields of every config, as in "--denoiser.width 512"')
-    parser.add_argument("--trainings", type=Path, default=None, help="folders of the trainings (runs/prediction-<out>)")
+    parser.add_argument("--trainings", type=Path, default=None, help="folders of the trainings (runs/<script>-<out>)")
     for hidden in ("--cell", "--rows", "--folder"):
         parser.add_argument(hidden, type=str if hidden == "--cell" else Path, help=argparse.SUPPRESS)
     for hidden in ("--seed", "--horizon", "--count"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
 
 
-def cells_of(options: argparse.Namespace) -> list[sweep.Cell]:
+def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
     """The grid: model, seed, horizon, transitions."""
-    trainings = options.trainings or Path("runs") / f"prediction-{options.out.name}"
+    trainings = options.trainings or Path("runs") / f"{study.name}-{options.out.name}"
     same = ("--dataset", options.dataset, "--seconds", options.seconds, "--evaluate-every", options.evaluate_every)
-    me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, *same, "--preset", options.preset)
+    me = (sys.executable, str(study.script.resolve()), "--out", options.out, *same, "--preset", options.preset)
     cells = []
     for model, seed, horizon, count in itertools.product(
         options.models, options.seeds, options.horizons, options.transitions
     ):
-        size = "all" if count == 10**9 else str(count)
+        size = "all" if count == ALL else str(count)
         name = "".join(c if c.isalnum() else "-" for c in model) + f"-h{horizon}-n{size}-seed{seed}"
         own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
         command = (*me, f"--fields={options.fields}", *own, "--folder", trainings / name, "--rows", "{rows}")
@@ -305,29 +327,30 @@ def cells_of(options: argparse.Namespace) -> list[sweep.Cell]:
     return cells
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+def main(study: Study) -> int:
+    """Runs what is missing of a study's grid, or one of its cells, and draws."""
+    parser = argparse.ArgumentParser(description=study.explained, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, study)
     options = parser.parse_args()
     if options.cell:
         try:
-            write_text_atomically(options.rows, json.dumps(run_cell(options), default=float))
+            write_text_atomically(options.rows, json.dumps(run_cell(options, study), default=float))
         except NonFiniteError as error:
-            print(f"prediction_error: {error}", file=sys.stderr)
+            print(f"{study.name}: {error}", file=sys.stderr)
             return cli.DIVERGED
         except configs.ConfigError as error:
-            print(f"prediction_error: {error}", file=sys.stderr)
+            print(f"{study.name}: {error}", file=sys.stderr)
             return cli.BAD_INPUT
         return 0
-    code, path = 0, options.out / "prediction_error.csv"
+    code, path = 0, options.out / f"{study.name}.csv"
     if not options.figure_only:
         if options.dataset is None:
             parser.error("--dataset is missing; allowed: the folder of a run or of a dataset")
-        code = sweep.run(cells_of(options), path, options)
+        code = sweep.run(cells_of(options, study), path, options)
     if path.exists():
-        draw(options.out)
+        study.draw(options.out)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Study(Path(__file__), __doc__, MODELS, RULES, draw)))

@@ -1,13 +1,21 @@
 """The experiments that compare world models: what they draw, count and build."""
 
+import dataclasses
+
 import computation_time
+import jax
 import numpy as np
+import partial_observation
 import prediction_error
 import pytest
+import small_data
 from prediction_error import drawn, ends_found, episodes_of, variants
 
 from polygrad_jax import config as configs
+from polygrad_jax.config import EnvSpec
 from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.rl import a2c
+from polygrad_jax.training.fixed_data import FixedData
 
 
 def record(lengths, terminated):
@@ -63,6 +71,45 @@ def test_every_model_has_a_config_and_a_colour(label):
     config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
     for variant in variants(config):
         assert (label, variant) in prediction_error.COLOURS
+
+
+@pytest.mark.parametrize(("label", "states"), [("PolyGRAD, 1 state", 1), ("PolyGRAD, 4 states", 4), ("transformer", 1)])
+def test_without_velocities_the_histories_are_as_long_as_they_are_called(label, states):
+    fields = partial_observation.MODELS[label]
+    config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+    assert config.denoiser.context_length == states
+    assert all((label, v) in partial_observation.COLOURS for v in variants(config, partial_observation.RULES))
+
+
+@pytest.mark.parametrize(("follow", "least", "most"), [(True, 0.95, 1.0), (False, -0.1, 0.6)])
+def test_a_policy_regressed_on_what_is_seen_knows_as_much_as_that_tells(follow, least, most, monkeypatch):
+    """Hidden observations that follow from the seen ones cost nothing; independent ones, three times as loud, most."""
+    monkeypatch.setattr(partial_observation, "REGRESSION_UPDATES", 1500)
+    random, spec = np.random.default_rng(0), EnvSpec(6, 2)
+    base = configs.cpu("hopper")
+    collector = dataclasses.replace(base, a2c=dataclasses.replace(base.a2c, hidden_size=32))
+    actor = jax.device_get(a2c.init(jax.random.key(5), spec, collector.a2c).actor)
+    actor["log_std"] = np.float32([-1.0, -2.0])
+    seen = random.normal(size=(4000, 3)).astype(np.float32)
+    hidden = 3 * (np.sin(seen) if follow else random.normal(size=(4000, 3))).astype(np.float32)
+    nothing = np.zeros(4000, bool)
+    rows = TransitionRecord(np.hstack([seen, hidden]), seen[:, :2], seen[:, 0], nothing, nothing, seen.astype(float))
+    learnt, share = partial_observation.regressed(FixedData("", rows, collector.env, collector, actor), 3)
+    assert least < share <= most
+    assert learnt["network"]["hidden_0"]["kernel"].shape == (3, 32)
+    np.testing.assert_array_equal(learnt["log_std"], actor["log_std"])
+
+
+def test_errors_of_small_data_by_size_and_seed():
+    rows = [
+        {"model": "a", "network": network, "step": "5", "transitions": str(n), "mse": str(mse), "seed": str(seed)}
+        for n, seed, mse in ((10_000, 0, 3.0), (1_000, 0, 1.0), (1_000, 1, 2.0), (10_000, 1, 4.0))
+        for network in ("trained", "untrained")
+    ]
+    rows += [rows[0] | {"step": "1", "mse": "9"}, rows[0] | {"model": "b", "mse": "9"}]
+    sizes, errors = small_data.at_step(rows, "a", 5)
+    assert sizes == [1_000, 10_000]
+    np.testing.assert_array_equal(errors, [[1, 2], [3, 4]])
 
 
 @pytest.mark.parametrize("label", computation_time.MODELS)

@@ -1,0 +1,122 @@
+"""Tasks whose next state does not follow from the last observation: who predicts with the velocities hidden?
+
+The paper's other open question. The observations of a recorded run are cut before the velocities; every model learns
+from the rest for the same seconds, and 500 trajectories are compared, in what is seen, with MuJoCo under the same
+actions from the stored simulator states (``prediction_error.py``, whose columns these are). PolyGRAD diffuses
+trajectories that begin with the last 1 (the paper's), 2 or 4 observed states and the actions between them; the
+transformer sees up to 15, Dreamer-v3 five before it predicts.
+
+    python experiments/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
+        --seeds 0 1 2 --jobs 2 --threads 1 --out results/partial_observation
+    python experiments/partial_observation.py --out results/partial_observation --figure-only
+
+The run's policy reads velocities too, so that what all models imagine under is another one, of the same kind: the mean
+action regressed on what is seen, the std as it was (``regressed``; its share of explained variance is printed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from prediction_error import Study, draw, main
+
+from polygrad_jax.config import ConfigError
+from polygrad_jax.envs import registry
+from polygrad_jax.rl import a2c
+from polygrad_jax.training.fixed_data import FixedData, open_data
+from polygrad_jax.types import Array, Params
+
+MODELS: dict[str, tuple[str, ...]] = {
+    **{
+        f"PolyGRAD, {states} state{'s' * (states > 1)}": ("--world-model", "polygrad", *context)
+        for states in (1, 2, 4)
+        for context in [("--denoiser.context-length", str(states))]
+    },
+    "transformer": ("--world-model", "transformer"),
+    "Dreamer-v3": ("--world-model", "dreamer"),
+}
+RULES = {"score": {"rule": "score"}}
+COLOURS = {
+    ("PolyGRAD, 1 state", "score"): "#56B4E9",
+    ("PolyGRAD, 2 states", "score"): "#0072B2",
+    ("PolyGRAD, 4 states", "score"): "#004060",
+    ("transformer", ""): "#009E73",
+    ("Dreamer-v3", ""): "#E69F00",
+}
+REGRESSION_UPDATES, REGRESSION_BATCH, REGRESSION_LEARNING_RATE = 5_000, 256, 1e-3
+
+
+def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
+    """``(actor, share)``: the data's policy from the first ``shown`` observations only, and what it explains of it.
+
+    The actor of least squared error of the mean action, over the data's own states; the std is the policy's.
+    """
+    assert data.collector is not None and data.actor is not None  # open_hidden asks first
+    config, precision = data.collector.a2c, data.collector.precision
+    raw_obs = jnp.asarray(data.transitions.observations)
+    whole = a2c.make_policy_apply(data.spec, config, precision)
+    part_spec = dataclasses.replace(data.spec, observation_size=shown)
+    part = a2c.make_policy_apply(part_spec, config, precision)
+    wanted = jax.jit(whole)(data.actor, raw_obs)[0]
+    actor = a2c.init(jax.random.key(0), part_spec, config).actor | {"log_std": jnp.asarray(data.actor["log_std"])}
+    adam = optax.adam(optax.cosine_decay_schedule(REGRESSION_LEARNING_RATE, REGRESSION_UPDATES))
+
+    def loss(network: Params, rows: Array) -> Array:
+        mean, _ = part(actor | {"network": network}, raw_obs[rows, :shown])
+        return jnp.square(mean - wanted[rows]).mean()
+
+    def update(carry: tuple[Params, optax.OptState], key: Array) -> tuple[tuple[Params, optax.OptState], None]:
+        network, state = carry
+        rows = jax.random.randint(key, (REGRESSION_BATCH,), 0, raw_obs.shape[0])
+        gradients = jax.grad(loss)(network, rows)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which our tests forbid
+            updates, state = adam.update(gradients, state)
+        return (optax.apply_updates(network, updates), state), None
+
+    keys = jax.random.split(jax.random.key(1), REGRESSION_UPDATES)
+    start = (actor["network"], adam.init(actor["network"]))
+    (network, _), _ = jax.jit(lambda start, keys: jax.lax.scan(update, start, keys))(start, keys)
+    learnt = actor | {"network": network}
+    left = np.square(np.asarray(jax.jit(part)(learnt, raw_obs[:, :shown])[0] - wanted)).mean()
+    return learnt, float(1.0 - left / np.asarray(wanted).var(0).mean())
+
+
+@functools.cache
+def open_hidden(where: str) -> FixedData:
+    """The dataset with its velocities hidden, and a policy that does without them.
+
+    Raises:
+      ConfigError: see ``open_data``; or the data are of no named task, lack a policy, or hide their velocities already.
+    """
+    data = open_data(where)
+    if (reason := data.why_not_judged()) is not None:
+        raise ConfigError(f"dataset {where}: {reason}; allowed: the folder of a run on a MuJoCo task")
+    assert data.env is not None and data.collector is not None
+    if data.env.hide_velocities:
+        raise ConfigError(f"dataset {where} hides its velocities already; allowed: one that has them")
+    hidden = dataclasses.replace(data.env, hide_velocities=True)
+    env = registry.make(hidden)
+    shown = registry.spec_of(env).observation_size
+    env.close()
+    actor, share = regressed(data, shown)
+    print(f"the policy without velocities explains {share:.3f} of the variance of the run's mean actions", flush=True)
+    return dataclasses.replace(
+        data,
+        transitions=dataclasses.replace(data.transitions, observations=data.transitions.observations[:, :shown]),
+        env=hidden,
+        collector=dataclasses.replace(data.collector, env=hidden),
+        actor=actor,
+    )
+
+
+if __name__ == "__main__":
+    name = Path(__file__).stem
+    picture = functools.partial(draw, name=name, colours=COLOURS)
+    sys.exit(main(Study(Path(__file__), __doc__, MODELS, RULES, picture, open_hidden)))

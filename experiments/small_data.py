@@ -1,0 +1,71 @@
+"""Is PolyGRAD better than autoregressive diffusion when data are few? (a hypothesis that the paper left untested)
+
+Both, and the ensemble, learn from 1,000, 10,000 and 100,000 transitions of the same run, drawn as whole episodes, for
+the same seconds of gradient steps and to their best five-step error on what they learn from; then 500 trajectories from
+states of the whole run are compared with MuJoCo (``prediction_error.py``, whose columns these are).
+
+    python experiments/small_data.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 --seeds 0 1 2 \\
+        --jobs 2 --threads 1 --out results/small_data
+    python experiments/small_data.py --out results/small_data --figure-only
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prediction_error
+import sweep
+from prediction_error import COLOURS, MODELS, Study, main
+
+COMPARED = ("PolyGRAD MLP", "autoregressive diffusion", "ensemble")
+RULES = {"score": {"rule": "score"}}
+STEPS = (1, 5, 9)
+
+
+def at_step(rows: list[dict[str, str]], model: str, step: int) -> tuple[list[int], np.ndarray]:
+    """``(transitions, errors [sizes, seeds])`` of a trained model so many steps ahead, in variances."""
+    own = [r for r in rows if r["model"] == model and r["network"] == "trained" and int(r["step"]) == step]
+    sizes = sorted({int(r["transitions"]) for r in own})
+    return sizes, np.array([[float(r["mse"]) for r in own if int(r["transitions"]) == n] for n in sizes])
+
+
+def draw(out: Path) -> None:
+    """``small_data.png``: error against transitions, one panel per step ahead; shaded: std over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [r for r in sweep.read_csv(out / "small_data.csv") if r.get("network")]
+    figure, axes = plt.subplots(1, len(STEPS), figsize=(4.4 * len(STEPS), 3.8), sharey=True, squeeze=False)
+    for axis, step in zip(axes[0], STEPS, strict=True):
+        for (model, _), colour in ((k, c) for k, c in COLOURS.items() if k[0] in COMPARED and k[1] in ("score", "")):
+            if any(r["model"] == model for r in rows):
+                draw_line(axis, *at_step(rows, model, step), model, colour)
+        axis.set(xscale="log", yscale="log", xlabel="transitions learnt from", title=f"{step} step(s) ahead")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(right=axis.get_xlim()[1] * 8)
+    axes[0, 0].set_ylabel("mean squared error [variances of the data]")
+    first, seeds = rows[0], len({r["seed"] for r in rows})
+    figure.suptitle(f"{first['env']}, {first['training_seconds']} s of training each, {seeds} seed(s)", fontsize=9)
+    figure.tight_layout()
+    sweep.save_figure(figure, out / "small_data.png")
+    plt.close(figure)
+
+
+def draw_line(axis: Any, sizes: list[int], errors: np.ndarray, label: str, colour: str) -> None:
+    """Mean over seeds, labelled at its end, and one standard deviation."""
+    mean, std = errors.mean(1), errors.std(1)
+    axis.plot(sizes, mean, color=colour, marker="o", markersize=3, linewidth=1.6)
+    axis.fill_between(sizes, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
+    axis.annotate(label, (sizes[-1], mean[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=7,
+                  va="center")
+
+
+if __name__ == "__main__":
+    models = {name: MODELS[name] for name in COMPARED}
+    transitions = (1_000, 10_000, 100_000)
+    sys.exit(main(Study(Path(__file__), __doc__, models, RULES, draw, prediction_error.open_data, transitions)))
