@@ -232,10 +232,7 @@ class DreamerConfig:
 
 @dataclass(frozen=True)
 class LatentPolicyConfig:
-    """Dreamer-v3's actor-critic in latent space (arXiv 2301.04104v1; sizes of the code's ``dmc_proprio``).
-
-    Not a part of :class:`Config`: the loop of Algorithm 3 learns with A2C.
-    """
+    """Learner latent: Dreamer-v3's actor-critic in latent space (arXiv 2301.04104v1; sizes of ``dmc_proprio``)."""
 
     horizon: int = 15
     """Steps imagined from every latent state of a batch."""
@@ -378,6 +375,9 @@ class Config:
     """Operands of matrix products; accumulation, parameters and statistics stay in float32."""
     world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "dreamer", "simulator"] = "polygrad"
     """What imagines; simulator is MuJoCo itself, a perfect model that learns nothing."""
+    learner: Literal["a2c", "latent"] = "a2c"
+    """What learns the policy: A2C from imagined observations (the paper's), or Dreamer-v3's actor-critic from imagined
+    latents, with world model dreamer only."""
     preallocate_gpu_memory: bool = False
     """Whether JAX takes most of the accelerator's memory at start."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -389,6 +389,7 @@ class Config:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     dreamer: DreamerConfig = field(default_factory=DreamerConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
+    latent_policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
@@ -483,6 +484,24 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a2c.actor_ema": _BELOW_1,
     "a2c.initial_std": _POSITIVE,
     "a2c.min_std": _POSITIVE,
+    "latent_policy.horizon": _AT_LEAST_1,
+    "latent_policy.units": _AT_LEAST_1,
+    "latent_policy.layers": _AT_LEAST_1,
+    "latent_policy.gamma": _UNIT,
+    "latent_policy.return_lambda": _UNIT,
+    "latent_policy.entropy_weight": _AT_LEAST_0,
+    "latent_policy.min_std": _POSITIVE,
+    "latent_policy.max_std": _POSITIVE,
+    "latent_policy.bins": (lambda x: x >= 3 and x % 2 == 1, "an odd number, 3 or greater"),
+    "latent_policy.learning_rate": _POSITIVE,
+    "latent_policy.adam_eps": _POSITIVE,
+    "latent_policy.grad_clip": _POSITIVE,
+    "latent_policy.slow_critic_rate": (lambda x: 0 < x <= 1, "greater than 0, at most 1"),
+    "latent_policy.slow_critic_weight": _AT_LEAST_0,
+    "latent_policy.return_decay": _BELOW_1,
+    "latent_policy.low_percentile": (lambda x: 0 <= x <= 100, "from 0 to 100"),
+    "latent_policy.high_percentile": (lambda x: 0 <= x <= 100, "from 0 to 100"),
+    "latent_policy.least_scale": _POSITIVE,
     "loop.total_env_steps": _AT_LEAST_1,
     "loop.prefill_env_steps": _AT_LEAST_1,
     "loop.denoiser_warmup_env_steps": _AT_LEAST_0,
@@ -531,7 +550,7 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"{name} is {value}; allowed: a finite number")
         if name in _RANGES and not _RANGES[name][0](value):
             raise ConfigError(f"{name} is {value}; allowed: {_RANGES[name][1]}")
-    d, loop, a2c = config.diffusion, config.loop, config.a2c
+    d, loop, a2c, latent = config.diffusion, config.loop, config.a2c, config.latent_policy
     least_capacity = max(loop.prefill_env_steps + 10 * config.horizon, loop.env_steps_per_iteration, INSERT_CHUNK)
     contradictions = [
         (
@@ -585,6 +604,20 @@ def validate(config: Config) -> Config:
             config.world_model == "dreamer" and config.dreamer.window > loop.replay_capacity,
             f"dreamer.window is {config.dreamer.window}; allowed: at most loop.replay_capacity "
             f"({loop.replay_capacity})",
+        ),
+        (
+            config.learner == "latent" and config.world_model != "dreamer",
+            f"learner is latent with world_model {config.world_model}; allowed: a2c, or world_model dreamer",
+        ),
+        (
+            latent.max_std <= latent.min_std,
+            f"latent_policy.max_std is {latent.max_std}; allowed: greater than latent_policy.min_std "
+            f"({latent.min_std})",
+        ),
+        (
+            latent.high_percentile <= latent.low_percentile,
+            f"latent_policy.high_percentile is {latent.high_percentile}; allowed: greater than "
+            f"latent_policy.low_percentile ({latent.low_percentile})",
         ),
     ]
     for wrong, line in contradictions:
@@ -697,6 +730,7 @@ def cpu(env: str) -> Config:
             learning_rate=3e-4,
             window=32,
         ),
+        latent_policy=LatentPolicyConfig(units=128, layers=1, learning_rate=1e-4),
         a2c=replace(
             base.a2c,
             trajectories=128,
@@ -757,6 +791,7 @@ def smoke(env: str) -> Config:
             base.dreamer, deter=16, latents=4, classes=4, units=16, coder_units=16, coder_layers=1, window=8
         ),
         a2c=replace(base.a2c, trajectories=16, hidden_size=32, final_target_change=0.0),
+        latent_policy=replace(base.latent_policy, horizon=5, units=16),
         loop=replace(
             base.loop,
             total_env_steps=2_400,

@@ -44,6 +44,8 @@ def complaint(capsys, *arguments):
         (["train", "--loop.prefill-env-steps", "60", "--loop.replay-capacity", "200"], ("capacity is 200", "256")),
         (["train", "--env.name", "walker2d"], ("env.name", "--env NAME")),
         (["train", "--a2c.min-std", "2.0"], ("a2c.initial_std", "a2c.min_std (2.0)")),
+        (["train", "--learner", "latent"], ("learner is latent with world_model polygrad", "world_model dreamer")),
+        (["train", "--env", "Hopper-v5", "--env.hide-velocities"], ("env.hide_velocities", "Hopper-v5", "halfcheetah")),
     ],
 )
 def test_a_mistake_is_one_line_naming_the_thing_and_what_is_allowed(capsys, tmp_path, monkeypatch, arguments, words):

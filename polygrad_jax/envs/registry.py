@@ -84,10 +84,23 @@ def without_velocities(env: gym.Env, config: EnvConfig) -> gym.Env:
     if config.name not in NAMED_TASKS:
         named = ", ".join(NAMED_TASKS)
         raise ConfigError(f"env.hide_velocities is True with env.name {config.name}; allowed is one of {named}")
-    whole = env.observation_space
-    shown = whole.shape[0] - env.unwrapped.model.nv
-    space = gym.spaces.Box(whole.low[:shown], whole.high[:shown], dtype=whole.dtype)
-    return gym.wrappers.TransformObservation(env, lambda observation: observation[:shown], space)
+    return WithoutVelocities(env)
+
+
+class WithoutVelocities(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+    """A MuJoCo environment whose last observations, one per degree of freedom, are not shown."""
+
+    def __init__(self, env: gym.Env):
+        """Wraps; an observation is ``[O]`` of what is left."""
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
+        whole = env.observation_space
+        self._shown = whole.shape[0] - env.unwrapped.model.nv
+        self.observation_space = gym.spaces.Box(whole.low[: self._shown], whole.high[: self._shown], dtype=whole.dtype)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """What is shown of an observation."""
+        return observation[: self._shown]
 
 
 def spec_of(env: gym.Env) -> EnvSpec:

@@ -19,7 +19,7 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import registry, simulator
 from polygrad_jax.envs.stepping import Collector, EnvRestartError
 from polygrad_jax.training.checkpoints import npz_bytes
-from polygrad_jax.training.finished_run import FinishedRun, open_finished
+from polygrad_jax.training.finished_run import FinishedRun, open_finished, require_raw_policy
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
 
@@ -121,6 +121,7 @@ def export(folder: Path, root: Path) -> Path:
     if target.exists():
         raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
     run = open_finished(folder)
+    require_raw_policy(run)
     config, t = run.config, run.transitions
     _say_what(run)
     ends = ends_of(t, config)

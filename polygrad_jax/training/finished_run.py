@@ -27,6 +27,7 @@ from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
 from polygrad_jax.training.iteration import make_iterations
+from polygrad_jax.training.learners import make_learner
 from polygrad_jax.training.loop import OPTIMISERS, policy_and_model, without_optimisers, without_rows
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import RunFolder
@@ -41,7 +42,10 @@ Which = Literal["newest", "best"]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run learnt. Arrays are as they were in training; ``policy_apply(actor, raw_obs)`` is the policy."""
+    """What a run learnt. Arrays are as they were in training.
+
+    ``policy_apply(actor, raw_obs)`` is the policy, of learner a2c only; see :func:`require_raw_policy`.
+    """
 
     folder: Path
     config: Config
@@ -51,7 +55,7 @@ class FinishedRun:
     """Environment steps after which these were the parameters, the prefill included."""
     actor: Params
     """The policy that was evaluated: the average of ``learner.actor`` where ``a2c.actor_ema`` asks for one."""
-    learner: a2c.A2CState | None
+    learner: Any
     """Actor, critics and their optimisers; None of a best evaluation, which keeps the actor alone."""
     policy_apply: PolicyApply
     world_model: WorldModel
@@ -59,6 +63,13 @@ class FinishedRun:
     normaliser: Normaliser
     jitted_imagine: Callable[..., tuple[Any, Segment, Any]]
     """``world_model.imagine``, compiled once per number of trajectories."""
+
+    @property
+    def acting(self) -> Params:
+        """What :func:`evaluation.make_behaviour` acts with."""
+        if self.config.learner == "a2c":
+            return self.actor
+        return {"actor": self.actor, "model": self.model_state.params}
 
     @functools.cached_property
     def transitions(self) -> TransitionRecord:
@@ -149,7 +160,8 @@ def _shape_of_state(config: Config, spec: EnvSpec) -> Any:
 
 def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:
     shape = _shape_of_state(config, spec)
-    actor = shape.learner.actor
+    acting = make_learner(config, spec, make_world_model(config, spec, host_for(config))).acting
+    actor = acting(shape.learner, shape.world_model)
     if not (folder / "checkpoints").is_dir():
         raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
     checkpoints = Checkpoints(folder / "checkpoints", say=announce, read_only=True)
@@ -198,11 +210,19 @@ def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
 # --- imagining -------------------------------------------------------------------------------------------------------
 
 
+def require_raw_policy(run: FinishedRun) -> None:
+    """Raises ConfigError where the run's policy does not read raw observations, so that no world model is asked of it.
+    """
+    if run.config.learner != "a2c":
+        raise ConfigError(f"learner is {run.config.learner}, whose policy reads latents; allowed: a run of learner a2c")
+
+
 def imagine(run: FinishedRun, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
     """Trajectories ``[B, H]`` that the run's model imagines from ``contexts [B, C]`` under the run's policy, raw.
 
     ``rows [B, 1]`` are those of the first states. ``model_state`` takes the place of the run's, e.g. an untrained one.
     """
+    require_raw_policy(run)
     state = run.model_state if model_state is None else model_state
     _, segment, _ = run.jitted_imagine(
         state, run.policy_apply, run.actor, contexts, run.normaliser, key, run.config.horizon

@@ -94,7 +94,7 @@ class FixedData:
         if self.transitions.simulator_states.shape[1] == 0:
             return "it has no simulator states to replay imagined actions from"
         if self.actor is None or self.collector is None:
-            return f"it has no policy ({POLICY_FILE} and {CONFIG_FILE} beside the data) to imagine under"
+            return f"it has no policy of raw observations ({POLICY_FILE}, {CONFIG_FILE} beside it) to imagine under"
         return None
 
 
@@ -126,7 +126,9 @@ def open_data(where: str) -> FixedData:
 
 def _open_run(folder: Path) -> FixedData:
     run = open_finished(folder)
-    return FixedData(folder.name, run.transitions, run.config.env, run.config, jax.device_get(run.learner.actor))
+    # A policy that reads latents cannot act in another world model.
+    actor = jax.device_get(run.learner.actor) if run.config.learner == "a2c" else None
+    return FixedData(folder.name, run.transitions, run.config.env, run.config, actor)
 
 
 def _open_minari(folder: Path) -> FixedData:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.rl import a2c
+from polygrad_jax.training.learners import Keys, make_learner
 from polygrad_jax.types import Array, Metrics, Params, Transitions
 from polygrad_jax.world_models.registry import make_world_model
 from polygrad_jax.world_models.simulator import SimulatorHost
@@ -40,14 +40,14 @@ class TrainState:
     model_updates: Array  # int32
     replay: replays.ReplayState
     world_model: Any
-    learner: a2c.A2CState
+    learner: Any
 
 
 @flax.struct.dataclass
 class Output:
     """What an iteration hands to the host; small, and never donated."""
 
-    actor_params: Params
+    actor_params: Params  # what the host acts with
     metrics: Metrics
     finite: Array  # bool, one per name in FINITE_OUTPUTS
 
@@ -63,6 +63,8 @@ class Iterations(NamedTuple):
     warmup: Iteration  # only the denoiser learns
     learn: Iteration
     finite: Callable[[TrainState], Array]  # bool, one per name in FINITE_STATES
+    acting: Callable[[TrainState], Params]  # what the host acts with
+    evaluated: Callable[[TrainState], Params]  # ... and with which it is evaluated
 
 
 def key_for(root_key: Array, stream: str, counter: Array) -> Array:
@@ -79,11 +81,10 @@ def all_finite(tree: Any) -> Array:
 def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = None) -> Iterations:
     """The pure functions that the loop compiles for ``config``; ``host`` as for :func:`make_world_model`."""
     world_model = make_world_model(config, spec, host)
-    policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
-    horizon = config.horizon
+    learner = make_learner(config, spec, world_model)
     groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update
     model_updates = denoiser_updates_per_policy_update(config)
-    window, size = world_model.window or horizon, world_model.batch_size or config.denoiser.batch_size
+    window, size = world_model.window or config.horizon, world_model.batch_size or config.denoiser.batch_size
     recent = round(config.denoiser.recent_share * size)
 
     def init(seed: int) -> TrainState:
@@ -94,30 +95,20 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
             model_updates=jnp.int32(0),
             replay=replays.init(spec, config.loop.replay_capacity, window),
             world_model=world_model.init(key_for(root_key, "world_model_init", jnp.int32(0))),
-            learner=a2c.init(key_for(root_key, "policy_init", jnp.int32(0)), spec, config.a2c),
+            learner=learner.init(key_for(root_key, "policy_init", jnp.int32(0))),
         )
 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
         return state.replace(replay=replays.add(state.replay, chunk, window))
 
     def improve_policy(state: TrainState) -> tuple[TrainState, Metrics, Array]:
-        normaliser = normalisers.to_normaliser(state.replay.moments)
-        context_key = key_for(state.root_key, "context", state.policy_updates)
-        context = replays.sample_contexts(
-            state.replay, context_key, config.a2c.trajectories, world_model.context_length
-        )
-        imagine_key = key_for(state.root_key, "imagine", state.policy_updates)
-        # 7 (Algorithm 2) and 9 (delta; it was measured under the policy that guided, and is used from the next run on)
-        model, segment, metrics = world_model.imagine(
-            state.world_model, policy_apply, state.learner.actor, context, normaliser, imagine_key, horizon
-        )
-        segment = jax.lax.stop_gradient(segment)
-        # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
+        keys = Keys(*(key_for(state.root_key, stream, state.policy_updates) for stream in ("context", "imagine")))
         progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
-        target = a2c.target_change_at(config.a2c, progress)
-        learner, policy_metrics = a2c.update(state.learner, segment, config.a2c, spec, target_change=target)  # 8
-        state = state.replace(world_model=model, learner=learner, policy_updates=state.policy_updates + 1)
-        return state, metrics | policy_metrics, all_finite(segment)
+        learnt, model, metrics, imagined = learner.improve(
+            state.learner, state.world_model, state.replay, keys, progress
+        )
+        state = state.replace(world_model=model, learner=learnt, policy_updates=state.policy_updates + 1)
+        return state, metrics, all_finite(imagined)
 
     def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
@@ -137,10 +128,16 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
         state, metrics = jax.lax.scan(improve_model, state, None, length=count)
         return state, jax.tree.map(lambda x: x[-1], metrics)
 
+    def acting(state: TrainState) -> Params:
+        return learner.acting(state.learner, state.world_model)
+
+    def evaluated(state: TrainState) -> Params:
+        return learner.evaluated(state.learner, state.world_model)
+
     def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
         losses = [x for name, x in metrics.items() if "loss" in name]
         # Copies: the state's own buffers are donated to the next iteration.
-        actor = jax.tree.map(jnp.copy, state.learner.actor)
+        actor = jax.tree.map(jnp.copy, acting(state))
         finite = jnp.stack([all_finite(losses), imagined_finite, all_finite(actor)])
         return state, Output(actor_params=actor, metrics=metrics, finite=finite)
 
@@ -163,7 +160,7 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
     def finite(state: TrainState) -> Array:
         return jnp.stack([all_finite(_floats(state.world_model)), all_finite(_floats(state.learner))])
 
-    return Iterations(init, insert, warmup, learn, finite)
+    return Iterations(init, insert, warmup, learn, finite, acting, evaluated)
 
 
 def _floats(tree: Any) -> list[Array]:

@@ -146,14 +146,10 @@ def evaluate_run(run: FinishedRun, episodes: int, seed: int, video: Path | None 
 
     from polygrad_jax.envs.evaluation import run_episodes
     from polygrad_jax.training import rendering
-    from polygrad_jax.training.evaluation import make_act
+    from polygrad_jax.training.evaluation import make_behaviour, mean_actions
 
-    act = make_act(run.config, run.spec)
-    actor = jax.device_put(run.actor, jax.local_devices(backend="cpu")[0])
-
-    def mean_action(raw_obs: np.ndarray) -> np.ndarray:
-        return act(actor, raw_obs)[0]
-
+    acting = jax.device_put(run.acting, jax.local_devices(backend="cpu")[0])
+    mean_action = mean_actions(make_behaviour(run.config, run.spec), acting, seed)
     if video is None:
         results = run_episodes(run.config.env, mean_action, episodes, seed)
     else:
@@ -189,11 +185,14 @@ def imagine_command(arguments: Sequence[str]) -> int:
     Raises:
       ConfigError: bad input, or a video asked for that cannot be made here; nothing was written.
     """
+    from polygrad_jax.training.finished_run import require_raw_policy
+
     options = _imagine_parser().parse_args(arguments)
     out = options.out or options.run / "imagined"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {out}, which is a file; allowed: a folder")
     run = _open(options)
+    require_raw_policy(run)
     film, no_film = _choose_film(run, options, out)
     print(_title(run))
     shown = min(options.shown, options.trajectories)

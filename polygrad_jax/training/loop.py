@@ -25,7 +25,6 @@ from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
 from polygrad_jax.envs.simulator import has_simulator_state
 from polygrad_jax.envs.stepping import Collector, uniform_action
-from polygrad_jax.rl import a2c
 from polygrad_jax.training import evaluation
 from polygrad_jax.training.checkpoints import Checkpoints, save_best
 from polygrad_jax.training.iteration import (
@@ -36,6 +35,7 @@ from polygrad_jax.training.iteration import (
     TrainState,
     make_iterations,
 )
+from polygrad_jax.training.learners import shown_actor
 from polygrad_jax.training.metrics import Histogram, MetricsLog
 from polygrad_jax.training.progress import Progress, announce, announced
 from polygrad_jax.training.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
@@ -89,8 +89,10 @@ class Run:
     """Where the world model is the simulator itself."""
     checkpoints: Checkpoints
     metrics: MetricsLog
-    act: evaluation.Act
+    behaviour: evaluation.Behaviour
     at: Progressing
+    memory: evaluation.Memory = None
+    """What the policy knows of the episode that is going on."""
     finished_episodes: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -191,8 +193,11 @@ def collect(run: Run, actor_params: Params) -> Transitions:
     noise = exploration_noise(run.config.seed, run.at.env_steps, (length, run.spec.action_size))
     chunk = new_chunk(run, length)
     for row in range(length):
-        mean, std = run.act(actor_params, run.collector.observation)
-        take_step(run, chunk, mean + std * noise[row])
+        draw = (run.config.seed, run.at.env_steps)
+        mean, std, seen = run.behaviour.decide(actor_params, run.memory, run.collector.observation, draw)
+        action = mean + std * noise[row]
+        ended = take_step(run, chunk, action)
+        run.memory = None if ended else run.behaviour.took(seen, action)
     return record(run, chunk)
 
 
@@ -278,13 +283,18 @@ def save(run: Run, state: TrainState, actors: Actors) -> None:
         "collector": {name: np.asarray(value).tolist() for name, value in run.collector.snapshot().items()},
         "config": configs.to_dict(run.config),
         "finished_episodes": run.finished_episodes,
+        "memory": None if run.memory is None else {name: x.tolist() for name, x in run.memory.items()},
     }
     run.checkpoints.save(run.at.env_steps, arrays, host)
 
 
-def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> tuple[TrainState, Actors] | None:
-    """The newest good checkpoint, put back in the order: arrays, replay, environment, logs; None if there is none."""
-    actor = state.learner.actor
+def restore(
+    run: Run, state: TrainState, insert: Callable[..., TrainState], actor: Params
+) -> tuple[TrainState, Actors] | None:
+    """The newest good checkpoint, put back in the order: arrays, replay, environment, logs; None if there is none.
+
+    ``actor`` is what the host acts with, of whatever numbers.
+    """
     template = {"train_state": without_rows(state), "acting_actor": actor, "next_actor": actor}
     found = run.checkpoints.restore(template)
     if found is None:
@@ -295,6 +305,8 @@ def restore(run: Run, state: TrainState, insert: Callable[..., TrainState]) -> t
     progress = host["progress"]
     run.at = Progressing(**(progress | {"clock": Clock(**progress["clock"])}))
     run.finished_episodes = host["finished_episodes"]
+    memory = host.get("memory")  # checkpoints of older versions have none
+    run.memory = None if memory is None else {name: np.asarray(x, np.float32) for name, x in memory.items()}
     run.transitions.truncate(env_steps)
     run.metrics.truncate(env_steps)
     state = refill(run, state, insert)
@@ -351,13 +363,18 @@ def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Pat
         )
 
 
-def evaluate(run: Run, state: TrainState, imagine_from_replay: evaluation.ImagineFromReplay | None) -> dict[str, Any]:
+def evaluate(
+    run: Run,
+    state: TrainState,
+    evaluated: Callable[[TrainState], Params],
+    imagine_from_replay: evaluation.ImagineFromReplay | None,
+) -> dict[str, Any]:
     """Evaluation returns (20 episodes, mean action) and the error of imagined trajectories; one row of ``eval.csv``."""
     began = time.perf_counter()
     at, config = run.at, run.config
-    actor = jax.device_get(a2c.evaluated_actor(state.learner))
+    actor = jax.device_get(evaluated(state))
     seed = evaluation_seed(config.seed, at.env_steps)
-    episodes = evaluation.evaluate_policy(config.env, run.act, actor, config.loop.eval_episodes, seed)
+    episodes = evaluation.evaluate_policy(config.env, run.behaviour, actor, config.loop.eval_episodes, seed)
     row = {
         "return_mean": float(episodes.returns.mean()),
         "return_std": float(episodes.returns.std()),
@@ -395,9 +412,8 @@ def without_optimisers(tree: Any) -> Any:
 
 def policy_and_model(state: TrainState) -> dict[str, Any]:
     """What is needed to look at a run without going on with it: policy, world model (whole state), statistics."""
-    return jax.device_get(
-        {"actor": a2c.evaluated_actor(state.learner), "world_model": state.world_model, "moments": state.replay.moments}
-    )
+    actor = shown_actor(state.learner)
+    return jax.device_get({"actor": actor, "world_model": state.world_model, "moments": state.replay.moments})
 
 
 def log_row(run: Run, output: Output, looks: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
@@ -438,6 +454,7 @@ class Compiled:
     warmup: Callable[[TrainState, Transitions], tuple[TrainState, Output]]
     learn: Callable[[TrainState, Transitions], tuple[TrainState, Output]]
     finite: Callable[[TrainState], Any]
+    evaluated: Callable[[TrainState], Params]
 
 
 def compile_iterations(iterations: Iterations, state: TrainState, config: Config, spec: EnvSpec) -> Compiled:
@@ -453,6 +470,7 @@ def compile_iterations(iterations: Iterations, state: TrainState, config: Config
         warmup=compiled("the denoiser's update", iterations.warmup, chunk),
         learn=compiled("the whole iteration", iterations.learn, chunk),
         finite=jax.jit(iterations.finite),
+        evaluated=iterations.evaluated,
     )
 
 
@@ -485,7 +503,7 @@ def open_run(config: Config, folder: Path) -> Run:
         host=host,
         checkpoints=Checkpoints(folder / "checkpoints"),
         metrics=MetricsLog(folder),
-        act=evaluation.make_act(config, spec),
+        behaviour=evaluation.make_behaviour(config, spec),
         at=Progressing(),
     )
 
@@ -505,13 +523,13 @@ def train(config: Config, folder: Path) -> Result:
         began = time.perf_counter()
         compiled = compile_iterations(iterations, state, config, run.spec)
         compile_seconds = time.perf_counter() - began
-        restored = restore(run, state, compiled.insert)
+        restored = restore(run, state, compiled.insert, iterations.acting(state))
         run.at.clock.compiling += compile_seconds
         with StopOnSignal() as stop:
             if restored is None:
                 state = prefill(run, state, compiled.insert, stop)
                 require_windows(run, state)
-                actors = Actors(*(jax.tree.map(jnp.copy, state.learner.actor) for _ in range(2)))
+                actors = Actors(*(jax.tree.map(jnp.copy, iterations.acting(state)) for _ in range(2)))
                 save(run, state, actors)
             else:
                 state, actors = restored
@@ -560,7 +578,7 @@ def _learn(run: Run, compiled: Compiled, state: TrainState, actors: Actors, stop
                 require_windows(run, state)  # a small replay may have lost what it had
                 check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, run.folder)
                 check_finite(compiled.finite(state), FINITE_STATES, at.env_steps, run.folder)
-            looks = evaluate(run, state, imagine) if due["evaluate"] else {}
+            looks = evaluate(run, state, compiled.evaluated, imagine) if due["evaluate"] else {}
             if due["log"] or looks:
                 seconds = time.perf_counter() - session_began
                 row = log_row(run, output, looks, (at.env_steps - session_first_step) / seconds)

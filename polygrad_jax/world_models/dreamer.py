@@ -30,6 +30,10 @@ Ask = Callable[..., Any]
 """``(params, method name, *arguments)`` of :class:`DreamerNetwork`."""
 
 
+Choose = Callable[[Latent, Array], tuple[Array, Array]]
+"""``(latent [B], raw observations [B, O]) -> (mean [B, A], std [B, A])`` of a Gaussian over raw actions."""
+
+
 @flax.struct.dataclass
 class DreamerState:
     """Everything that the world model learns."""
@@ -46,10 +50,16 @@ class LatentModel(NamedTuple):
     ``step(params, latent [B], action [B, A], key) -> (Latent [B], reward [B] raw, continues [B] 0 or 1)``: one step
     of the prior; 1 where the episode more likely goes on than not (published code).
     ``features(latent [...]) -> [..., F]``, and F is ``feature_size``.
+    ``see(params, (latent [B], action [B, A]) or None, raw_obs [B, O], key) -> Latent [B]``: one step of the posterior,
+    from the last latent and the action taken in it; None at an episode's start.
+    ``roll(params, choose, context [B, C], key, horizon) -> Segment [B, horizon]``: the posterior along the context,
+    then the prior under ``choose(latent [B], decoded observations [B, O]) -> (mean, std) [B, A]``, decoded.
     """
 
     observe: Callable[..., tuple[Latent, Array]]
     step: Callable[..., tuple[Latent, Array, Array]]
+    see: Callable[..., Latent]
+    roll: Callable[..., Segment]
     features: Callable[[Latent], Array]
     feature_size: int
 
@@ -176,8 +186,33 @@ def make_latent_model(config: Config, spec: EnvSpec) -> LatentModel:
         continues = (ask(params, "goes_on", read) >= 0.0).astype(jnp.float32)
         return latent, two_hot_mean(ask(params, "reward", read)), continues
 
+    def see(params: Params, before: tuple[Latent, Array] | None, raw_obs: Array, key: Array) -> Latent:
+        nothing = (ask(params, "initial", raw_obs.shape[0]), jnp.zeros((raw_obs.shape[0], spec.action_size)))
+        deter = ask(params, "advance", *(nothing if before is None else before))
+        return Latent(deter, draw(key, ask(params, "posterior", deter, ask(params, "embed", raw_obs))))
+
+    def roll(params: Params, choose: Choose, context: Segment, key: Array, horizon: int) -> Segment:
+        context_key, roll_key = jax.random.split(key)
+
+        def one(carry: tuple[Latent, Array, Array], key: Array):
+            latent, raw_obs, ended = carry
+            action_key, latent_key = jax.random.split(key)
+            mean, std = choose(latent, raw_obs)
+            action = mean + std * jax.random.normal(action_key, mean.shape)
+            latent, reward, continues = step(params, latent, action, latent_key)
+            reward = jnp.where(ended > 0, 0.0, reward)
+            terminal = jnp.maximum(ended, 1.0 - continues)
+            decoded = symexp(ask(params, "decode", features(latent)))
+            following = jnp.where(terminal[:, None] > 0, raw_obs, decoded)
+            return (latent, following, terminal), (raw_obs, action, reward, terminal)
+
+        first = context.observations[:, -1]
+        start = (_latent_after(ask, params, context, context_key), first, jnp.zeros(first.shape[0]))
+        _, imagined = jax.lax.scan(one, start, jax.random.split(roll_key, horizon))
+        return Segment(*(jnp.swapaxes(x, 0, 1) for x in imagined))
+
     d = config.dreamer
-    return LatentModel(observe_real, step, features, d.deter + d.latents * d.classes)
+    return LatentModel(observe_real, step, see, roll, features, d.deter + d.latents * d.classes)
 
 
 def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
@@ -225,25 +260,11 @@ def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
         horizon: int,
     ) -> tuple[DreamerState, Segment, Metrics]:
         del normaliser
-        context_key, roll_key = jax.random.split(key)
-        latent = _latent_after(ask, state.params, context, context_key)
 
-        def step(carry: tuple[Latent, Array, Array], key: Array):
-            latent, raw_obs, ended = carry
-            action_key, latent_key = jax.random.split(key)
-            mean, std = policy_apply(policy_params, raw_obs)
-            action = mean + std * jax.random.normal(action_key, mean.shape)
-            latent, reward, continues = latent_model.step(state.params, latent, action, latent_key)
-            reward = jnp.where(ended > 0, 0.0, reward)
-            terminal = jnp.maximum(ended, 1.0 - continues)
-            decoded = symexp(ask(state.params, "decode", features(latent)))
-            following = jnp.where(terminal[:, None] > 0, raw_obs, decoded)
-            return (latent, following, terminal), (raw_obs, action, reward, terminal)
+        def choose(latent: Latent, raw_obs: Array) -> tuple[Array, Array]:
+            return policy_apply(policy_params, raw_obs)
 
-        first = context.observations[:, -1]
-        start = (latent, first, jnp.zeros(first.shape[0]))
-        _, imagined = jax.lax.scan(step, start, jax.random.split(roll_key, horizon))
-        return state, Segment(*(jnp.swapaxes(x, 0, 1) for x in imagined)), {}
+        return state, latent_model.roll(state.params, choose, context, key, horizon), {}
 
     return WorldModel(init, update, imagine, d.window, d.batch_size, d.context_length)
 
