@@ -3,6 +3,7 @@
     python benchmarks/rollout_speed.py                                 every size: an hour on two cores
     python benchmarks/rollout_speed.py --horizons 10 --kinds mlp --batch 1024
     python benchmarks/rollout_speed.py --horizons 10 --kinds mlp --batch 1024 --against-official CLONE
+    python benchmarks/rollout_speed.py --horizons 10 --kinds mlp --batch 1024 --sampling-steps 16
 
 What the columns mean is in ``benchmarks/README.md``.
 """
@@ -43,6 +44,8 @@ from polygrad_jax.world_models.registry import make_world_model
 
 HOPPER = EnvSpec(observation_size=11, action_size=3)
 PRECISIONS = ("float32", "bfloat16")
+ALL_STEPS = 128
+"""N of the paper's schedule, and K of its sampler."""
 RERUN_BELOW_SECONDS = 60.0
 """A batch that takes longer than this is timed once, whatever --repeats says."""
 
@@ -210,11 +213,16 @@ def time_size(
     official = None
     if args.against_official and precision == "float32":
         official = Official(args.against_official, args.official_python, config)
-    peaks, ours_seconds, official_seconds = [peak.flops()], [], []
+    full = None
+    if args.sampling_steps != ALL_STEPS:
+        full = Ours(paper_size(kind, horizon, precision, args.batch, ALL_STEPS, args.width))
+    peaks, ours_seconds, official_seconds, full_seconds = [peak.flops()], [], [], []
     while len(ours_seconds) < args.repeats:
         ours_seconds.append(measure.seconds(ours))
         if official:
             official_seconds.append(official.seconds())
+        if full:
+            full_seconds.append(measure.seconds(full))
         if ours_seconds[0] > RERUN_BELOW_SECONDS:
             break
     peaks.append(peak.flops())
@@ -246,6 +254,9 @@ def time_size(
     if args.against_official:
         row["official_seconds"] = min(official_seconds, default=None)
         row["times_as_fast"] = row["official_seconds"] / best if official else None
+    if full:
+        row["full_seconds"] = min(full_seconds)
+        row["times_as_fast_as_full"] = row["full_seconds"] / best
     return row, ours.result
 
 
@@ -267,7 +278,12 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50, 200], help="states per rollout")
     parser.add_argument("--kinds", nargs="+", choices=["mlp", "transformer"], default=["mlp", "transformer"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--sampling-steps", type=int, default=128, help="K of the N = 128 diffusion steps")
+    parser.add_argument(
+        "--sampling-steps",
+        type=int,
+        default=ALL_STEPS,
+        help="K of the N = 128 diffusion steps; fewer are timed beside all of them",
+    )
     parser.add_argument("--width", type=int, default=None, help="of the MLP, instead of the paper's 1024 or 2048")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; batches over a minute are run once")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
@@ -293,7 +309,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measu
         **measure.hardware(),
     }
     measure.say(measure.one_line(facts))
-    if args.sampling_steps != 128:
+    if args.sampling_steps != ALL_STEPS:
         measure.say(f"K = {args.sampling_steps} of N = 128 diffusion steps: not the seconds of the paper's full run")
     peaks = {precision: measure.Peak(precision) for precision in args.precisions}
     rows: list[measure.Row] = []
