@@ -5,6 +5,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,9 @@ from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.training import loop
 from polygrad_jax.training.checkpoints import Checkpoints, load_npz
+from polygrad_jax.training.learners import make_learner
 from polygrad_jax.training.loop import NonFiniteError, crossed, train
+from polygrad_jax.world_models.registry import make_world_model
 
 
 def small(env="hopper", **loop_fields):
@@ -116,11 +119,16 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, 
     assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
 
 
-@pytest.mark.parametrize("averaged", [None, {"log_std": np.ones(3)}])
+@pytest.mark.parametrize("averaged", [False, True])
 def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_path, monkeypatch):
-    actor, evaluated, kept = {"log_std": np.zeros(3)}, [], []
+    config, spec, evaluated, kept = small(), EnvSpec(3, 2), [], []
+    config = dataclasses.replace(config, a2c=dataclasses.replace(config.a2c, actor_ema=0.9 if averaged else 0.0))
+    learner = make_learner(config, spec, make_world_model(config, spec))
+    learnt = jax.jit(learner.init)(jax.random.key(0))
+    if averaged:
+        learnt = learnt.replace(averaged_actor=learnt.averaged_actor | {"log_std": np.full(2, 7.0)})
 
-    def evaluate_policy(env, act, params, episodes, seed):
+    def evaluate_policy(env, behaviour, params, episodes, seed):
         evaluated.append(params)
         return SimpleNamespace(returns=np.ones(2), lengths=np.ones(2), distances=np.full(2, np.nan))
 
@@ -128,11 +136,9 @@ def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_p
     monkeypatch.setattr(loop, "save_best", lambda path, tree: kept.append(tree["actor"]))
     at = SimpleNamespace(env_steps=5, last_return=None, best_return=None, clock=SimpleNamespace(evaluating=0.0))
     metrics = SimpleNamespace(write_evaluation=lambda *_: None)
-    run = SimpleNamespace(at=at, config=small(), act=None, metrics=metrics, folder=tmp_path)
-    learner = SimpleNamespace(actor=actor, averaged_actor=averaged)
-    state = SimpleNamespace(learner=learner, world_model={}, replay=SimpleNamespace(moments={}))
-    loop.evaluate(run, state, None)
-    expected = actor if averaged is None else averaged
+    run = SimpleNamespace(at=at, config=config, behaviour=None, metrics=metrics, folder=tmp_path)
+    state = SimpleNamespace(learner=learnt, world_model={}, replay=SimpleNamespace(moments={}))
+    loop.evaluate(run, state, lambda s: learner.evaluated(s.learner, s.world_model), None)
     for seen in (*evaluated, *kept):
-        np.testing.assert_array_equal(seen["log_std"], expected["log_std"])
+        np.testing.assert_array_equal(seen["log_std"], np.full(2, 7.0) if averaged else learnt.actor["log_std"])
     assert len(evaluated) == len(kept) == 1
