@@ -15,6 +15,7 @@ each one's variance in the replay, averaged over dimensions and trajectories (``
 times and the share of z's variance that a quadratic in the state explains (``z_explained``; 0 is right);
 ``last_change`` is what the last diffusion step did to the actions, root mean square over sigma; ``seconds`` is what
 1,000 trajectories take, compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
+``against_best.csv`` and ``summary.csv`` compare every rule and K with the best rule at K = 128.
 ``convergence.csv``: norms of the powers of actions -> states -> policy's means at the least noisy step.
 """
 
@@ -296,7 +297,61 @@ def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
     }
 
 
-# --- the figure ------------------------------------------------------------------------------------------------------
+# --- the table and the figure ----------------------------------------------------------------------------------------
+
+
+def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Every rule and K against the best rule at K = 128, per task, sigma and steps ahead; means over seeds.
+
+    ``ratio`` is the closed-loop error over that of the best; ``spread`` is the std over seeds over the mean (0 of one).
+    """
+    errors: dict[tuple, list[float]] = {}
+    for r in (r for r in rows if r.get("denoiser") == "fitted"):
+        for h in HORIZONS:
+            there = (r["env"], float(r["sigma"]), h, r["rule"], int(r["sampling_steps"]))
+            errors.setdefault(there, []).append(float(r[f"closed_h{h}"]))
+    means = {there: float(np.mean(x)) for there, x in errors.items()}
+    table = []
+    for (env, sigma, h, rule, steps), mean in means.items():
+        at_full = {t[3]: x for t, x in means.items() if t[:3] == (env, sigma, h) and t[4] == NUM_STEPS}
+        best = min(at_full, key=at_full.get)
+        row = {"env": env, "sigma": sigma, "step": h, "rule": rule, "sampling_steps": steps, "error": mean}
+        row |= {"spread": float(np.std(errors[env, sigma, h, rule, steps])) / mean, "best_rule": best}
+        table.append(row | {"ratio": mean / at_full[best]})
+    return table
+
+
+def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per rule and K: the worst and the median ratio over tasks, sigmas and steps, and how many are within a tenth."""
+    found = []
+    for rule, steps in dict.fromkeys((r["rule"], r["sampling_steps"]) for r in table):
+        ratios = [r["ratio"] for r in table if (r["rule"], r["sampling_steps"]) == (rule, steps)]
+        found.append(
+            {
+                "rule": rule,
+                "sampling_steps": steps,
+                "worst_ratio": max(ratios),
+                "median_ratio": float(np.median(ratios)),
+                "within_a_tenth": sum(x <= 1.1 for x in ratios),
+                "settings": len(ratios),
+            }
+        )
+    return sorted(found, key=lambda row: row["worst_ratio"])
+
+
+def tabulate(out: Path) -> None:
+    """``against_best.csv`` and ``summary.csv``, from the CSV alone; says the best three."""
+    table = against_best(sweep.read_csv(out / "guidance_error.csv"))
+    summary = summarised(table)
+    for name, rows in (("against_best", table), ("summary", summary)):
+        short = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        sweep.write_csv(out / f"{name}.csv", short)
+    for row in summary[:3]:
+        print(
+            f"{row['rule']}, K = {row['sampling_steps']}: at most {row['worst_ratio']:.2f} times the best rule's error "
+            f"at K = {NUM_STEPS}; within a tenth of it in {row['within_a_tenth']} of {row['settings']} settings"
+        )
+
 
 COLOURS = {
     "score": "#0072B2",
@@ -379,6 +434,7 @@ def main() -> int:
         found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
         sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])
     if path.exists():
+        tabulate(options.out)
         draw(options.out)
     return code
 

@@ -41,3 +41,26 @@ def test_the_std_is_replaced_and_the_mean_is_not():
     mean, std = policy((jnp.float32(2.0), jnp.float32(0.1)), jnp.ones((3, 4, 2)))
     np.testing.assert_array_equal(mean, np.full((3, 4, 1), 2.0))
     np.testing.assert_array_equal(std, np.full((3, 4, 1), np.float32(0.1)))
+
+
+def test_every_setting_is_compared_with_the_best_rule_at_all_steps():
+    """Two rules, two seeds; means 2 and 4 at K = 128, so the best is 2; 3 and 2.1 at K = 16: ratios 1.5 and 1.05."""
+
+    def row(rule, steps, seed, error, denoiser="fitted"):
+        errors = {f"closed_h{h}": str(error) for h in guidance_error.HORIZONS}
+        labels = {"env": "hopper", "sigma": "0.1", "rule": rule, "sampling_steps": str(steps), "seed": str(seed)}
+        return labels | {"denoiser": denoiser} | errors
+
+    given = {("a", 128): (1, 3), ("b", 128): (4, 4), ("a", 16): (3, 3), ("b", 16): (2.0, 2.2)}
+    rows = [row(*key, seed, error) for key, pair in given.items() for seed, error in enumerate(pair)]
+    rows.append(row("a", 128, 0, 0.1, denoiser="untrained"))
+    table = guidance_error.against_best(rows)
+    at_five = {(r["rule"], r["sampling_steps"]): r for r in table if r["step"] == 5}
+    assert {key: round(r["ratio"], 6) for key, r in at_five.items()} == {
+        ("a", 128): 1.0, ("b", 128): 2.0, ("a", 16): 1.5, ("b", 16): 1.05
+    }
+    assert at_five["a", 128]["spread"] == 0.5 and {r["best_rule"] for r in table} == {"a"}
+    summary = guidance_error.summarised(table)
+    assert [(r["rule"], r["sampling_steps"], r["within_a_tenth"], r["settings"]) for r in summary] == [
+        ("a", 128, 3, 3), ("b", 16, 3, 3), ("a", 16, 0, 3), ("b", 128, 0, 3)
+    ]
