@@ -63,7 +63,7 @@ dataset: $(INSTALLED_MINARI)
 
 # One file of tests goes to one worker, so that its compiled functions are compiled once.
 test: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30 $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .

@@ -225,6 +225,7 @@ class Problem:
     initial: np.ndarray  # [O] raw
     rule: str = "no_clipping"
     rho: float = 1.0
+    relaxation: float = 1.0
     sampling_steps: int | None = None  # K; all N if None
     eta: float = 1.0
     causal: bool = False  # whether the denoiser sees earlier times only
@@ -321,11 +322,11 @@ def _steps(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray]) -> Iterato
         a, a0, r = of_a, np.zeros(acted), of_r
         noise_a, noise_r = schedule.action_std[t] * np.eye(acted), np.zeros((acted, acted))
         if problem.rule == "correlated":  # a = mu + sigma r in raw units, back to normalised ones
-            rho = problem.rho if t > 0 else 1.0
+            rho, share = (problem.rho, problem.relaxation) if t > 0 else (1.0, 1.0)
             r, noise_r = rho * of_r, np.sqrt(1 - rho**2) * np.eye(acted)
-            a = (pi.gain @ clean + pi.std[:, None] * r) / pi.action_std[:, None]
-            a0 = (pi.gain @ clean0 + pi.offset - pi.action_mean) / pi.action_std
-            noise_a = (pi.std / pi.action_std)[:, None] * noise_r
+            a = (1 - share) * of_a + share * (pi.gain @ clean + pi.std[:, None] * r) / pi.action_std[:, None]
+            a0 = share * (pi.gain @ clean0 + pi.offset - pi.action_mean) / pi.action_std
+            noise_a = share * (pi.std / pi.action_std)[:, None] * noise_r
         elif t > 0:  # a + delta (mu - a) / sigma^2
             pull = (strength / pi.action_std)[:, None]
             a = of_a + pull * (pi.gain @ clean - pi.action_std[:, None] * of_a)

@@ -85,6 +85,9 @@ class GuidanceConfig:
     rho: float = 1.0
     """Rule correlated: correlation of an action's draw with the one of the diffusion step before; 1 keeps one draw for
     the whole run."""
+    relaxation: float = 1.0
+    """Rule correlated: share of the way to the policy's action that a diffusion step goes, but for the last, which goes
+    all of it. Below 1 the actions wait for the states to settle."""
     clip_std: float = 3.0
     """Actions are clipped to the policy's mean plus or minus this many standard deviations (Eq. 11)."""
     initial_delta: float = 0.005
@@ -411,6 +414,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "diffusion.eta": _UNIT,
     "diffusion.terminal_std": _AT_LEAST_0,
     "guidance.rho": _UNIT,
+    "guidance.relaxation": (lambda x: 0 < x <= 1, "greater than 0, at most 1"),
     "guidance.clip_std": _POSITIVE,
     "guidance.initial_delta": _POSITIVE,
     "guidance.delta_lr": _AT_LEAST_0,

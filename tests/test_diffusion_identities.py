@@ -216,8 +216,8 @@ def test_a_network_of_noise_and_one_of_clean_trajectories_sample_the_same(rule):
 class Plain:
     """Algorithm 2 in float64 NumPy: one loop, the paper's line numbers, nothing of the package but its draws."""
 
-    def __init__(self, rule: str, delta: float, tau: float, clip_std=3.0, change_clip=0.25, change_below=11, rho=1.0):
-        self.rule, self.delta, self.tau, self.rho = rule, delta, tau, rho
+    def __init__(self, rule, delta, tau, clip_std=3.0, change_clip=0.25, change_below=11, rho=1.0, relaxation=1.0):
+        self.rule, self.delta, self.tau, self.rho, self.relaxation = rule, delta, tau, rho, relaxation
         self.clip_std, self.change_clip, self.change_below = clip_std, change_clip, change_below
         n = NORMALISER
         self.obs_mean, self.obs_std = np.float64(n.observations.mean), np.float64(n.observations.std)
@@ -268,7 +268,8 @@ class Plain:
                 inside = raw
             if self.rule == "correlated":  # in the last step too, but without a fresh draw
                 kept = self.rho * kept + np.sqrt(1 - self.rho**2) * z_a if t > 0 else kept
-                raw, noise = mu + sigma * kept, 0.0
+                share = self.relaxation if t > 0 else 1.0
+                raw, noise = (1 - share) * raw + share * (mu + sigma * kept), 0.0
             elif t == 0:  # line 12: no score and no noise, the clip stays
                 raw, noise = inside, 0.0
             elif self.rule == "random_actions":
@@ -316,10 +317,10 @@ def test_other_clips_are_the_plain_loop_too():
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.7])
-def test_other_correlations_are_the_plain_loop_too(rho):
-    traj, actions = run(sampler_of("correlated", rho=rho), given_of(), coefficients(N, N, 1.0), KEY)
-    x, a = Plain("correlated", 0.05, 1.0, rho=rho).run(N, INITIAL, draws_of(KEY, N))
+@pytest.mark.parametrize("settings", [{"rho": 0.0}, {"rho": 0.7}, {"rho": 0.7, "relaxation": 0.4}])
+def test_other_correlations_are_the_plain_loop_too(settings):
+    traj, actions = run(sampler_of("correlated", **settings), given_of(), coefficients(N, N, 1.0), KEY)
+    x, a = Plain("correlated", 0.05, 1.0, **settings).run(N, INITIAL, draws_of(KEY, N))
     np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
 
@@ -381,10 +382,10 @@ def standardised_at_returned_states(traj, actions):
 
 
 @pytest.mark.parametrize("sampling_steps", [1, 2, 5, 16])
-@pytest.mark.parametrize("rho", [0.0, 0.7, 1.0])
-def test_correlated_actions_are_the_policys_at_the_returned_states(rho, sampling_steps):
+@pytest.mark.parametrize(("rho", "relaxation"), [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (0.7, 0.2)])
+def test_correlated_actions_are_the_policys_at_the_returned_states(rho, relaxation, sampling_steps):
     """(a - mu(s)) / sigma is the carried draw: z <- rho z + sqrt(1 - rho^2) xi in all steps but the last."""
-    sampler = sampler_of("correlated", rho=rho, state_change_clip=0.0)
+    sampler = sampler_of("correlated", rho=rho, relaxation=relaxation, state_change_clip=0.0)
     traj, actions = run(sampler, given_of(), coefficients(N, sampling_steps, 1.0), KEY)
     draws = draws_of(KEY, sampling_steps)
     z = draws["start"][1]

@@ -48,6 +48,7 @@ def variants(problem: Problem) -> dict[str, Problem]:
         "correlated, rho 0": {"rule": "correlated", "rho": 0.0},
         "correlated, rho 0.8": {"rule": "correlated", "rho": 0.8},
         "correlated, rho 1": {"rule": "correlated"},
+        "correlated, rho 0.8, relaxed": {"rule": "correlated", "rho": 0.8, "relaxation": 0.3},
         "score, 5 steps": few,
         "score, 5 steps, eta 0": few | {"eta": 0.0},
         "correlated, 5 steps, eta 0.5": few | {"rule": "correlated", "eta": 0.5},
@@ -112,7 +113,8 @@ def ours(problem: Problem, dtype, batch: int = 1):
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
         coefficients(problem.num_steps, problem.sampling_steps or problem.num_steps, problem.tau, problem.eta),
     )
-    guidance = GuidanceConfig(rule=problem.rule, rho=problem.rho, state_change_clip=0, clip_std=1e9)
+    settings = {"rule": problem.rule, "rho": problem.rho, "relaxation": problem.relaxation}
+    guidance = GuidanceConfig(**settings, state_change_clip=0, clip_std=1e9)
     return Sampler(denoise, policy_apply, guidance, "clean"), given, schedule
 
 

@@ -42,6 +42,7 @@ class Strength(NamedTuple):
 
     delta: Array  # in squared raw action units; relative to the policy's variance under a rule with ``relative_delta``
     rho: Array  # correlation of an action's draw with the one of the step before
+    relaxation: Array  # share of the way to the policy's action that is gone
 
 
 Move = Callable[[Guided, Gaussian, Strength, Array], Guided]
@@ -83,11 +84,15 @@ def _keep(before: Guided, policy: Gaussian, strength: Strength, draws: Array) ->
 def _correlate(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
     """``z <- rho z + sqrt(1 - rho^2) xi`` and ``a = mu + sigma z``: N(mu, sigma) given the states, for any rho.
 
+    With a relaxation w below 1, ``a <- (1 - w) a + w (mu + sigma z)``: the usual remedy for fixed-point iterations that
+    overshoot, and what a small delta does for the score.
+
     Ours; where mu and sigma are those of the step before, ``rho z sigma`` is ``rho (a - mu)``. With rho = 1 it is the
     one draw kept over all denoising steps of Horizon Imagination (arXiv 2602.08032), for Gaussian actions.
     """
     residual = strength.rho * before.residual + jnp.sqrt(1.0 - jnp.square(strength.rho)) * draws
-    return Guided(policy.mean + policy.std * residual, residual)
+    actions = (1.0 - strength.relaxation) * before.actions + strength.relaxation * (policy.mean + policy.std * residual)
+    return Guided(actions, residual)
 
 
 class Rule(NamedTuple):

@@ -113,8 +113,10 @@ def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coeffic
     clipped = clip_to_policy(raw, policy, sampler.guidance.clip_std) if rule.clips else raw
     # DEVIATION from Eq. 11, as the official code: the clip comes before the score step.
     guided = Guided(clipped if rule.clips_while_moving else raw, before.residual)
-    rho = jnp.where(c.is_last, 1.0, sampler.guidance.rho)
-    moved = rule.move(guided, policy, Strength(given.delta, rho), draws.actions)  # line 10
+    rho, relaxation = (
+        jnp.where(c.is_last, 1.0, x) for x in (sampler.guidance.rho, sampler.guidance.relaxation)
+    )
+    moved = rule.move(guided, policy, Strength(given.delta, rho, relaxation), draws.actions)  # line 10
 
     if rule.moves_states:
         clean = _move_states(sampler, given, clean, moved.actions)
