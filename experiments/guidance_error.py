@@ -67,7 +67,7 @@ RULES_TRIED = {
     "score": {"rule": "score"},
     "preconditioned": {"rule": "preconditioned"},
     "correlated 1": {"rule": "correlated", "rho": 1.0},
-    "correlated 0.9": {"rule": "correlated", "rho": 0.9},
+    "correlated 1, relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5},
     "policy_sampling": {"rule": "policy_sampling"},
 }
 HORIZONS = (1, 5, 9)
@@ -357,7 +357,7 @@ COLOURS = {
     "score": "#0072B2",
     "preconditioned": "#56B4E9",
     "correlated 1": "#D55E00",
-    "correlated 0.9": "#009E73",
+    "correlated 1, relaxed": "#009E73",
     "policy_sampling": "#CC79A7",
 }
 
