@@ -65,7 +65,8 @@ def play(behaviour, params, observations, memory=None, start=0):
 
 def test_what_is_remembered_survives_a_checkpoint_to_the_last_bit(behaviour, learner, learnt):
     """As the loop stores it: lists of numbers in JSON."""
-    params, observations = learner.acting(*learnt), np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    params = learners.acting_params(CONFIG, learnt[0].actor, learnt[1])
+    observations = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     whole, _ = play(behaviour, params, observations)
     first, memory = play(behaviour, params, observations[:4])
     stored = json.loads(json.dumps({name: x.tolist() for name, x in memory.items()}))
@@ -77,7 +78,8 @@ def test_what_is_remembered_survives_a_checkpoint_to_the_last_bit(behaviour, lea
 
 
 def test_episodes_side_by_side_are_kept_apart(behaviour, learner, learnt):
-    params, random = learner.acting(*learnt), np.random.default_rng(1)
+    params = learners.acting_params(CONFIG, learnt[0].actor, learnt[1])
+    random = np.random.default_rng(1)
     both = random.normal(size=(6, 2, 3)).astype(np.float32)
     other = np.stack([both[:, 0], random.normal(size=(6, 3)).astype(np.float32)], axis=1)
     np.testing.assert_array_equal(play(behaviour, params, both)[0][:, 0], play(behaviour, params, other)[0][:, 0])

@@ -14,7 +14,7 @@ from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.training import loop
 from polygrad_jax.training.checkpoints import Checkpoints, load_npz
-from polygrad_jax.training.learners import make_learner
+from polygrad_jax.training.learners import acting_params, make_learner, shown_actor
 from polygrad_jax.training.loop import NonFiniteError, crossed, train
 from polygrad_jax.world_models.registry import make_world_model
 
@@ -138,7 +138,7 @@ def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_p
     metrics = SimpleNamespace(write_evaluation=lambda *_: None)
     run = SimpleNamespace(at=at, config=config, behaviour=None, metrics=metrics, folder=tmp_path)
     state = SimpleNamespace(learner=learnt, world_model={}, replay=SimpleNamespace(moments={}))
-    loop.evaluate(run, state, lambda s: learner.evaluated(s.learner, s.world_model), None)
+    loop.evaluate(run, state, lambda s: acting_params(config, shown_actor(s.learner), s.world_model), None)
     for seen in (*evaluated, *kept):
         np.testing.assert_array_equal(seen["log_std"], np.full(2, 7.0) if averaged else learnt.actor["log_std"])
     assert len(evaluated) == len(kept) == 1

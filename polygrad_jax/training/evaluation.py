@@ -56,7 +56,7 @@ class Behaviour(NamedTuple):
 
 
 def make_behaviour(config: Config, spec: EnvSpec) -> Behaviour:
-    """How the policy of ``config.learner`` acts, given what ``Learner.acting`` hands out; on the CPU, in float32."""
+    """How the policy of ``config.learner`` acts, given what ``acting_params`` hands out; on the CPU, in float32."""
     if config.learner == "latent":
         return _make_latent_behaviour(config, spec)
     act = make_act(config, spec)

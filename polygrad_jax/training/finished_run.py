@@ -27,7 +27,7 @@ from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
 from polygrad_jax.training.iteration import make_iterations
-from polygrad_jax.training.learners import make_learner
+from polygrad_jax.training.learners import acting_params
 from polygrad_jax.training.loop import OPTIMISERS, policy_and_model, without_optimisers, without_rows
 from polygrad_jax.training.progress import announce
 from polygrad_jax.training.run_folder import RunFolder
@@ -67,9 +67,7 @@ class FinishedRun:
     @property
     def acting(self) -> Params:
         """What :func:`evaluation.make_behaviour` acts with."""
-        if self.config.learner == "a2c":
-            return self.actor
-        return {"actor": self.actor, "model": self.model_state.params}
+        return acting_params(self.config, self.actor, self.model_state)
 
     @functools.cached_property
     def transitions(self) -> TransitionRecord:
@@ -160,8 +158,7 @@ def _shape_of_state(config: Config, spec: EnvSpec) -> Any:
 
 def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:
     shape = _shape_of_state(config, spec)
-    acting = make_learner(config, spec, make_world_model(config, spec, host_for(config))).acting
-    actor = acting(shape.learner, shape.world_model)
+    actor = acting_params(config, shape.learner.actor, shape.world_model)
     if not (folder / "checkpoints").is_dir():
         raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
     checkpoints = Checkpoints(folder / "checkpoints", say=announce, read_only=True)

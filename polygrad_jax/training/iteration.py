@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.training.learners import Keys, make_learner
+from polygrad_jax.training.learners import Keys, acting_params, make_learner, shown_actor
 from polygrad_jax.types import Array, Metrics, Params, Transitions
 from polygrad_jax.world_models.registry import make_world_model
 from polygrad_jax.world_models.simulator import SimulatorHost
@@ -129,10 +129,10 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
         return state, jax.tree.map(lambda x: x[-1], metrics)
 
     def acting(state: TrainState) -> Params:
-        return learner.acting(state.learner, state.world_model)
+        return acting_params(config, state.learner.actor, state.world_model)
 
     def evaluated(state: TrainState) -> Params:
-        return learner.evaluated(state.learner, state.world_model)
+        return acting_params(config, shown_actor(state.learner), state.world_model)
 
     def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
         losses = [x for name, x in metrics.items() if "loss" in name]

@@ -35,20 +35,21 @@ class Learner(NamedTuple):
     from newly imagined trajectories; ``segment`` is what must be finite of them. ``progress`` is the share of the run's
     policy updates that have been made.
     ``imagine(learner, model_state, context [B, C], normaliser, key) -> Segment [B, H]``: under the present policy.
-    ``acting(learner, model_state) -> params``: all that the host needs to act.
-    ``evaluated(learner, model_state) -> params``: the same of the policy that evaluations show.
     """
 
     init: Callable[[Array], Any]
     improve: Callable[..., tuple[Any, Any, Metrics, Any]]
     imagine: Callable[[Any, Any, Segment, Normaliser, Array], Segment]
-    acting: Callable[[Any, Any], Params]
-    evaluated: Callable[[Any, Any], Params]
 
 
 def make_learner(config: Config, spec: EnvSpec, world_model: WorldModel) -> Learner:
     """The learner that ``config.learner`` names."""
     return {"a2c": _make_a2c, "latent": _make_latent}[config.learner](config, spec, world_model)
+
+
+def acting_params(config: Config, actor: Params, model_state: Any) -> Params:
+    """All that the host needs to act with ``actor``; a policy that reads latents needs the model that sees them."""
+    return actor if config.learner == "a2c" else {"actor": actor, "model": model_state.params}
 
 
 def shown_actor(learner: Any) -> Params:
@@ -82,8 +83,6 @@ def _make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Learner
         init=lambda key: a2c.init(key, spec, config.a2c),
         improve=improve,
         imagine=imagine,
-        acting=lambda learner, model: learner.actor,
-        evaluated=lambda learner, model: a2c.evaluated_actor(learner),
     )
 
 
@@ -113,13 +112,8 @@ def _make_latent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Lear
 
         return latent.roll(model.params, choose, context, key, config.horizon)
 
-    def acting(learner: dreamer.LatentPolicyState, model: Any) -> Params:
-        return {"actor": learner.actor, "model": model.params}
-
     return Learner(
         init=lambda key: dreamer.init(key, latent.feature_size, spec.action_size, settings),
         improve=improve,
         imagine=imagine,
-        acting=acting,
-        evaluated=acting,
     )
