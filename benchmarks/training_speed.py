@@ -32,6 +32,7 @@ from polygrad_jax.rl import a2c
 from polygrad_jax.training.evaluation import make_act
 from polygrad_jax.training.iteration import Iterations, TrainState, make_iterations
 from polygrad_jax.training.loop import empty_chunk
+from polygrad_jax.training.programs import compile_learning
 from polygrad_jax.types import Params, Transitions
 from polygrad_jax.world_models.registry import make_world_model
 
@@ -71,21 +72,23 @@ def time_repeatedly(step: Callable[[], Any], at_least: int, budget_seconds: floa
 
 
 def time_iterations(
-    iterations: Iterations, state: TrainState, chunk: Transitions, budget_seconds: float
+    iterations: Iterations, config: Config, state: TrainState, chunk: Transitions, budget_seconds: float
 ) -> tuple[TrainState, list[float], float, float | None, dict[str, Any]]:
     """``learn`` again and again: ``(state, seconds of each, compile seconds, program MiB, last metrics)``."""
     began = time.perf_counter()
-    learn = jax.jit(iterations.learn, donate_argnums=0).lower(state, chunk).compile()
+    learning = compile_learning(iterations, config, state, chunk)
     compile_seconds = time.perf_counter() - began
     held: dict[str, Any] = {"state": state}
 
     def once() -> Any:
-        held["state"], held["output"] = learn(held["state"], chunk)
+        held["state"], held["output"] = learning.learn(held["state"], chunk)
         return held
 
     once()
     times = time_repeatedly(once, 3, budget_seconds)
-    return held["state"], times, compile_seconds, measure.program_mebibytes(learn), held["output"].metrics
+    sizes = [measure.program_mebibytes(program) for program in learning.programs]
+    program = None if None in sizes else max(sizes)
+    return held["state"], times, compile_seconds, program, held["output"].metrics
 
 
 def seconds_of_parts(config: Config, spec: EnvSpec, state: TrainState, budget_seconds: float) -> dict[str, float]:
@@ -128,7 +131,7 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
     env_steps = config.loop.env_steps_per_iteration
     chunk = jax.tree.map(lambda x: x[:env_steps], prefill)
     peaks = [peak.flops()]
-    state, times, compile_seconds, program, metrics = time_iterations(iterations, state, chunk, seconds)
+    state, times, compile_seconds, program, metrics = time_iterations(iterations, config, state, chunk, seconds)
     peaks.append(peak.flops())
     parts = seconds_of_parts(config, spec, state, seconds / 10)
     collecting = seconds_per_collected_step(collector, config, spec, state.learner.actor)

@@ -348,6 +348,9 @@ class LoopConfig:
     """Gradient steps of the denoiser per environment step."""
     env_steps_per_iteration: int = 4
     """Environment steps per device call; a multiple of env_steps_per_policy_update."""
+    side_by_side: bool = False
+    """Improve the policy and the world model at the same time, each on a core of its own, where one policy update is an
+    iteration: for small networks on a CPU. Same numbers but for rounding."""
     overlap: bool = False
     """Collect while the device learns, with a fixed lag of exactly one iteration."""
     replay_capacity: int = 2_000_000
@@ -590,6 +593,11 @@ def validate(config: Config) -> Config:
             f"loop.env_steps_per_policy_update ({loop.env_steps_per_policy_update})",
         ),
         (
+            loop.side_by_side and loop.env_steps_per_iteration != loop.env_steps_per_policy_update,
+            f"loop.env_steps_per_iteration is {loop.env_steps_per_iteration} with loop.side_by_side; allowed: "
+            f"loop.env_steps_per_policy_update ({loop.env_steps_per_policy_update})",
+        ),
+        (
             not float(loop.denoiser_updates_per_env_step * loop.env_steps_per_policy_update).is_integer(),
             f"loop.denoiser_updates_per_env_step is {loop.denoiser_updates_per_env_step}; allowed: a whole number of "
             f"updates per loop.env_steps_per_policy_update ({loop.env_steps_per_policy_update}) steps",
@@ -756,6 +764,7 @@ def cpu(env: str) -> Config:
             total_env_steps=100_000,
             env_steps_per_policy_update=8,
             env_steps_per_iteration=8,
+            side_by_side=True,
             replay_capacity=200_000,
             eval_every_env_steps=5_000,
         ),

@@ -76,6 +76,11 @@ class Normaliser:
     terminals: MeanStd  # [1]
 
 
+def _the_updated(updated: Any, imagined: Any) -> Any:
+    del imagined
+    return updated
+
+
 class WorldModel(NamedTuple):
     """The three pure functions that everything which imagines has (see ``world_models/``), and what they are fed.
 
@@ -92,6 +97,8 @@ class WorldModel(NamedTuple):
       batch_size: training segments per gradient step; None for ``config.denoiser.batch_size``.
       context_length: C, the observed states that ``imagine`` wants.
       history: observed steps before a training segment's first that ``update`` wants in front of it.
+      merge: ``merge(updated, imagined) -> state``, of an update and an imagination that began from one state. By
+        default the former: imagining changes nothing.
     """
 
     init: Callable[..., Any]
@@ -101,3 +108,4 @@ class WorldModel(NamedTuple):
     batch_size: int | None = None
     context_length: int = 1
     history: int = 0
+    merge: Callable[[Any, Any], Any] = _the_updated

@@ -14,8 +14,10 @@ from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.training import loop
 from polygrad_jax.training.checkpoints import Checkpoints, load_npz
+from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.learners import acting_params, make_learner, shown_actor
 from polygrad_jax.training.loop import NonFiniteError, crossed, train
+from polygrad_jax.training.programs import compile_learning
 from polygrad_jax.world_models.registry import make_world_model
 
 
@@ -33,19 +35,22 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     traced = []
     make = loop.make_iterations
 
+    def counted(name, function):
+        def counting(*given):
+            traced.append(name)
+            return function(*given)
+
+        return counting
+
     def counting(*given):
         made = make(*given)
-
-        def learn(state, chunk):
-            traced.append("learn")
-            return made.learn(state, chunk)
-
-        return made._replace(learn=learn)
+        parts = {name: counted(name, getattr(made.parts, name)) for name in ("improve_policy", "improve_model")}
+        return made._replace(learn=counted("learn", made.learn), parts=made.parts._replace(**parts))
 
     monkeypatch.setattr(loop, "make_iterations", counting)
     config = small()
     result = train(config, tmp_path / "run")
-    assert traced == ["learn"]
+    assert traced == ["improve_policy", "improve_model"]
     assert result.stopped_by is None
     assert config.loop.total_env_steps <= result.env_steps < config.loop.total_env_steps + 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -72,6 +77,34 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     # the error of imagined trajectories is there for every horizon, and it grows
     errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
     assert errors[-1] > errors[0] > 0
+
+
+def test_side_by_side_the_numbers_are_those_of_one_program():
+    config = small("inverted_pendulum")
+    spec = EnvSpec(observation_size=4, action_size=1)
+    noise = np.random.default_rng(0)
+    rows = loop.empty_chunk(200, spec)
+    rows.observations[:], rows.actions[:] = noise.standard_normal((200, 4)), noise.uniform(-3, 3, (200, 1))
+    rows.rewards[:], rows.valid[:] = noise.standard_normal(200), True
+    rows.terminals[49::50] = 1.0
+    chunk = jax.tree.map(lambda x: x[:4], rows)
+
+    def learnt(side_by_side):
+        iterations = make_iterations(config, spec)
+        state = jax.jit(iterations.insert)(jax.jit(iterations.init, static_argnums=0)(0), rows)
+        asked = dataclasses.replace(config, loop=dataclasses.replace(config.loop, side_by_side=side_by_side))
+        learning = compile_learning(iterations, asked, state, chunk)
+        for _ in range(2):
+            state, output = learning.learn(state, chunk)
+        return len(learning.programs), state, output
+
+    (one, state, output), (several, other_state, other_output) = learnt(False), learnt(True)
+    assert one == 1 and several > 1
+    assert int(state.policy_updates) == int(other_state.policy_updates) == 2
+    assert int(state.model_updates) == int(other_state.model_updates) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), state, other_state)
+    assert set(output.metrics) == set(other_output.metrics)
+    assert np.array_equal(output.finite, other_output.finite) and output.finite.all()
 
 
 def test_a_replay_without_a_window_is_refused():

@@ -52,7 +52,36 @@ class Output:
     finite: Array  # bool, one per name in FINITE_OUTPUTS
 
 
+@flax.struct.dataclass
+class PolicyPart:
+    """What a policy update changes, and tells."""
+
+    learner: Any
+    world_model: Any  # as imagining leaves it
+    policy_updates: Array  # int32
+    metrics: Metrics
+    finite: Array  # bool, of the imagined trajectories
+
+
+@flax.struct.dataclass
+class ModelPart:
+    """What the world model's updates change, and tell."""
+
+    world_model: Any
+    model_updates: Array  # int32
+    metrics: Metrics
+
+
 Iteration = Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+
+
+class Parts(NamedTuple):
+    """A policy update and the world model's updates beside it: both begin from one state, neither needs the other."""
+
+    improve_policy: Callable[[TrainState], PolicyPart]
+    improve_model: Callable[[TrainState], ModelPart]
+    join: Callable[[TrainState, PolicyPart, ModelPart], TrainState]  # rearranges, computes nothing
+    report: Callable[[Params, Metrics, Array], Output]  # of what the host acts with, metrics, imagined finite
 
 
 class Iterations(NamedTuple):
@@ -65,6 +94,7 @@ class Iterations(NamedTuple):
     finite: Callable[[TrainState], Array]  # bool, one per name in FINITE_STATES
     acting: Callable[[TrainState], Params]  # what the host acts with
     evaluated: Callable[[TrainState], Params]  # ... and with which it is evaluated
+    parts: Parts  # of ``learn``, which is insert, parts, report
 
 
 def key_for(root_key: Array, stream: str, counter: Array) -> Array:
@@ -101,16 +131,15 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
         return state.replace(replay=replays.add(state.replay, chunk, window))
 
-    def improve_policy(state: TrainState) -> tuple[TrainState, Metrics, Array]:
+    def improve_policy(state: TrainState) -> PolicyPart:
         keys = Keys(*(key_for(state.root_key, stream, state.policy_updates) for stream in ("context", "imagine")))
         progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
         learnt, model, metrics, imagined = learner.improve(
             state.learner, state.world_model, state.replay, keys, progress
         )
-        state = state.replace(world_model=model, learner=learnt, policy_updates=state.policy_updates + 1)
-        return state, metrics, all_finite(imagined)
+        return PolicyPart(learnt, model, state.policy_updates + 1, metrics, all_finite(imagined))
 
-    def improve_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+    def update_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
         batch_key = key_for(state.root_key, "batch", state.model_updates)
         batch = replays.sample(
@@ -122,11 +151,20 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
         model, metrics = world_model.update(state.world_model, batch, normaliser, update_key)  # 6 (Algorithm 1)
         return state.replace(world_model=model, model_updates=state.model_updates + 1), metrics
 
-    def improve_model_often(state: TrainState, count: int) -> tuple[TrainState, Metrics]:
-        if count == 0:
-            return state, {}
-        state, metrics = jax.lax.scan(improve_model, state, None, length=count)
-        return state, jax.tree.map(lambda x: x[-1], metrics)
+    def improve_model(state: TrainState, count: int = model_updates) -> ModelPart:
+        metrics: Metrics = {}
+        if count > 0:
+            state, every = jax.lax.scan(update_model, state, None, length=count)
+            metrics = jax.tree.map(lambda x: x[-1], every)
+        return ModelPart(state.world_model, state.model_updates, metrics)
+
+    def join(state: TrainState, policy: PolicyPart, model: ModelPart) -> TrainState:
+        return state.replace(
+            learner=policy.learner,
+            policy_updates=policy.policy_updates,
+            model_updates=model.model_updates,
+            world_model=world_model.merge(model.world_model, policy.world_model),
+        )
 
     def acting(state: TrainState) -> Params:
         return acting_params(config, state.learner.actor, state.world_model)
@@ -134,33 +172,35 @@ def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = 
     def evaluated(state: TrainState) -> Params:
         return acting_params(config, shown_actor(state.learner), state.world_model)
 
-    def finish(state: TrainState, metrics: Metrics, imagined_finite: Array) -> tuple[TrainState, Output]:
+    def report(actor: Params, metrics: Metrics, imagined_finite: Array) -> Output:
         losses = [x for name, x in metrics.items() if "loss" in name]
         # Copies: the state's own buffers are donated to the next iteration.
-        actor = jax.tree.map(jnp.copy, acting(state))
+        actor = jax.tree.map(jnp.copy, actor)
         finite = jnp.stack([all_finite(losses), imagined_finite, all_finite(actor)])
-        return state, Output(actor_params=actor, metrics=metrics, finite=finite)
+        return Output(actor_params=actor, metrics=metrics, finite=finite)
 
     def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
-        state, metrics = improve_model_often(insert(state, chunk), groups * model_updates)
-        return finish(state, metrics, jnp.bool_(True))
+        state = insert(state, chunk)
+        model = improve_model(state, groups * model_updates)
+        state = state.replace(world_model=model.world_model, model_updates=model.model_updates)
+        return state, report(acting(state), model.metrics, jnp.bool_(True))
 
     def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         state = insert(state, chunk)  # 5
 
         def group(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Array]]:
-            # DEVIATION from Algorithm 3, as the official code: the policy learns first, then the denoiser.
-            state, policy_metrics, finite = improve_policy(state)
-            state, model_metrics = improve_model_often(state, model_updates)
-            return state, (policy_metrics | model_metrics, finite)
+            # DEVIATION from Algorithm 3, as the official code: the policy learns from the model before its updates.
+            policy, model = improve_policy(state), improve_model(state)
+            return join(state, policy, model), (policy.metrics | model.metrics, policy.finite)
 
         state, (metrics, finite) = jax.lax.scan(group, state, None, length=groups)
-        return finish(state, jax.tree.map(lambda x: x[-1], metrics), finite.all())
+        return state, report(acting(state), jax.tree.map(lambda x: x[-1], metrics), finite.all())
 
     def finite(state: TrainState) -> Array:
         return jnp.stack([all_finite(_floats(state.world_model)), all_finite(_floats(state.learner))])
 
-    return Iterations(init, insert, warmup, learn, finite, acting, evaluated)
+    parts = Parts(improve_policy, improve_model, join, report)
+    return Iterations(init, insert, warmup, learn, finite, acting, evaluated, parts)
 
 
 def _floats(tree: Any) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Algorithm 3, the host's side: acting, evaluating, writing; all learning is one jitted call (``iteration.py``).
+"""Algorithm 3, the host's side: acting, evaluating, writing; all learning is one call (``iteration.py``).
 
 What happens at an environment step depends on the configuration and the seed only, never on how fast the machine
 is, so that a resumed run is the uninterrupted one.
@@ -37,6 +37,7 @@ from polygrad_jax.training.iteration import (
 )
 from polygrad_jax.training.learners import shown_actor
 from polygrad_jax.training.metrics import Histogram, MetricsLog
+from polygrad_jax.training.programs import compile_learning
 from polygrad_jax.training.progress import Progress, announce, announced
 from polygrad_jax.training.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.training.signals import StopOnSignal
@@ -465,10 +466,12 @@ def compile_iterations(iterations: Iterations, state: TrainState, config: Config
         with announced(f"compiling {name}"):
             return jax.jit(function, donate_argnums=0).lower(state, example).compile()
 
+    with announced("compiling the whole iteration"):
+        learn = compile_learning(iterations, config, state, chunk).learn
     return Compiled(
         insert=compiled("the replay", iterations.insert, empty_chunk(INSERT_CHUNK, spec)),
         warmup=compiled("the denoiser's update", iterations.warmup, chunk),
-        learn=compiled("the whole iteration", iterations.learn, chunk),
+        learn=learn,
         finite=jax.jit(iterations.finite),
         evaluated=iterations.evaluated,
     )

@@ -13,6 +13,7 @@ from polygrad_jax.config import Config
 from polygrad_jax.envs import registry
 from polygrad_jax.training.iteration import make_iterations
 from polygrad_jax.training.loop import empty_chunk
+from polygrad_jax.training.programs import compile_learning
 from polygrad_jax.training.run_folder import describe_environment
 from polygrad_jax.training.simulator_host import host_for
 
@@ -54,7 +55,7 @@ def seconds_per_env_step(config: Config) -> tuple[float, float]:
     state = insert(state, rows)
     chunk = empty_chunk(config.loop.env_steps_per_iteration, spec)
     began = time.perf_counter()
-    learn = jax.jit(iterations.learn, donate_argnums=0).lower(state, chunk).compile()
+    learn = compile_learning(iterations, config, state, chunk).learn
     compiled = time.perf_counter()
     jax.block_until_ready(learn(state, chunk))
     return (time.perf_counter() - compiled) / config.loop.env_steps_per_iteration, compiled - began

@@ -222,7 +222,10 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
             state = state.replace(log_delta=log_delta)
         return state, segment, metrics
 
-    return WorldModel(init, update, imagine, context_length=context_length, history=context_length - 1)
+    def merge(updated: PolyGRADState, imagined: PolyGRADState) -> PolyGRADState:
+        return updated.replace(log_delta=imagined.log_delta)  # all that imagining changes
+
+    return WorldModel(init, update, imagine, context_length=context_length, history=context_length - 1, merge=merge)
 
 
 def _last(segment: Segment, horizon: int) -> Segment:
