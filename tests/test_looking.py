@@ -16,6 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
+from recorded import record
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvConfig
@@ -72,8 +73,7 @@ def hopper(tmp_path_factory) -> Path:
 def pendulum(tmp_path_factory) -> Path:
     """Gymnasium's own pendulum has no MuJoCo state."""
     folder = tmp_path_factory.mktemp("runs") / "pendulum"
-    train(tiny("Pendulum-v1", 700), folder)
-    return folder
+    return record(folder, env="Pendulum-v1", steps=600)
 
 
 @pytest.fixture(scope="module")
