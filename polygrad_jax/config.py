@@ -712,8 +712,7 @@ def cpu(env: str) -> Config:
     its target follows faster, delta follows the policy's shrinking std faster, the transition into a terminal state is
     trained on, the policy begins narrower, moves in fewer, larger steps that become ten times smaller towards the end
     (steps of constant size walk away from what they found), is evaluated as an average of its last thousand updates,
-    and its least std is larger. Actions follow rule correlated, which needs no delta (the fields of delta are for the
-    other rules). The pendulum has settings of its own, the paper's rule among them. On processors that multiply
+    and its least std is larger. The pendulum has settings of its own. On processors that multiply
     bfloat16 (AMX) ``--precision bfloat16`` is faster; on others it is slower.
     """
     base = paper(env)
@@ -723,7 +722,7 @@ def cpu(env: str) -> Config:
         diffusion=replace(
             base.diffusion, num_steps=16, sampling_steps=16, tau=1.0, terminals="classified", terminal_std=0.5
         ),
-        guidance=replace(base.guidance, rule="correlated", delta_lr=3e-2, state_change_clip=0.0),
+        guidance=replace(base.guidance, delta_lr=3e-2, state_change_clip=0.0),
         denoiser=replace(
             base.denoiser, width=256, learning_rate=4e-3, batch_size=128, recent_share=0.5, padded_actions="drawn"
         ),
@@ -778,7 +777,7 @@ def _cpu_pendulum(hopper: Config) -> Config:
     return replace(
         hopper,
         diffusion=replace(hopper.diffusion, tau=0.1, terminals="diffused", terminal_std=0.0),
-        guidance=replace(hopper.guidance, rule="score", state_change_clip=0.25, state_change_clip_below=2),
+        guidance=replace(hopper.guidance, state_change_clip=0.25, state_change_clip_below=2),
         denoiser=replace(
             hopper.denoiser, learning_rate=3e-4, batch_size=256, recent_share=0.0, padded_actions="repeated"
         ),
@@ -798,7 +797,6 @@ def smoke(env: str) -> Config:
         base,
         preset="smoke",
         diffusion=replace(base.diffusion, num_steps=8, sampling_steps=8, tau=0.1),
-        guidance=replace(base.guidance, rule="score"),  # every part of it, the controller of delta too
         denoiser=replace(base.denoiser, width=64, num_blocks=2, batch_size=32),
         transformer=replace(base.transformer, token_dim=32, batch_size=32),
         ensemble=replace(base.ensemble, members=3, elites=2, hidden_size=16, hidden_layers=2, batch_size=32),
