@@ -299,7 +299,8 @@ def test_padding_behind_a_terminal_is_not_looked_at(counted, untrained):
 def test_losses_by_hand_where_the_heads_say_nothing(untrained):
     """The reward head starts at 0: every reward costs ln 255, where the step was taken. And so do weights stand."""
     ask = make_ask(CONFIG, SPEC)
-    by_step, weights = dreamer.losses(ask, untrained.params, window(), jax.random.key(0), CONFIG.dreamer)
+    losses = jax.jit(lambda params: dreamer.losses(ask, params, window(), jax.random.key(0), CONFIG.dreamer))
+    by_step, weights = losses(untrained.params)
     np.testing.assert_allclose(by_step["reward"], np.log(255), rtol=1e-5)
     np.testing.assert_array_equal(weights.sum(1), [16, 6, 15, 1])
     assert float(by_step["dynamics"].min()) >= 1.0  # the free nat
@@ -330,10 +331,13 @@ def test_the_posterior_begins_anew_where_nothing_was_observed_before(fitted):
     ask = make_ask(CONFIG, SPEC)
     context = jax.tree.map(lambda x: x[::COPIES], contexts())
     first = jnp.broadcast_to(jnp.array([True, False, True, False, False])[None], (CONTEXTS, 5))
-    latents, _ = dreamer.observe(
-        ask, fitted.params, context.observations, context.actions, first, jax.random.key(0)
-    )
-    fresh = ask(fitted.params, "advance", ask(fitted.params, "initial", CONTEXTS), jnp.zeros((CONTEXTS, 1)))
+
+    @jax.jit
+    def both(params):
+        latents, _ = dreamer.observe(ask, params, context.observations, context.actions, first, jax.random.key(0))
+        return latents, ask(params, "advance", ask(params, "initial", CONTEXTS), jnp.zeros((CONTEXTS, 1)))
+
+    latents, fresh = both(fitted.params)
     for t in range(5):
         distance = float(jnp.abs(latents.deter[:, t] - fresh).max())
         assert distance < 1e-6 if t in (0, 2) else distance > 0.1, (t, distance)

@@ -123,11 +123,12 @@ def test_fitting_is_the_updates_of_the_protocol_one_by_one(padded_actions, monke
     replay = replay_of(transitions_of(episodes), 4)
     init_key, update_key = jax.random.split(key)
     by_hand, update = model.init(init_key), jax.jit(model.update)
+    sample, draw = jax.jit(replays.sample, static_argnums=(2, 3)), jax.jit(replays.draw_padded_actions)
     for k in range(7):
         batch_key, noise_key = jax.random.split(jax.random.fold_in(update_key, k))
-        batch = replays.sample(replay, batch_key, 8, 4)
+        batch = sample(replay, batch_key, 8, 4)
         if padded_actions == "drawn":
-            batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
+            batch = draw(replay, jax.random.fold_in(batch_key, 1), batch)
         by_hand, metrics = update(by_hand, batch, normaliser, noise_key)
     assert [n for n, _ in seen] == [5, 7] and int(state.updates) == 7
     assert seen[-1][1] == pytest.approx(float(metrics["denoiser/loss"]), rel=1e-3)

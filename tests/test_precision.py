@@ -63,8 +63,9 @@ def test_bound_on_the_product_and_the_mutant_accumulation_in_bfloat16():
 @pytest.mark.parametrize("wrt", ["x", "kernel"])
 def test_gradients_are_bfloat16_products_with_float32_sums(wrt):
     argument = ["x", "kernel"].index(wrt)
-    x, kernel = (jax.random.uniform(jax.random.key(i), shape) for i, shape in enumerate([(K, 64), (64, K)]))
-    weight = jax.random.uniform(jax.random.key(2), (K, K))
+    rows, columns = (64, K) if wrt == "x" else (K, 64)  # the gradient sums over the other one's, K terms
+    shapes = [(rows, 64), (64, columns), (rows, columns)]
+    x, kernel, weight = (jax.random.uniform(jax.random.key(i), shape) for i, shape in enumerate(shapes))
 
     def loss(x, kernel, precision):
         return jnp.sum(matrix_product(x, kernel, precision) * weight)

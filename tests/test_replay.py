@@ -93,6 +93,7 @@ def sample(state, key, batch, horizon):
 
 
 read_windows = jax.jit(replay._read_windows, static_argnums=2)
+sample_contexts = jax.jit(replay.sample_contexts, static_argnums=(2, 3))
 
 
 def live_starts(state: replay.ReplayState) -> np.ndarray:
@@ -147,7 +148,7 @@ def test_sampled_windows_are_whole():
     oracle = Oracle(capacity, horizon)
     for row in rows:
         oracle.add(row)
-    got = sample(filled(rows, capacity, horizon), jax.random.key(0), 256, horizon)
+    got = jax.device_get(sample(filled(rows, capacity, horizon), jax.random.key(0), 256, horizon))
     assert got.observations.shape == (256, horizon, 3) and got.actions.shape == (256, horizon, 2)
     for b in range(256):
         for name, value in oracle.window(int(got.rows[b, 0])).items():
@@ -245,7 +246,7 @@ def test_drawn_actions_stand_only_behind_terminals_and_are_runs_of_stored_ones()
 def test_contexts_are_first_states_of_windows():
     state = filled(random_rows(np.random.default_rng(6), 120, 25), 90, 6)
     key = jax.random.key(3)
-    windows, contexts = sample(state, key, 32, 6), replay.sample_contexts(state, key, 32)
+    windows, contexts = sample(state, key, 32, 6), sample_contexts(state, key, 32)
     assert contexts.observations.shape == (32, 1, 3)
     np.testing.assert_array_equal(contexts.observations, windows.observations[:, :1])
     np.testing.assert_array_equal(contexts.rows, windows.rows[:, :1])
@@ -259,10 +260,10 @@ def test_longer_contexts_end_where_imagining_begins(capacity, horizon, longest):
     for row in rows:
         oracle.add(row)
     key = jax.random.key(4)
-    got = replay.sample_contexts(state, key, 64, length)
-    np.testing.assert_array_equal(got.rows[:, -1:], replay.sample_contexts(state, key, 64).rows)
-    assert not np.asarray(got.observed).all() and np.asarray(got.observed)[:, :-1].any()
-    for b, last in enumerate(np.asarray(got.rows)[:, -1]):
+    got = jax.device_get(sample_contexts(state, key, 64, length))
+    np.testing.assert_array_equal(got.rows[:, -1:], sample_contexts(state, key, 64).rows)
+    assert not got.observed.all() and got.observed[:, :-1].any()
+    for b, last in enumerate(got.rows[:, -1]):
         begin = max(next(first for first, end, _ in oracle.episodes if first <= last < end), len(rows) - capacity)
         for k in range(length):
             row = last - length + 1 + k
@@ -277,8 +278,8 @@ def test_longer_contexts_end_where_imagining_begins(capacity, horizon, longest):
 @pytest.mark.parametrize(("capacity", "horizon", "longest"), [(90, 6, 25), (24, 10, 60)])
 def test_windows_with_a_history_are_windows_behind_contexts(capacity, horizon, longest):
     state, key = filled(random_rows(np.random.default_rng(9), 300, longest), capacity, horizon), jax.random.key(5)
-    got = jax.jit(replay.sample, static_argnums=(2, 3, 4, 5, 6))(state, key, 64, horizon, 0, 1, 4)
-    windows, contexts = sample(state, key, 64, horizon), replay.sample_contexts(state, key, 64, 5)
+    got = jax.device_get(jax.jit(replay.sample, static_argnums=(2, 3, 4, 5, 6))(state, key, 64, horizon, 0, 1, 4))
+    windows, contexts = jax.device_get((sample(state, key, 64, horizon), sample_contexts(state, key, 64, 5)))
     for name in ("observations", "actions", "rewards", "terminals", "rows"):
         np.testing.assert_array_equal(getattr(got, name)[:, 4:], getattr(windows, name))
         np.testing.assert_array_equal(getattr(got, name)[:, :4], getattr(contexts, name)[:, :4])
