@@ -1,10 +1,8 @@
 """Datasets of the official PyTorch code, as arrays only.
 
-It saves its buffer by ``np.save`` of a dictionary, which is a pickle: reading that runs whatever the file says, so it
-is not done here. Who trusts the file converts it once, where the official code lives:
-
-    python -c "import numpy as np
-    np.savez('dataset.npz', **np.load('step-1000000-dataset.npy', allow_pickle=True).item())"
+It saves its buffer by ``np.save(path, dictionary)``, which is a pickle: reading that runs whatever the file says, so it
+is not done here, nor advised. Where the official code collects, ``np.savez(path, **dictionary)`` in that place writes
+the same arrays as arrays.
 
 What it has: ``observations``, ``actions``, ``next_observations`` ``[E, L, ...]``, ``rewards``, ``terminals``
 ``[E, L, 1]``, ``path_lengths`` ``[E]``; behind its length an episode is padded. Its ``sim_states`` are empty for
@@ -21,7 +19,7 @@ import numpy as np
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data.transition_log import TransitionRecord
 
-CONVERT = "np.savez('dataset.npz', **np.load(FILE, allow_pickle=True).item()) by whoever trusts it"
+INSTEAD = "np.savez(path, **dictionary) in place of np.save(path, dictionary) where they are collected"
 _NEEDED = ("observations", "actions", "rewards", "terminals", "path_lengths")
 
 
@@ -29,7 +27,7 @@ def read(path: Path) -> TransitionRecord:
     """Every transition of the ``.npz``, episodes one behind the other; the last step of each is terminal or truncated.
 
     Raises:
-      ConfigError: the file is a pickle (it says how to convert it), is damaged, or lacks an array.
+      ConfigError: the file is a pickle (it says what to write instead), is damaged, or lacks an array.
     """
     try:
         with open(path, "rb") as file:
@@ -37,7 +35,7 @@ def read(path: Path) -> TransitionRecord:
             arrays = {name: loaded[name] for name in _NEEDED}
     except (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error):
-            reason = f"{path} is a pickle, which is not read; allowed: the same arrays as .npz, {CONVERT}"
+            reason = f"{path} is a pickle, which is not read; allowed: the same arrays as .npz, by {INSTEAD}"
             raise ConfigError(reason) from None
         raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz with {', '.join(_NEEDED)}") from error
     lengths = _lengths(path, arrays)
