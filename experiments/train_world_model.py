@@ -6,7 +6,7 @@
     python experiments/train_world_model.py --dataset runs/hopper-cpu-seed0 --updates 100000 --denoiser.width 512
 
 The dataset is a folder that ``polygrad dataset`` wrote or of a run, the folder or the id of a local Minari dataset, or
-the official code's arrays as ``.npz`` (``polygrad_jax/data/official_npy.py`` says how to make one). Every
+the official code's ``step-*-dataset.npy`` (``polygrad_jax/data/pickled_arrays.py`` says how it is read). Every
 ``--evaluate-every-updates`` trajectories from 500 stored states are imagined under the dataset's policy and replayed in
 MuJoCo; ``best.npz`` has the model of the least squared error at five steps, and the training stops when that has not
 got better for ``--patience`` evaluations, or when the budget is spent: ``--updates`` gradient steps, ``--seconds`` of

@@ -17,7 +17,7 @@ from recorded import record
 from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError
-from polygrad_jax.data import minari_dataset, official_npy
+from polygrad_jax.data import minari_dataset, official_npy, pickled_arrays
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import registry, simulator
 from polygrad_jax.envs.stepping import EnvRestartError
@@ -287,6 +287,35 @@ def test_official_arrays_by_hand(tmp_path):
     assert t.simulator_states.shape == (5, 0) and data.why_not_judged() is not None
 
 
+def save_as_official(path, arrays, protocol):
+    """What ``np.save(path, arrays)`` of an older numpy wrote: the same header, another pickle protocol."""
+    held = np.array(arrays, dtype=object)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
+        pickle.dump(held, file, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 3, 4])
+def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
+    path, arrays = tmp_path / "step-10-dataset.npy", official()
+    arrays |= {"fortran": np.asfortranarray(arrays["actions"][..., 0]), "big": np.array([1.5, -2], ">f8")}
+    arrays |= {"empty": np.zeros((0, 3), np.float32), "shared": arrays["observations"], "flags": np.array([True])}
+    if protocol is None:
+        np.save(path, arrays, allow_pickle=True)
+    else:
+        save_as_official(path, arrays, protocol)
+    with open(path, "rb") as file:
+        read = pickled_arrays.read(file)
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array, err_msg=name)
+        assert read[name].dtype == array.dtype, name
+    np.savez(tmp_path / "official.npz", **arrays)
+    ours, same = (vars(official_npy.read(p)) for p in (path, tmp_path / "official.npz"))
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], same[name])
+
+
 class Malicious:
     """Writes a file when it is unpickled."""
 
@@ -297,11 +326,17 @@ class Malicious:
         return (open, (self._path, "w"))
 
 
-def test_pickles_are_not_read_and_the_line_says_what_to_do(tmp_path):
+def test_nothing_is_unpickled(tmp_path):
     path, proof = tmp_path / "step-10-dataset.npy", tmp_path / "was-here"
-    np.save(path, official() | {"bad": Malicious(proof)}, allow_pickle=True)
-    with pytest.raises(ConfigError, match=r"is a pickle, which is not read; allowed: .*np.savez"):
-        fixed_data.open_data(str(path))
+    bad = Malicious(proof)
+    for arrays in (official() | {"bad": bad}, official() | {"bad": np.array([bad])}, official() | {"rewards": bad}):
+        np.save(path, arrays, allow_pickle=True)
+        with pytest.raises(ConfigError, match=r"'(bad|rewards)' is no array.*; allowed: a .npy of the official code"):
+            fixed_data.open_data(str(path))
+    for held in (bad, np.array(bad, dtype=object), [official()], np.zeros(3)):
+        np.save(path, held, allow_pickle=True)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            official_npy.read(path)
     path.with_suffix(".npz").write_bytes(pickle.dumps(Malicious(proof)))
     with pytest.raises(ConfigError):
         official_npy.read(path.with_suffix(".npz"))
@@ -309,6 +344,16 @@ def test_pickles_are_not_read_and_the_line_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError):
         official_npy.read(path.with_suffix(".npz"))
     assert not proof.exists()
+
+
+def test_damaged_official_files_are_refused(tmp_path):
+    path = tmp_path / "official.npy"
+    np.save(path, official(), allow_pickle=True)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ConfigError, match="cannot be read"):
+            official_npy.read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Datasets of the official PyTorch code, as arrays only.
 
-It saves its buffer by ``np.save(path, dictionary)``, which is a pickle: reading that runs whatever the file says, so it
-is not done here, nor advised. Where the official code collects, ``np.savez(path, **dictionary)`` in that place writes
-the same arrays as arrays.
+It saves its buffer by ``np.save(path, dictionary)``, which is a pickle: unpickling runs whatever the file says, so it
+is not done here. :mod:`polygrad_jax.data.pickled_arrays` follows the opcodes without importing or calling anything and
+takes arrays of numbers only. The same arrays as ``.npz`` are read too.
 
 What it has: ``observations``, ``actions``, ``next_observations`` ``[E, L, ...]``, ``rewards``, ``terminals``
 ``[E, L, 1]``, ``path_lengths`` ``[E]``; behind its length an episode is padded. Its ``sim_states`` are empty for
@@ -17,27 +17,25 @@ from pathlib import Path
 import numpy as np
 
 from polygrad_jax.config import ConfigError
+from polygrad_jax.data import pickled_arrays
 from polygrad_jax.data.transition_log import TransitionRecord
 
-INSTEAD = "np.savez(path, **dictionary) in place of np.save(path, dictionary) where they are collected"
 _NEEDED = ("observations", "actions", "rewards", "terminals", "path_lengths")
 
 
 def read(path: Path) -> TransitionRecord:
-    """Every transition of the ``.npz``, episodes one behind the other; the last step of each is terminal or truncated.
+    """Every transition of the file, episodes one behind the other; the last step of each is terminal or truncated.
 
     Raises:
-      ConfigError: the file is a pickle (it says what to write instead), is damaged, or lacks an array.
+      ConfigError: the file is damaged, lacks an array, or holds anything but arrays of numbers.
     """
     try:
         with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
+            loaded = pickled_arrays.read(file) if path.suffix == ".npy" else np.load(file, allow_pickle=False)
             arrays = {name: loaded[name] for name in _NEEDED}
     except (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            reason = f"{path} is a pickle, which is not read; allowed: the same arrays as .npz, by {INSTEAD}"
-            raise ConfigError(reason) from None
-        raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz with {', '.join(_NEEDED)}") from error
+        allowed = f"a .npy of the official code or a .npz with {', '.join(_NEEDED)}"
+        raise ConfigError(f"{path} cannot be read ({error}); allowed: {allowed}") from error
     lengths = _lengths(path, arrays)
     rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], what is not padding
     ends = np.cumsum(lengths) - 1

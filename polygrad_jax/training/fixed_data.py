@@ -99,7 +99,7 @@ class FixedData:
 
 
 def open_data(where: str) -> FixedData:
-    """A dataset by the folder of a run or of a Minari dataset, the id of a local Minari dataset, or a ``.npz``.
+    """A dataset by the folder of a run or of a Minari dataset, the id of a local one, or the official code's file.
 
     Raises:
       ConfigError: there is none, or it cannot be read.
@@ -120,7 +120,7 @@ def open_data(where: str) -> FixedData:
                 return _open_minari(local)
     raise ConfigError(
         f"dataset {where} is not there; allowed: the folder of a run or of a Minari dataset, the id of a local Minari "
-        "dataset, or the official code's arrays as .npz"
+        "dataset, or the official code's .npy (or the same arrays as .npz)"
     )
 
 

@@ -1,0 +1,181 @@
+"""Arrays out of a dictionary that ``np.save`` wrote as a pickle, without unpickling it.
+
+The opcodes are read by ``pickletools.genops``, which runs nothing, and followed on tuples, lists and dictionaries:
+nothing that a file names is imported, nothing is called. A name stays a :class:`Name`, a call stays a :class:`Call`.
+The one thing made of calls is an array of numbers, from its type, its shape and its bytes; a file that holds anything
+else is refused.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_MAKES_ARRAYS = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
+_NUMBERS = re.compile(r"[fiub][0-9]{1,2}")
+_MARK = object()
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a file would import."""
+
+    path: str
+
+
+@dataclass
+class Call:
+    """What a file would call, and the state that it would then set."""
+
+    name: Name
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
+class NotArrays(ValueError):
+    """The file holds something that is no dictionary of arrays of numbers; the message says what."""
+
+
+def read(file: BinaryIO) -> dict[str, np.ndarray]:
+    """The arrays of ``np.save(file, {name: array, ...})``, protocols 2 to 4; ``file`` is at its beginning.
+
+    Raises:
+      NotArrays: it is no such file, damaged, or holds anything but arrays of numbers.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        if shape != () or not dtype.hasobject:
+            raise NotArrays(f"an array of shape {shape} and type {dtype} in place of a dictionary")
+        held = _follow(file)
+        found = _only(held.state[4]) if isinstance(held, Call) and held.name.path in _MAKES_ARRAYS else held
+        if not isinstance(found, dict):
+            raise NotArrays("it holds no dictionary")
+        return {_text(name): _array(name, call) for name, call in found.items()}
+    except NotArrays:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, MemoryError) as error:
+        raise NotArrays(f"damaged: {error}") from error
+
+
+def _follow(file: BinaryIO) -> Any:
+    """What is on the stack when the opcodes end."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name in ("PROTO", "FRAME"):
+            continue
+        if name == "STOP":
+            return _only(stack)
+        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            _step(stack, name, argument)
+    raise NotArrays("it ends too early")
+
+
+def _step(stack: list[Any], name: str, argument: Any) -> None:
+    """One opcode on the stack."""
+    if name in _LITERALS:
+        stack.append(argument)
+    elif name in _CONSTANTS:
+        stack.append(_CONSTANTS[name])
+    elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
+        stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
+    elif name == "MARK":
+        stack.append(_MARK)
+    elif name == "TUPLE":
+        stack.append(tuple(_from_mark(stack)))
+    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+        stack.append(tuple(_pop(stack, int(name[-1]))))
+    elif name == "GLOBAL":
+        stack.append(Name(argument.replace(" ", ".")))
+    elif name == "STACK_GLOBAL":
+        stack.append(Name(".".join(map(_text, _pop(stack, 2)))))
+    elif name == "REDUCE":
+        stack.append(Call(*_pop(stack, 2)))
+    elif name == "BUILD":
+        (state,) = _pop(stack, 1)
+        stack[-1].state = state
+    elif name in ("SETITEM", "SETITEMS"):
+        pairs = _pop(stack, 2) if name == "SETITEM" else _from_mark(stack)
+        stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
+    elif name in ("APPEND", "APPENDS"):
+        items = _pop(stack, 1) if name == "APPEND" else _from_mark(stack)
+        stack[-1].extend(items)
+    else:
+        raise NotArrays(f"it has the opcode {name}, which no dictionary of arrays needs")
+
+
+def _pop(stack: list[Any], count: int) -> list[Any]:
+    """The last ``count``, in their order."""
+    if len(stack) < count:
+        raise NotArrays("it takes more than it put down")
+    taken = stack[-count:]
+    del stack[-count:]
+    return taken
+
+
+def _from_mark(stack: list[Any]) -> list[Any]:
+    """What lies above the last mark, which goes too."""
+    taken = []
+    while stack:
+        value = stack.pop()
+        if value is _MARK:
+            return taken[::-1]
+        taken.append(value)
+    raise NotArrays("it takes more than it put down")
+
+
+def _only(values: list[Any]) -> Any:
+    if not isinstance(values, list) or len(values) != 1:
+        raise NotArrays("it holds no single dictionary")
+    return values[0]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise NotArrays(f"a {type(value).__name__} where a name should be")
+    return value
+
+
+def _array(name: str, call: Any) -> np.ndarray:
+    """The array of numbers that numpy's own call would make."""
+    if not isinstance(call, Call) or call.name.path not in _MAKES_ARRAYS or call.state is None:
+        what = call.name.path if isinstance(call, Call) else type(call).__name__
+        raise NotArrays(f"{name!r} is no array ({what})")
+    _, shape, dtype, fortran, data = call.state
+    numbers = np.frombuffer(dtype=_dtype(name, dtype), buffer=_bytes(name, data))
+    return numbers.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _dtype(name: str, call: Any) -> np.dtype:
+    code = call.arguments[0] if isinstance(call, Call) and call.name.path == "numpy.dtype" else None
+    if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
+        raise NotArrays(f"{name!r} is no array of numbers")
+    order = call.state[1] if call.state[1] in ("<", ">", "|") else "="
+    return np.dtype(code).newbyteorder(order)
+
+
+def _bytes(name: str, data: Any) -> bytes:
+    """Protocol 2 writes bytes as text to be encoded in Latin-1, and none as a call without arguments."""
+    if isinstance(data, Call) and data.name.path == "_codecs.encode" and data.arguments[1:] == ("latin1",):
+        return _text(data.arguments[0]).encode("latin1")
+    if isinstance(data, Call) and (data.name.path, data.arguments) == ("__builtin__.bytes", ()):
+        return b""
+    if not isinstance(data, bytes):
+        raise NotArrays(f"{name!r} has no bytes")
+    return data
