@@ -1,20 +1,22 @@
 """How right is each guidance rule on a real task, at any entropy, in how few steps?
 
 For every run, a denoiser of N = 128 is fitted to the run's first ROWS transitions and imagines under the run's policy
-with its std replaced. From a returned trajectory, z = (a - mu(s)) / sigma; MuJoCo is then run from the same simulator
-state (i) in the **closed loop** under the same z, which is what the policy would have done, and (ii) in the open loop
-under the returned actions. A right distribution of z proves nothing (it holds by construction for some rules, whatever
-the denoiser): the closed loop does, and the rows named ``untrained`` must fail it.
+with its std replaced (by one for all actions, or by 0.1, 0.11 and 0.93 in turn: ``mixed``). From a returned trajectory,
+z = (a - mu(s)) / sigma; MuJoCo is then run from the same simulator state (i) in the **closed loop** under the same z,
+which is what the policy would have done, and (ii) in the open loop under the returned actions. A right distribution of
+z proves nothing (it holds by construction for some rules, whatever the denoiser): the closed loop does, and the rows
+named ``untrained`` must fail it.
 
     python experiments/guidance_error.py RUN [RUN ...] --out results/guidance_error --jobs 2 --threads 1
     python experiments/guidance_error.py --out results/guidance_error --figure-only
 
-Columns of ``guidance_error.csv``: ``closed_h*`` and ``open_h*`` are squared errors of the observations in units of
-each one's variance in the replay, averaged over dimensions and trajectories (``_median``: over trajectories the median,
-``_raw``: in raw units); ``z_*`` as in ``polygrad_jax/training/measures.py``, with the largest correlation between two
-times and the share of z's variance that a quadratic in the state explains (``z_explained``; 0 is right);
-``last_change`` is what the last diffusion step did to the actions, root mean square over sigma; ``seconds`` is what
-1,000 trajectories take, compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
+Columns of ``guidance_error.csv``: ``sampling_tau`` and ``sampling_floor`` say which of the 128 steps are sampled (0:
+evenly spread). ``closed_h*`` and ``open_h*`` are squared errors of the observations in units of each one's variance in
+the replay, averaged over dimensions and trajectories (``_median``: over trajectories the median, ``_raw``: in raw
+units); ``z_*`` as in ``polygrad_jax/training/measures.py``, with the largest correlation between two times and the
+share of z's variance that a quadratic in the state explains (``z_explained``; 0 is right); ``last_change`` is what the
+last diffusion step did to the actions, root mean square over sigma; ``seconds`` is what 1,000 trajectories take,
+compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
 ``against_best.csv`` and ``summary.csv`` compare every rule and K with the best rule at K = 128.
 ``convergence.csv``: norms of the powers of actions -> states -> policy's means at the least noisy step.
 """
@@ -31,7 +33,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,24 +63,39 @@ SETTLING = 256
 ROUNDS = 80
 DELTA_LR = 0.1
 NUM_STEPS = 128
-SAMPLING_STEPS = (4, 8, 16, 32, 128)
-SIGMAS = (1.0, 0.1, 0.02)
-RULES_TRIED = {
-    "score": {"rule": "score"},
-    "preconditioned": {"rule": "preconditioned"},
-    "correlated 1": {"rule": "correlated", "rho": 1.0},
-    "correlated 1, relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5},
-    "policy_sampling": {"rule": "policy_sampling"},
+SIGMAS = {"1": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
+
+
+class Tried(NamedTuple):
+    """One way of guiding: fields of the config, and for which K and sigmas."""
+
+    guidance: dict[str, Any]
+    sampling_steps: tuple[int, ...]
+    sampling: dict[str, float] = {}
+    sigmas: tuple[str, ...] = tuple(SIGMAS)
+
+
+EVERY, SPACED = (4, 8, 16, 32, 128), {"sampling_tau": 0.1, "sampling_floor": 0.08}
+RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
+TRIED = {
+    "score": Tried({"rule": "score"}, EVERY),
+    "score, spaced": Tried({"rule": "score"}, (8, 16, 32), SPACED),
+    # with one std for all actions it is score with another delta, which the controller finds too
+    "preconditioned": Tried({"rule": "preconditioned"}, (16, 128), sigmas=("mixed",)),
+    "correlated 1": Tried({"rule": "correlated", "rho": 1.0}, EVERY),
+    "correlated 1, relaxed": Tried(RELAXED, EVERY),
+    "correlated 1, relaxed, spaced": Tried(RELAXED, (8, 16, 32), SPACED),
+    "policy_sampling": Tried({"rule": "policy_sampling"}, (16, 128)),
 }
 HORIZONS = (1, 5, 9)
 
 
 def with_std(policy_apply: PolicyApply) -> PolicyApply:
-    """The policy with its std replaced: parameters are ``(actor, std)``."""
+    """The policy with its std replaced: parameters are ``(actor, std)``, a scalar or ``[A]``."""
 
     def apply(params: tuple[Params, Array], raw_obs: Array) -> tuple[Array, Array]:
         mean, _ = policy_apply(params[0], raw_obs)
-        return mean, jnp.full_like(mean, params[1])
+        return mean, jnp.broadcast_to(params[1], mean.shape)
 
     return apply
 
@@ -93,9 +110,9 @@ class Fitted:
     normaliser: Normaliser
     rows: np.ndarray  # at which trajectories begin
 
-    def given(self, rows: np.ndarray, std: float, log_delta: Array) -> Given:
+    def given(self, rows: np.ndarray, std: float | np.ndarray, log_delta: Array) -> Given:
         initial = normalise(jnp.asarray(self.run.transitions.observations[rows]), self.normaliser.observations)
-        policy = (self.run.actor, jnp.float32(std))
+        policy = (self.run.actor, jnp.asarray(std, jnp.float32))
         return Given(self.state.ema_params, policy, self.normaliser, initial, jnp.exp(log_delta))
 
 
@@ -139,16 +156,17 @@ def make_run(config: Config, run: FinishedRun):
     return once, settle
 
 
-def settled(fitted: Fitted, config: Config, settle, std: float) -> tuple[Array, float]:
+def settled(fitted: Fitted, config: Config, settle, std: float | np.ndarray) -> tuple[Array, float]:
     """``(log delta, 1 if it sits at its bound)``; rules that do not tune delta keep the initial one."""
     rule = RULES[config.guidance.rule]
-    variance = 1.0 if rule.relative_delta else std**2
+    variance = 1.0 if rule.relative_delta else np.square(std).min()
     log_delta = jnp.log(jnp.float32(0.05 * variance))
     if not rule.tunes_delta:
         return log_delta, 0.0
     rows = fitted.rows[:SETTLING]
     log_delta = settle(fitted.given(rows, std, log_delta), jax.random.key(1))
-    _, largest = delta_bounds(Gaussian(jnp.zeros((1, 1, 1)), jnp.full((1, 1, 1), std)), config.guidance)
+    policy = Gaussian(jnp.zeros(()), jnp.asarray(std, jnp.float32).reshape(1, 1, -1))
+    _, largest = delta_bounds(policy, config.guidance)
     return log_delta, float(log_delta > jnp.log(0.97 * largest))
 
 
@@ -183,7 +201,7 @@ def errors(name: str, predicted: np.ndarray, real: np.ndarray, std: np.ndarray) 
     return row
 
 
-def measure(fitted: Fitted, config: Config, once, std: float, log_delta: Array) -> dict[str, float]:
+def measure(fitted: Fitted, config: Config, once, std: float | np.ndarray, log_delta: Array) -> dict[str, float]:
     """The columns of one setting, from TRAJECTORIES imagined ones."""
     run, rows = fitted.run, fitted.rows
     given, key = fitted.given(rows, std, log_delta), jax.random.key(2)
@@ -194,13 +212,14 @@ def measure(fitted: Fitted, config: Config, once, std: float, log_delta: Array) 
     seconds = time.perf_counter() - began
 
     segment = jax.device_get(unpack(traj, actions, fitted.normaliser))
-    change = np.asarray((actions - before) * fitted.normaliser.actions.std)
+    change = np.asarray((actions - before) * fitted.normaliser.actions.std)[:, :-1] / std
     policy = jax.jit(run.policy_apply)
 
     def mean_at(raw_obs: np.ndarray) -> np.ndarray:
         return np.asarray(policy(run.actor, jnp.asarray(raw_obs, jnp.float32))[0])
 
-    z = standardised_actions(segment.actions, mean_at(segment.observations), np.full(segment.actions.shape, std))
+    means = mean_at(segment.observations)
+    z = standardised_actions(segment.actions, means, np.broadcast_to(std, means.shape))
     simulator_states, steps = run.transitions.simulator_states[rows], config.horizon - 1
     closed, *_ = close_loop(
         run.config.env, simulator_states, lambda k, raw_obs: mean_at(raw_obs) + std * z[:, k], steps
@@ -216,19 +235,20 @@ def measure(fitted: Fitted, config: Config, once, std: float, log_delta: Array) 
         "z_ks": spread.ks_distance,
         "z_over_time": over_time(z),
         "z_explained": explained(z, segment.observations[:, :-1]),
-        "last_change": float(np.sqrt(np.square(change[:, :-1]).mean()) / std),
+        "last_change": float(np.sqrt(np.square(change).mean())),
         "seconds": seconds * 1000 / len(rows),
     }
 
 
-def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config]]:
-    """Rules and steps: the policy's std needs no new compilation."""
-    for rule, steps in itertools.product(RULES_TRIED, SAMPLING_STEPS):
-        guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **RULES_TRIED[rule])
-        diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta)
-        yield {"rule": rule, "sampling_steps": steps, "eta": eta}, dataclasses.replace(
-            fitted.config, guidance=guidance, diffusion=diffusion
-        )
+def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config, tuple[str, ...]]]:
+    """Rules and steps, and the names of the sigmas: the policy's std needs no new compilation."""
+    for rule, tried in TRIED.items():
+        guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **tried.guidance)
+        for steps in tried.sampling_steps:
+            diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
+            which = {"sampling_tau": diffusion.sampling_tau, "sampling_floor": diffusion.sampling_floor}
+            config = dataclasses.replace(fitted.config, guidance=guidance, diffusion=diffusion)
+            yield {"rule": rule, "sampling_steps": steps, "eta": eta} | which, config, tried.sigmas
 
 
 def fields_of(options: argparse.Namespace) -> list[str]:
@@ -245,13 +265,14 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     rows = []
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0)):
         fitted = fit(run, config, options.data_rows, updates)
-        for labels, there in settings(fitted, options.eta):
+        for labels, there, sigmas in settings(fitted, options.eta):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
             once, settle = make_run(there, run)
-            for std in SIGMAS:
+            for sigma in sigmas:
+                std = np.resize(SIGMAS[sigma], run.spec.action_size).astype(np.float32)
                 log_delta, at_bound = settled(fitted, there, settle, std)
-                row = common | {"denoiser": denoiser, "updates": updates} | labels | {"sigma": std}
+                row = common | {"denoiser": denoiser, "updates": updates} | labels | {"sigma": sigma}
                 row |= {"delta": float(jnp.exp(log_delta)), "at_bound": at_bound}
                 row |= measure(fitted, there, once, std, log_delta)
                 rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
@@ -308,7 +329,7 @@ def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     errors: dict[tuple, list[float]] = {}
     for r in (r for r in rows if r.get("denoiser") == "fitted"):
         for h in HORIZONS:
-            there = (r["env"], float(r["sigma"]), h, r["rule"], int(r["sampling_steps"]))
+            there = (r["env"], r["sigma"], h, r["rule"], int(r["sampling_steps"]))
             errors.setdefault(there, []).append(float(r[f"closed_h{h}"]))
     means = {there: float(np.mean(x)) for there, x in errors.items()}
     table = []
@@ -354,11 +375,13 @@ def tabulate(out: Path) -> None:
 
 
 COLOURS = {
-    "score": "#0072B2",
-    "preconditioned": "#56B4E9",
-    "correlated 1": "#D55E00",
-    "correlated 1, relaxed": "#009E73",
-    "policy_sampling": "#CC79A7",
+    "score": ("#0072B2", "o-"),
+    "score, spaced": ("#0072B2", "s--"),
+    "preconditioned": ("#56B4E9", "o-"),
+    "correlated 1": ("#D55E00", "o-"),
+    "correlated 1, relaxed": ("#009E73", "o-"),
+    "correlated 1, relaxed, spaced": ("#009E73", "s--"),
+    "policy_sampling": ("#CC79A7", "o-"),
 }
 
 
@@ -377,14 +400,14 @@ def draw(out: Path) -> None:
     for (i, task), (j, sigma) in itertools.product(enumerate(tasks), enumerate(sigmas)):
         axis = axes[i, j]
         there = [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)]
-        for rule, colour in COLOURS.items():
+        for rule, (colour, style) in COLOURS.items():
             curve: dict[int, list[float]] = {}
             for r in there:
                 if r["rule"] == rule and r["denoiser"] == "fitted":
                     curve.setdefault(int(r["sampling_steps"]), []).append(float(r["closed_h9"]))
             steps = sorted(curve)
             means = [np.mean(curve[k]) for k in steps]
-            axis.plot(steps, means, "o-", color=colour, markersize=3, label=rule.replace("_", " "))
+            axis.plot(steps, means, style, color=colour, markersize=3, label=rule.replace("_", " "))
             if max((len(v) for v in curve.values()), default=0) > 1:
                 low, high = ([f(curve[k]) for k in steps] for f in (min, max))
                 axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -392,7 +415,7 @@ def draw(out: Path) -> None:
         axis.axhline(np.mean(null), color="0.5", linewidth=1, linestyle="--")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.set_title(f"{task}, sigma {float(sigma):g}", fontsize=9)
+        axis.set_title(f"{task}, sigma {sigma}", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlabel("K, diffusion steps sampled of 128")
     for axis in axes[:, 0]:

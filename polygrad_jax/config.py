@@ -60,7 +60,13 @@ class DiffusionConfig:
     num_steps: int = 128
     """N, steps of the noise schedule."""
     sampling_steps: int = 128
-    """K, steps sampled (a strided subset of the N; K = N is the paper's)."""
+    """K, steps sampled (a subset of the N; K = N is the paper's)."""
+    sampling_tau: float = 0.0
+    """Which K: 0 spreads them evenly over the N; otherwise they are spread evenly over a cosine schedule with this
+    exponent, which below tau puts more of them where little noise is left."""
+    sampling_floor: float = 0.0
+    """With sampling_tau: steps with a noise std below this are not sampled; the clean trajectory predicted in the least
+    noisy one that is ends the run."""
     tau: float = 1.0
     """Exponent of the cosine schedule (Chen 2023, Algorithm 1)."""
     eta: float = 1.0
@@ -415,6 +421,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "diffusion.sampling_steps": _AT_LEAST_1,
     "diffusion.tau": _POSITIVE,
     "diffusion.eta": _UNIT,
+    "diffusion.sampling_tau": _AT_LEAST_0,
+    "diffusion.sampling_floor": _BELOW_1,
     "diffusion.terminal_std": _AT_LEAST_0,
     "guidance.rho": _UNIT,
     "guidance.relaxation": (lambda x: 0 < x <= 1, "greater than 0, at most 1"),
@@ -559,10 +567,33 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"{name} is {value}; allowed: {_RANGES[name][1]}")
     d, loop, a2c, latent = config.diffusion, config.loop, config.a2c, config.latent_policy
     least_capacity = max(loop.prefill_env_steps + 10 * config.horizon, loop.env_steps_per_iteration, INSERT_CHUNK)
+    tau = config.autoregressive.tau if config.world_model == "autoregressive" else d.tau
+    # what sqrt(1 - alpha_bar) of the cosine schedule is in the K-th noisiest step
+    place = max(0.0, 1.0 - (d.sampling_steps - 1) / d.num_steps)
+    highest_floor = math.sqrt(1.0 - math.cos(math.pi / 2 * place) ** (2 * tau))
     contradictions = [
         (
             d.sampling_steps > d.num_steps,
             f"diffusion.sampling_steps is {d.sampling_steps}; allowed: at most diffusion.num_steps ({d.num_steps})",
+        ),
+        (
+            d.sampling_tau > 0 and d.sampling_steps >= d.num_steps,
+            f"diffusion.sampling_tau is {d.sampling_tau} with all {d.num_steps} steps sampled; allowed: 0, or fewer "
+            "diffusion.sampling_steps than diffusion.num_steps",
+        ),
+        (
+            d.sampling_floor > 0 and d.sampling_tau == 0,
+            f"diffusion.sampling_floor is {d.sampling_floor} with diffusion.sampling_tau 0; allowed: 0",
+        ),
+        (
+            d.sampling_floor > highest_floor,
+            f"diffusion.sampling_floor is {d.sampling_floor}; allowed: at most {highest_floor:.4f}, so that "
+            f"{d.sampling_steps} steps (diffusion.sampling_steps) have that much noise",
+        ),
+        (
+            d.sampling_floor > 0 and config.guidance.rule == "state_update",
+            f"diffusion.sampling_floor is {d.sampling_floor} under guidance.rule state_update, which needs the last "
+            "step; allowed: 0",
         ),
         (
             config.denoiser.token_dim % config.denoiser.num_heads != 0,

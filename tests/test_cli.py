@@ -39,6 +39,12 @@ def complaint(capsys, *arguments):
         (["train", "--guidance.rule", "luck"], ("rule", "luck", "score")),
         (["train", "--env.version", "3"], ("env.version is 3", "4 or 5")),
         (["train", "--diffusion.sampling-steps", "999"], ("diffusion.sampling_steps is 999", "diffusion.num_steps")),
+        (["train", "--diffusion.sampling-tau", "0.1"], ("diffusion.sampling_tau is 0.1", "fewer diffusion.sampling_")),
+        (["train", "--diffusion.sampling-floor", "0.1"], ("diffusion.sampling_floor is 0.1", "allowed: 0")),
+        (
+            "train --diffusion.sampling-steps 4 --diffusion.sampling-tau 1 --diffusion.sampling-floor 0.99".split(),
+            ("diffusion.sampling_floor is 0.99", "allowed: at most 0.9569"),
+        ),
         (["train", "--loop.env-steps-per-iteration", "3"], ("loop.env_steps_per_iteration is 3", "multiple")),
         (["train", "--loop.total-env-steps", "10"], ("loop.total_env_steps is 10", "loop.prefill_env_steps")),
         (["train", "--loop.prefill-env-steps", "60", "--loop.replay-capacity", "200"], ("capacity is 200", "256")),

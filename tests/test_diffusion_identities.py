@@ -10,13 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import DenoiserConfig, EnvSpec, GuidanceConfig, paper
+from polygrad_jax.config import ConfigError, DenoiserConfig, EnvSpec, GuidanceConfig, paper, validate
 from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.diffusion import guidance as guidances
 from polygrad_jax.diffusion.denoising_loss import denoising_loss
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, score
 from polygrad_jax.diffusion.sampler import Diffusing, Given, Sampler, diffusion_step, draw, sample, sample_given_actions
-from polygrad_jax.diffusion.schedule import Coefficients, add_noise, clean_from_noise, coefficients, posterior_mean
+from polygrad_jax.diffusion.schedule import (
+    Coefficients,
+    add_noise,
+    clean_from_noise,
+    coefficients,
+    noise_std,
+    posterior_mean,
+    sampling_coefficients,
+    spaced_steps,
+    strided_steps,
+)
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.types import MeanStd, Normaliser
 
@@ -155,6 +165,49 @@ def test_strided_steps_have_the_noise_levels_the_network_was_trained_on(sampling
     assert len(set(steps)) == sampling_steps and steps[-1] == N - 1 and (sampling_steps == 1 or steps[0] == 0)
     np.testing.assert_array_equal(strided.sqrt_alpha_bar, np.asarray(whole.sqrt_alpha_bar)[steps])
     np.testing.assert_array_equal(strided.sqrt_one_minus_alpha_bar, np.asarray(whole.sqrt_one_minus_alpha_bar)[steps])
+
+
+def test_spaced_steps_by_hand():
+    """std of step t is sin(pi / 2 (t + 1) / 128) for tau 1: at least 0.08 from t = 6 on (0.0858; t = 5 has 0.0736)."""
+    steps = spaced_steps(128, 16, 1.0, 0.1, 0.08)
+    np.testing.assert_array_equal(steps, [6, 8, 11, 13, 15, 18, 20, 23, 26, 29, 32, 36, 41, 46, 54, 127])
+    places = 2 / np.pi * np.arccos(np.cos(np.pi / 2 * (steps + 1) / 128) ** 10)  # 0 to 1, where tau is 0.1
+    np.testing.assert_allclose(places, np.linspace(places[0], 1.0, 16), atol=0.5 * np.diff(places).max())
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+@pytest.mark.parametrize("sampling_tau", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("sampling_steps", "floor"), [(1, 0.0), (2, 0.2), (16, 0.0), (16, 0.08), (100, 0.08)])
+def test_spaced_steps_ascend_from_the_floor_to_the_first(tau, sampling_tau, sampling_steps, floor):
+    steps = spaced_steps(128, sampling_steps, tau, sampling_tau, floor)
+    assert len(steps) == sampling_steps and (np.diff(steps) > 0).all() and steps[-1] == 127
+    assert noise_std(128, tau)[steps].min() >= floor
+    c = coefficients(128, sampling_steps, tau, 1.0, sampling_tau, floor)
+    np.testing.assert_array_equal(c.step, steps)
+    assert c.posterior_clean[0] == 1.0 and c.posterior_noisy[0] == 0.0  # the run ends with the predicted clean one
+
+
+def test_spaced_as_the_schedule_itself_is_strided():
+    ours, strided = spaced_steps(128, 16, 1.0, 1.0, 0.0), strided_steps(128, 16)
+    assert np.abs(ours - strided).max() <= 1
+
+
+def test_a_floor_that_leaves_too_few_steps_is_refused():
+    base = paper("hopper")
+    for tau, sampling_steps in ((0.1, 16), (1.0, 16), (1.0, 2)):
+        most = noise_std(128, tau)[-sampling_steps]
+        for floor, allowed in ((most - 1e-4, True), (most + 1e-4, False)):
+            diffusion = dataclasses.replace(
+                base.diffusion, tau=tau, sampling_steps=sampling_steps, sampling_tau=0.1, sampling_floor=float(floor)
+            )
+            if allowed:
+                validate(dataclasses.replace(base, diffusion=diffusion))
+                assert len(sampling_coefficients(diffusion).step) == sampling_steps
+                continue
+            with pytest.raises(ConfigError, match=rf"sampling_floor is .*; allowed: at most {most:.4f}"):
+                validate(dataclasses.replace(base, diffusion=diffusion))
+            with pytest.raises(ValueError, match="allowed: at most"):
+                sampling_coefficients(diffusion)
 
 
 def test_strided_posterior_is_that_of_the_composed_forward_steps():

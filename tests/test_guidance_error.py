@@ -41,6 +41,9 @@ def test_the_std_is_replaced_and_the_mean_is_not():
     mean, std = policy((jnp.float32(2.0), jnp.float32(0.1)), jnp.ones((3, 4, 2)))
     np.testing.assert_array_equal(mean, np.full((3, 4, 1), 2.0))
     np.testing.assert_array_equal(std, np.full((3, 4, 1), np.float32(0.1)))
+    policy = guidance_error.with_std(lambda actor, obs: (actor * obs, jnp.ones_like(obs)))
+    _, std = policy((jnp.float32(2.0), jnp.array([0.1, 0.9])), jnp.ones((3, 4, 2)))
+    np.testing.assert_array_equal(std, np.broadcast_to(np.float32([0.1, 0.9]), (3, 4, 2)))
 
 
 def test_every_setting_is_compared_with_the_best_rule_at_all_steps():

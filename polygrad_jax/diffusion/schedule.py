@@ -49,15 +49,50 @@ def strided_steps(num_steps: int, sampling_steps: int) -> np.ndarray:
     return np.round(np.linspace(0, num_steps - 1, sampling_steps)).astype(np.int64)
 
 
-def coefficients(num_steps: int, sampling_steps: int, tau: float, eta: float = 1.0) -> Coefficients:
-    """Coefficients ``[K]`` of the strided schedule, ascending in t.
+def noise_std(num_steps: int, tau: float) -> np.ndarray:
+    """``sqrt(1 - alpha_bar) [N]``, ascending: the std of the noise in a trajectory whose clean std is 1."""
+    return np.sqrt(1.0 - np.cumprod(1.0 - cosine_betas(num_steps, tau)))
+
+
+def spaced_steps(num_steps: int, sampling_steps: int, tau: float, sampling_tau: float, floor: float) -> np.ndarray:
+    """``K`` of the ``N`` steps whose noise has a std of at least ``floor``, ascending, always with the first (N - 1).
+
+    They are spread evenly over the steps of a cosine schedule with the exponent ``sampling_tau``: below ``tau``, more
+    of them where little noise is left. Ours; Karras et al. (arXiv 2206.00364, Eq. 5) choose the noise levels of
+    sampling apart from training's in the same spirit, with a least one.
+
+    Raises:
+      ValueError: fewer than K steps have that much noise.
+    """
+    std = noise_std(num_steps, tau)
+    least = int(np.searchsorted(std, floor))
+    if num_steps - least < sampling_steps:
+        raise ValueError(f"floor is {floor}; allowed: at most {std[-sampling_steps]:.4g}, for {sampling_steps} steps")
+    if sampling_steps == 1:
+        return np.array([num_steps - 1])
+    # where each step would lie in the other schedule, whose alpha_bar is cos(pi / 2 * place) ** (2 sampling_tau)
+    place = np.arccos(np.power(1.0 - std**2, 0.5 / sampling_tau))
+    wanted = np.linspace(place[least], place[-1], sampling_steps)
+    nearest = np.append(np.abs(place[:, None] - wanted[:-1]).argmin(axis=0), num_steps - 1)
+    ranks = np.arange(sampling_steps)
+    apart = np.maximum.accumulate(nearest - ranks) + ranks  # no step twice, ...
+    return np.minimum(apart, num_steps - sampling_steps + ranks)  # ... and room for those that follow
+
+
+def coefficients(
+    num_steps: int, sampling_steps: int, tau: float, eta: float = 1.0, sampling_tau: float = 0.0, floor: float = 0.0
+) -> Coefficients:
+    """Coefficients ``[K]`` of the schedule that is sampled, ascending in t: strided, or spaced with ``sampling_tau``.
 
     The betas of the subset follow from the alpha_bar that are kept (beta = 1 - alpha_bar / alpha_bar_prev), so
     that every kept step has the noise level the network was trained on. ``eta`` scales the noise of the states and
     gives the direction to the noisy trajectory what it takes away (DDIM, arXiv 2010.02502, Eq. 12 and 16): every
     step's marginal stays the forward process's. eta = 1 is the posterior (DDPM), eta = 0 adds no noise.
     """
-    steps = strided_steps(num_steps, sampling_steps)
+    if sampling_tau:
+        steps = spaced_steps(num_steps, sampling_steps, tau, sampling_tau, floor)
+    else:
+        steps = strided_steps(num_steps, sampling_steps)
     alpha_bar = np.cumprod(1.0 - cosine_betas(num_steps, tau))[steps]
     previous = np.concatenate([[1.0], alpha_bar[:-1]])
     beta = 1.0 - alpha_bar / previous
@@ -82,7 +117,8 @@ def coefficients(num_steps: int, sampling_steps: int, tau: float, eta: float = 1
 
 def sampling_coefficients(config: DiffusionConfig) -> Coefficients:
     """The K steps that imagination samples."""
-    return coefficients(config.num_steps, config.sampling_steps, config.tau, config.eta)
+    spacing = (config.sampling_tau, config.sampling_floor)
+    return coefficients(config.num_steps, config.sampling_steps, config.tau, config.eta, *spacing)
 
 
 def add_noise(clean: Array, noise: Array, c: Coefficients) -> Array:

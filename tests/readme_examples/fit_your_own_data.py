@@ -15,7 +15,7 @@ episodes = [Episode(x[e], pushes[e], rewards=-np.square(x[e]).sum(axis=1)) for e
 config = replace(smoke("my own system"), guidance=GuidanceConfig(delta_lr=0.03))
 spec = EnvSpec(observation_size=2, action_size=1)
 model = make_world_model(config, spec)
-state, normaliser = fit(model, episodes, config, jax.random.key(0), updates=4000)
+state, normaliser = fit(model, episodes, config, jax.random.key(0), updates=2500)
 policy = jax.jit(lambda gain, obs: (-gain * obs[..., 1:], 0.3 + 0 * obs[..., 1:]))  # any function to mean and std
 given = (policy, 0.5, contexts_at(x[:, 0], spec), normaliser, jax.random.key(1), config.horizon)
 _, imagined, metrics = model.imagine(settle(model, state, *given), *given)
