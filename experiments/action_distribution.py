@@ -161,7 +161,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     for (name, rule), steps in itertools.product(RULES_TRIED.items(), SAMPLING_STEPS):
         guidance = dataclasses.replace(config.guidance, **rule)
         diffusion = dataclasses.replace(config.diffusion, sampling_steps=steps)
-        there = dataclasses.replace(config, guidance=guidance, diffusion=diffusion)
+        there = configs.validate(dataclasses.replace(config, guidance=guidance, diffusion=diffusion))
         for found in rows_of(fitted, there, options.falling):
             row = common | {"rule": name, "sampling_steps": steps} | found
             rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)

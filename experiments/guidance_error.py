@@ -61,9 +61,12 @@ TRAJECTORIES = 1000
 SETTLING = 256
 """Trajectories, and rounds, over which delta settles before anything is measured."""
 ROUNDS = 80
-DELTA_LR = 0.1
+DELTA_LR = 0.3
 NUM_STEPS = 128
-SIGMAS = {"1": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
+SIGMAS = {"1.0": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
+
+EVERY = (4, 8, 16, 32, 128)
+EVEN, SPACED = {"sampling_tau": 0.0, "sampling_floor": 0.0}, {"sampling_tau": 0.1, "sampling_floor": 0.08}
 
 
 class Tried(NamedTuple):
@@ -71,11 +74,10 @@ class Tried(NamedTuple):
 
     guidance: dict[str, Any]
     sampling_steps: tuple[int, ...]
-    sampling: dict[str, float] = {}
+    sampling: dict[str, float] = EVEN
     sigmas: tuple[str, ...] = tuple(SIGMAS)
 
 
-EVERY, SPACED = (4, 8, 16, 32, 128), {"sampling_tau": 0.1, "sampling_floor": 0.08}
 RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
 TRIED = {
     "score": Tried({"rule": "score"}, EVERY),
@@ -248,7 +250,7 @@ def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Confi
             diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
             which = {"sampling_tau": diffusion.sampling_tau, "sampling_floor": diffusion.sampling_floor}
             config = dataclasses.replace(fitted.config, guidance=guidance, diffusion=diffusion)
-            yield {"rule": rule, "sampling_steps": steps, "eta": eta} | which, config, tried.sigmas
+            yield {"rule": rule, "sampling_steps": steps, "eta": eta} | which, configs.validate(config), tried.sigmas
 
 
 def fields_of(options: argparse.Namespace) -> list[str]:
@@ -343,7 +345,10 @@ def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per rule and K: the worst and the median ratio over tasks, sigmas and steps, and how many are within a tenth."""
+    """Per rule and K: the worst and the median ratio over tasks, sigmas and steps, and how many are within a tenth.
+
+    Those measured in the most settings come first, each group with the least worst ratio in front.
+    """
     found = []
     for rule, steps in dict.fromkeys((r["rule"], r["sampling_steps"]) for r in table):
         ratios = [r["ratio"] for r in table if (r["rule"], r["sampling_steps"]) == (rule, steps)]
@@ -357,7 +362,7 @@ def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "settings": len(ratios),
             }
         )
-    return sorted(found, key=lambda row: row["worst_ratio"])
+    return sorted(found, key=lambda row: (-row["settings"], row["worst_ratio"]))
 
 
 def tabulate(out: Path) -> None:
@@ -405,6 +410,8 @@ def draw(out: Path) -> None:
             for r in there:
                 if r["rule"] == rule and r["denoiser"] == "fitted":
                     curve.setdefault(int(r["sampling_steps"]), []).append(float(r["closed_h9"]))
+            if not curve:
+                continue
             steps = sorted(curve)
             means = [np.mean(curve[k]) for k in steps]
             axis.plot(steps, means, style, color=colour, markersize=3, label=rule.replace("_", " "))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from polygrad_jax.diffusion.noise_levels import noise_std
+
 GuidanceRule = Literal[
     "score",
     "random_actions",
@@ -66,7 +68,7 @@ class DiffusionConfig:
     exponent, which below tau puts more of them where little noise is left."""
     sampling_floor: float = 0.0
     """With sampling_tau: steps with a noise std below this are not sampled; the clean trajectory predicted in the least
-    noisy one that is ends the run."""
+    noisy one that is ends the run. guidance.state_change_clip_below goes on counting all N."""
     tau: float = 1.0
     """Exponent of the cosine schedule (Chen 2023, Algorithm 1)."""
     eta: float = 1.0
@@ -568,9 +570,7 @@ def validate(config: Config) -> Config:
     d, loop, a2c, latent = config.diffusion, config.loop, config.a2c, config.latent_policy
     least_capacity = max(loop.prefill_env_steps + 10 * config.horizon, loop.env_steps_per_iteration, INSERT_CHUNK)
     tau = config.autoregressive.tau if config.world_model == "autoregressive" else d.tau
-    # what sqrt(1 - alpha_bar) of the cosine schedule is in the K-th noisiest step
-    place = max(0.0, 1.0 - (d.sampling_steps - 1) / d.num_steps)
-    highest_floor = math.sqrt(1.0 - math.cos(math.pi / 2 * place) ** (2 * tau))
+    highest_floor = noise_std(d.num_steps, tau)[-min(d.sampling_steps, d.num_steps)] if d.sampling_floor else 1.0
     contradictions = [
         (
             d.sampling_steps > d.num_steps,

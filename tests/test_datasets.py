@@ -305,7 +305,7 @@ def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
     else:
         save_as_official(path, arrays, protocol)
     with open(path, "rb") as file:
-        read = pickled_arrays.read(file)
+        read = pickled_arrays.read(file, list(arrays))
     assert read.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array, err_msg=name)
@@ -338,22 +338,51 @@ def test_nothing_is_unpickled(tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             official_npy.read(path)
     path.with_suffix(".npz").write_bytes(pickle.dumps(Malicious(proof)))
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="it holds pickles") as refused:
         official_npy.read(path.with_suffix(".npz"))
+    assert "pickle.load" not in str(refused.value)
     np.savez(path.with_suffix(".npz"), **official() | {"rewards": np.array([Malicious(proof)])})
     with pytest.raises(ConfigError):
         official_npy.read(path.with_suffix(".npz"))
     assert not proof.exists()
 
 
-def test_damaged_official_files_are_refused(tmp_path):
-    path = tmp_path / "official.npy"
-    np.save(path, official(), allow_pickle=True)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_official_files_are_refused_or_read_in_one_way_or_the_other(tmp_path, suffix):
+    """Cut off: refused. One byte changed: refused, or another number; nothing else ever comes out."""
+    path = tmp_path / f"official{suffix}"
+    if suffix == ".npy":
+        np.save(path, official(), allow_pickle=True)
+    else:
+        np.savez_compressed(path, **official())
     whole = path.read_bytes()
-    for end in range(0, len(whole), 7):
+    for end in range(0, len(whole) - 1, 7):
         path.write_bytes(whole[:end])
         with pytest.raises(ConfigError, match="cannot be read"):
             official_npy.read(path)
+    refused = 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert official_npy.read(path).observations.shape[1] >= 1
+        except ConfigError:
+            refused += 1
+    assert refused > len(whole) // 12
+
+
+@pytest.mark.parametrize("deep", ["wide", "long"])
+def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, deep):
+    """{((x, x), (x, x)): ...}, 40 levels of it, and a tuple in a tuple a million times."""
+    twice = pickle.EMPTY_TUPLE + b"".join(
+        pickle.BINPUT + bytes([0]) + pickle.BINGET + bytes([0]) + pickle.TUPLE2 for _ in range(40)
+    )
+    key = twice if deep == "wide" else pickle.EMPTY_TUPLE + pickle.TUPLE1 * 1_000_000
+    held = np.array({}, dtype=object)
+    with open(tmp_path / "official.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
+        file.write(pickle.PROTO + bytes([4]) + pickle.EMPTY_DICT + key + pickle.NONE + pickle.SETITEM + pickle.STOP)
+    with pytest.raises(ConfigError, match="a tuple where a name should be"):
+        official_npy.read(tmp_path / "official.npy")
 
 
 @pytest.mark.parametrize(
@@ -362,6 +391,12 @@ def test_damaged_official_files_are_refused(tmp_path):
         ("path_lengths", np.array([3, 5]), "path_lengths"),
         ("path_lengths", np.array([3]), "path_lengths"),
         ("rewards", np.zeros((2, 3, 1)), "rewards have shape"),
+        ("rewards", np.zeros((2, 4, 2)), r"allowed: \[2, 4, 1\]"),
+        ("terminals", np.zeros((2, 4, 0)), r"allowed: \[2, 4, 1\]"),
+        ("observations", np.zeros((2, 10**12, 0)), "observations have shape"),
+        ("observations", np.zeros(3), "observations have shape"),
+        ("observations", np.float32(1), "observations have shape"),
+        ("actions", np.full((2, 4, 1), "left"), "actions are of type <U4"),
         ("terminals", np.ones((2, 4, 1)), "terminals inside"),
     ],
 )

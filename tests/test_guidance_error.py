@@ -1,8 +1,13 @@
 """What is measured of z = (a - mu(s)) / sigma, on draws whose answer is known."""
 
+from dataclasses import replace
+
 import guidance_error
 import jax.numpy as jnp
 import numpy as np
+
+from polygrad_jax.config import paper, validate
+from polygrad_jax.diffusion.schedule import sampling_coefficients
 
 B, T, A = 4000, 6, 2
 
@@ -44,6 +49,19 @@ def test_the_std_is_replaced_and_the_mean_is_not():
     policy = guidance_error.with_std(lambda actor, obs: (actor * obs, jnp.ones_like(obs)))
     _, std = policy((jnp.float32(2.0), jnp.array([0.1, 0.9])), jnp.ones((3, 4, 2)))
     np.testing.assert_array_equal(std, np.broadcast_to(np.float32([0.1, 0.9]), (3, 4, 2)))
+
+
+def test_every_rule_that_is_tried_is_a_valid_config():
+    class Fitted:
+        base = paper("hopper")  # and a run that was sampled in another way: nothing of it is taken over
+        config = validate(replace(base, diffusion=replace(base.diffusion, sampling_tau=0.3, sampling_steps=64)))
+
+    found = list(guidance_error.settings(Fitted, eta=0.5))
+    assert len(found) == sum(len(tried.sampling_steps) for tried in guidance_error.TRIED.values())
+    for labels, config, sigmas in found:
+        assert (config.diffusion.sampling_tau > 0) == ("spaced" in labels["rule"])
+        assert len(sampling_coefficients(config.diffusion).step) == labels["sampling_steps"]
+        assert set(sigmas) <= set(guidance_error.SIGMAS) and config.diffusion.eta == 0.5
 
 
 def test_every_setting_is_compared_with_the_best_rule_at_all_steps():

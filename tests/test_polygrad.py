@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import traced
 
 from polygrad_jax.config import A2CConfig, Config, DenoiserConfig, DiffusionConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.diffusion.guidance import RULES
@@ -57,18 +58,7 @@ def state(model):
 
 @pytest.fixture(scope="module")
 def counted(model):
-    """``update`` and ``imagine`` as the loop jits them, and how often each was traced."""
-    traces = {"update": 0, "imagine": 0}
-
-    def update(*args):
-        traces["update"] += 1
-        return model.update(*args)
-
-    def imagine(state, policy_params, context, normaliser, key):
-        traces["imagine"] += 1
-        return model.imagine(state, policy_apply, policy_params, context, normaliser, key, H)
-
-    return jax.jit(update), jax.jit(imagine), traces
+    return traced.counted(model, policy_apply, H)
 
 
 def all_equal(a, b) -> bool:

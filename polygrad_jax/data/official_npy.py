@@ -11,7 +11,6 @@ MuJoCo tasks, so nothing can be replayed from such data, and its tasks are versi
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,16 @@ def read(path: Path) -> TransitionRecord:
     """
     try:
         with open(path, "rb") as file:
-            loaded = pickled_arrays.read(file) if path.suffix == ".npy" else np.load(file, allow_pickle=False)
-            arrays = {name: loaded[name] for name in _NEEDED}
-    except (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            if path.suffix == ".npy":
+                arrays = pickled_arrays.read(file, _NEEDED)
+            else:
+                loaded = np.load(file, allow_pickle=False)
+                arrays = {name: loaded[name] for name in _NEEDED}
+    except Exception as error:  # whatever zipfile, zlib and numpy raise of bytes that are no such file
+        # numpy's own advice is to unpickle
+        why = "it holds pickles" if "allow_pickle" in str(error) else " ".join(str(error).split())[:200]
         allowed = f"a .npy of the official code or a .npz with {', '.join(_NEEDED)}"
-        raise ConfigError(f"{path} cannot be read ({error}); allowed: {allowed}") from error
+        raise ConfigError(f"{path} cannot be read ({why}); allowed: {allowed}") from error
     lengths = _lengths(path, arrays)
     rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], what is not padding
     ends = np.cumsum(lengths) - 1
@@ -56,12 +60,18 @@ def read(path: Path) -> TransitionRecord:
 
 def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """``[E]``, checked against the shapes of all."""
-    lengths = arrays["path_lengths"].astype(np.int64)
-    episodes, longest = arrays["observations"].shape[:2]
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise ConfigError(f"{path}: {name} are of type {array.dtype}; allowed: numbers")
+    episodes, longest = (*arrays["observations"].shape, 0, 0)[:2]
+    widths = {"rewards": (1,), "terminals": (1,)}
     for name in _NEEDED[:-1]:
         shape = arrays[name].shape
-        if len(shape) != 3 or shape[:2] != (episodes, longest):
-            raise ConfigError(f"{path}: {name} have shape {shape}; allowed: [{episodes}, {longest}, ...]")
+        width = widths.get(name, shape[2:])
+        if len(shape) != 3 or shape != (episodes, longest, *width) or 0 in shape:
+            wanted = f"[{episodes}, {longest}, {1 if name in widths else '1 or more'}]"
+            raise ConfigError(f"{path}: {name} have shape {list(shape)}; allowed: {wanted}")
+    lengths = arrays["path_lengths"].astype(np.int64)
     if lengths.shape != (episodes,) or lengths.min(initial=1) < 1 or lengths.max(initial=1) > longest:
         raise ConfigError(f"{path}: path_lengths are not {episodes} numbers from 1 to {longest}; allowed: such")
     return lengths

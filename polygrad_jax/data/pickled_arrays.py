@@ -3,13 +3,14 @@
 The opcodes are read by ``pickletools.genops``, which runs nothing, and followed on tuples, lists and dictionaries:
 nothing that a file names is imported, nothing is called. A name stays a :class:`Name`, a call stays a :class:`Call`.
 The one thing made of calls is an array of numbers, from its type, its shape and its bytes; a file that holds anything
-else is refused.
+else is refused. What is read takes no more memory than the file.
 """
 
 from __future__ import annotations
 
 import pickletools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -45,11 +46,13 @@ class NotArrays(ValueError):
     """The file holds something that is no dictionary of arrays of numbers; the message says what."""
 
 
-def read(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays of ``np.save(file, {name: array, ...})``, protocols 2 to 4; ``file`` is at its beginning.
+def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of ``np.save(file, {name: array, ...})``, protocols 2 to 4; ``file`` is at its beginning.
+
+    They are views of what was read, and cannot be written to.
 
     Raises:
-      NotArrays: it is no such file, damaged, or holds anything but arrays of numbers.
+      NotArrays: it is no such file, damaged, lacks a name, or holds anything but arrays of numbers.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -61,11 +64,12 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
         found = _only(held.state[4]) if isinstance(held, Call) and held.name.path in _MAKES_ARRAYS else held
         if not isinstance(found, dict):
             raise NotArrays("it holds no dictionary")
-        return {_text(name): _array(name, call) for name, call in found.items()}
+        calls = {name: _checked(name, call) for name, call in found.items()}
+        return {name: _array(name, calls[name]) for name in names}
     except NotArrays:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, MemoryError) as error:
-        raise NotArrays(f"damaged: {error}") from error
+    except Exception as error:  # whatever numpy and pickletools raise of bytes that are no such file
+        raise NotArrays(f"damaged or incomplete: {type(error).__name__} {error}") from error
 
 
 def _follow(file: BinaryIO) -> Any:
@@ -112,7 +116,8 @@ def _step(stack: list[Any], name: str, argument: Any) -> None:
         stack[-1].state = state
     elif name in ("SETITEM", "SETITEMS"):
         pairs = _pop(stack, 2) if name == "SETITEM" else _from_mark(stack)
-        stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
+        # only names are looked at as keys: hashing nested tuples can take for ever
+        stack[-1].update((_text(name), value) for name, value in zip(pairs[::2], pairs[1::2], strict=True))
     elif name in ("APPEND", "APPENDS"):
         items = _pop(stack, 1) if name == "APPEND" else _from_mark(stack)
         stack[-1].extend(items)
@@ -152,20 +157,26 @@ def _text(value: Any) -> str:
     return value
 
 
-def _array(name: str, call: Any) -> np.ndarray:
-    """The array of numbers that numpy's own call would make."""
+def _checked(name: str, call: Any) -> Call:
+    """What makes an array."""
     if not isinstance(call, Call) or call.name.path not in _MAKES_ARRAYS or call.state is None:
         what = call.name.path if isinstance(call, Call) else type(call).__name__
-        raise NotArrays(f"{name!r} is no array ({what})")
+        raise NotArrays(f"{name[:60]!r} is no array ({what[:60]!r})")
+    _dtype(name, call.state[2])
+    return call
+
+
+def _array(name: str, call: Call) -> np.ndarray:
+    """The array of numbers that numpy's own call would make."""
     _, shape, dtype, fortran, data = call.state
     numbers = np.frombuffer(dtype=_dtype(name, dtype), buffer=_bytes(name, data))
-    return numbers.reshape(shape, order="F" if fortran else "C").copy()
+    return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _dtype(name: str, call: Any) -> np.dtype:
     code = call.arguments[0] if isinstance(call, Call) and call.name.path == "numpy.dtype" else None
     if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
-        raise NotArrays(f"{name!r} is no array of numbers")
+        raise NotArrays(f"{name[:60]!r} is no array of numbers")
     order = call.state[1] if call.state[1] in ("<", ">", "|") else "="
     return np.dtype(code).newbyteorder(order)
 
