@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from polygrad_jax.diffusion.noise_levels import noise_std
+from polygrad_jax.noise_levels import noise_std
 
 GuidanceRule = Literal[
     "score",

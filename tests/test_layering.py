@@ -21,10 +21,11 @@ FLOORS = {
     "envs": 2,
     "types": 1,
     "config": 1,
+    "noise_levels": 0,
 }
 MUST_NOT_KNOW = {"world_models": ("envs",), "rl": ("diffusion", "envs"), "diffusion": ("rl", "envs")}
 FORBIDDEN_WORDS = ("utils", "util", "helpers", "helper", "common", "misc")
-HOST_ONLY = {"envs", "config"}
+HOST_ONLY = {"envs", "config", "noise_levels"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

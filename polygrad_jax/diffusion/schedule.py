@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import DiffusionConfig
-from polygrad_jax.diffusion.noise_levels import cosine_betas, spaced_steps, strided_steps
+from polygrad_jax.noise_levels import cosine_betas, spaced_steps, strided_steps
 from polygrad_jax.types import Array
 
 
