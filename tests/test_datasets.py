@@ -301,7 +301,7 @@ def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
     arrays |= {"fortran": np.asfortranarray(arrays["actions"][..., 0]), "big": np.array([1.5, -2], ">f8")}
     arrays |= {"empty": np.zeros((0, 3), np.float32), "shared": arrays["observations"], "flags": np.array([True])}
     if protocol is None:
-        np.save(path, arrays, allow_pickle=True)
+        np.save(path, arrays)
     else:
         save_as_official(path, arrays, protocol)
     with open(path, "rb") as file:
@@ -330,11 +330,11 @@ def test_nothing_is_unpickled(tmp_path):
     path, proof = tmp_path / "step-10-dataset.npy", tmp_path / "was-here"
     bad = Malicious(proof)
     for arrays in (official() | {"bad": bad}, official() | {"bad": np.array([bad])}, official() | {"rewards": bad}):
-        np.save(path, arrays, allow_pickle=True)
+        np.save(path, arrays)
         with pytest.raises(ConfigError, match=r"'(bad|rewards)' is no array.*; allowed: a .npy of the official code"):
             fixed_data.open_data(str(path))
     for held in (bad, np.array(bad, dtype=object), [official()], np.zeros(3)):
-        np.save(path, held, allow_pickle=True)
+        np.save(path, held)
         with pytest.raises(ConfigError, match="cannot be read"):
             official_npy.read(path)
     path.with_suffix(".npz").write_bytes(pickle.dumps(Malicious(proof)))
@@ -352,7 +352,7 @@ def test_damaged_official_files_are_refused_or_read_in_one_way_or_the_other(tmp_
     """Cut off: refused. One byte changed: refused, or another number; nothing else ever comes out."""
     path = tmp_path / f"official{suffix}"
     if suffix == ".npy":
-        np.save(path, official(), allow_pickle=True)
+        np.save(path, official())
     else:
         np.savez_compressed(path, **official())
     whole = path.read_bytes()
