@@ -340,7 +340,7 @@ def test_nothing_is_unpickled(tmp_path):
     path.with_suffix(".npz").write_bytes(pickle.dumps(Malicious(proof)))
     with pytest.raises(ConfigError, match="it holds pickles") as refused:
         official_npy.read(path.with_suffix(".npz"))
-    assert "pickle.load" not in str(refused.value)
+    assert "unsafely" not in str(refused.value)  # as numpy advises
     np.savez(path.with_suffix(".npz"), **official() | {"rewards": np.array([Malicious(proof)])})
     with pytest.raises(ConfigError):
         official_npy.read(path.with_suffix(".npz"))

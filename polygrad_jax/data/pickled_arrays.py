@@ -3,7 +3,7 @@
 The opcodes are read by ``pickletools.genops``, which runs nothing, and followed on tuples, lists and dictionaries:
 nothing that a file names is imported, nothing is called. A name stays a :class:`Name`, a call stays a :class:`Call`.
 The one thing made of calls is an array of numbers, from its type, its shape and its bytes; a file that holds anything
-else is refused. What is read takes no more memory than the file.
+else is refused. Only the arrays that are asked for are made.
 """
 
 from __future__ import annotations
