@@ -128,7 +128,7 @@ def looked_at(fitted: Fitted, once: Callable[..., Any], std: float, log_delta: A
 def rows_of(fitted: Fitted, config: Config, updates: int) -> Iterator[dict[str, Any]]:
     """One rule, one number of steps: the std falls; a row for each std and each delta."""
     run, rule = fitted.run, RULES[config.guidance.rule]
-    once, settle = make_run(dataclasses.replace(config, guidance=_quicker(config)), run)
+    once, settle, _ = make_run(dataclasses.replace(config, guidance=_quicker(config)), run)
     follow, log_delta = make_follow(config, run, fitted), jnp.float32(FIRST_LOG_DELTA)
     for number, (std, stds) in enumerate(falling(updates).items()):
         if rule.tunes_delta:
@@ -258,7 +258,7 @@ def main() -> int:
         cells = []
         for run, horizon in itertools.product(options.runs, options.horizons):
             command = (*me, "--cell", run.resolve(), "--horizon", horizon, "--rows", "{rows}")
-            cells.append(sweep.Cell(f"{run.name}-h{horizon}", tuple(map(str, command))))
+            cells.append(sweep.Cell(f"{run.resolve().parent.name}-{run.name}-h{horizon}", tuple(map(str, command))))
         code = sweep.run(cells, path, options)
     if path.exists():
         draw_all(options.out)

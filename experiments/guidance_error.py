@@ -7,6 +7,11 @@ which is what the policy would have done, and (ii) in the open loop under the re
 z proves nothing (it holds by construction for some rules, whatever the denoiser): the closed loop does, and the rows
 named ``untrained`` must fail it.
 
+That error is also small where a rule imagines actions whose consequences are easy to foresee: z that are not the
+policy's. Two columns and a rule tell that apart. ``given_h*`` is the error of the same denoiser when it is told the
+actions that MuJoCo's closed loop took under these z, which no guidance can be blamed for. And ``correlated`` can be
+made to keep the very z that ``score`` imagined (", z of score"): same actions, other guidance (``matched.csv``).
+
     python experiments/guidance_error.py RUN [RUN ...] --out results/guidance_error --jobs 2 --threads 1
     python experiments/guidance_error.py --out results/guidance_error --figure-only
 
@@ -17,7 +22,8 @@ units); ``z_*`` as in ``polygrad_jax/training/measures.py``, with the largest co
 share of z's variance that a quadratic in the state explains (``z_explained``; 0 is right); ``last_change`` is what the
 last diffusion step did to the actions, root mean square over sigma; ``seconds`` is what 1,000 trajectories take,
 compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
-``against_best.csv`` and ``summary.csv`` compare every rule and K with the best rule at K = 128.
+``against_best.csv`` and ``summary.csv`` compare every rule and K with the best rule at K = 128. How sure a
+comparison is shows in its spread over seeds; one seed has none.
 ``convergence.csv``: norms of the powers of actions -> states -> policy's means at the least noisy step.
 """
 
@@ -46,7 +52,7 @@ from polygrad_jax.cli import override
 from polygrad_jax.config import Config
 from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, delta_bounds, sigma_of, standardise, update_log_delta
-from polygrad_jax.diffusion.sampler import Given, predict_clean, sample
+from polygrad_jax.diffusion.sampler import Given, predict_clean, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs.simulator import close_loop, replay_actions
 from polygrad_jax.training.finished_run import FinishedRun, open_finished
@@ -76,6 +82,7 @@ class Tried(NamedTuple):
     sampling_steps: tuple[int, ...]
     sampling: dict[str, float] = EVEN
     sigmas: tuple[str, ...] = tuple(SIGMAS)
+    z_of: str = ""  # a rule above whose standardised actions are kept, in place of normal draws
 
 
 RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
@@ -87,9 +94,11 @@ TRIED = {
     "correlated 1": Tried({"rule": "correlated", "rho": 1.0}, EVERY),
     "correlated 1, relaxed": Tried(RELAXED, EVERY),
     "correlated 1, relaxed, spaced": Tried(RELAXED, (8, 16, 32), SPACED),
-    "policy_sampling": Tried({"rule": "policy_sampling"}, (16, 128)),
+    "correlated 1, relaxed, z of score": Tried(RELAXED, (16, 128), z_of="score"),
+    "policy_sampling": Tried({"rule": "policy_sampling"}, (16,)),
 }
 HORIZONS = (1, 5, 9)
+OF_SCORE = ", z of score"
 
 
 def with_std(policy_apply: PolicyApply) -> PolicyApply:
@@ -129,14 +138,18 @@ def fit(run: FinishedRun, config: Config, rows: int, updates: int) -> Fitted:
 
 
 def make_run(config: Config, run: FinishedRun):
-    """``(Given, key) -> (traj, actions, steps)`` of Algorithm 2, normalised, compiled; the steps of actions kept."""
+    """What the setting's sampler does, compiled.
+
+    ``once(Given, key, keep, residual) -> (traj, actions, actions before the last step)`` of Algorithm 2, normalised;
+    ``settle(Given, key) -> log delta``; ``told(Given, normed actions, key) -> traj``, without guidance.
+    """
     policy_apply = with_std(run.policy_apply)
     sampler, schedule = make_sampler(config, policy_apply), sampling_coefficients(config.diffusion)
 
     @partial(jax.jit, static_argnums=2)
-    def once(given: Given, key: Array, keep: bool):
+    def once(given: Given, key: Array, keep: bool, residual: Array | None = None):
         traj, actions, steps = sample(
-            sampler, given, schedule, key, config.horizon, run.spec.action_size, keep_steps=keep
+            sampler, given, schedule, key, config.horizon, run.spec.action_size, keep_steps=keep, residual=residual
         )
         # only what the last step did is asked for: with K = 1 it moved the actions from nowhere we know
         before = steps[1][-2] if keep and schedule.step.shape[0] > 1 else actions
@@ -155,7 +168,12 @@ def make_run(config: Config, run: FinishedRun):
 
         return jax.lax.scan(round, jnp.log(given.delta), jax.random.split(key, ROUNDS))[0]
 
-    return once, settle
+    @jax.jit
+    def told(given: Given, normed_actions: Array, key: Array) -> Array:
+        shape = (schedule.step.shape[0] + 1, *normed_actions.shape[:2], run.spec.observation_size + 2)
+        return sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))
+
+    return once, settle, told
 
 
 def settled(fitted: Fitted, config: Config, settle, std: float | np.ndarray) -> tuple[Array, float]:
@@ -203,14 +221,17 @@ def errors(name: str, predicted: np.ndarray, real: np.ndarray, std: np.ndarray) 
     return row
 
 
-def measure(fitted: Fitted, config: Config, once, std: float | np.ndarray, log_delta: Array) -> dict[str, float]:
-    """The columns of one setting, from TRAJECTORIES imagined ones."""
+def measure(
+    fitted: Fitted, config: Config, once, told, std: np.ndarray, log_delta: Array, residual: np.ndarray | None = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """The columns of one setting, from TRAJECTORIES imagined ones, and their z ``[B, H, A]``."""
     run, rows = fitted.run, fitted.rows
+    residual = None if residual is None else jnp.asarray(residual, jnp.float32)
     given, key = fitted.given(rows, std, log_delta), jax.random.key(2)
-    traj, actions, before = jax.block_until_ready(once(given, key, True))
-    jax.block_until_ready(once(given, key, False))
+    traj, actions, before = jax.block_until_ready(once(given, key, True, residual))
+    jax.block_until_ready(once(given, key, False, residual))
     began = time.perf_counter()
-    jax.block_until_ready(once(given, key, False))
+    jax.block_until_ready(once(given, key, False, residual))
     seconds = time.perf_counter() - began
 
     segment = jax.device_get(unpack(traj, actions, fitted.normaliser))
@@ -223,13 +244,16 @@ def measure(fitted: Fitted, config: Config, once, std: float | np.ndarray, log_d
     means = mean_at(segment.observations)
     z = standardised_actions(segment.actions, means, np.broadcast_to(std, means.shape))
     simulator_states, steps = run.transitions.simulator_states[rows], config.horizon - 1
-    closed, *_ = close_loop(
+    closed, acted, *_ = close_loop(
         run.config.env, simulator_states, lambda k, raw_obs: mean_at(raw_obs) + std * z[:, k], steps
     )
     opened, _, _ = replay_actions(run.config.env, simulator_states, segment.actions[:, :-1])
     unit, spread = np.asarray(run.normaliser.observations.std), spread_of(z)
-    return {
+    acted = normalise(jnp.asarray(acted[:, [*range(steps), steps - 1]]), fitted.normaliser.actions)
+    foretold = jax.device_get(unpack(told(given, acted, jax.random.key(5)), acted, fitted.normaliser)).observations
+    columns = {
         **errors("closed", segment.observations, closed, unit),
+        **errors("given", foretold, closed, unit),
         **errors("open", segment.observations, opened, unit),
         "z_mean": spread.mean,
         "z_std": spread.std,
@@ -240,17 +264,18 @@ def measure(fitted: Fitted, config: Config, once, std: float | np.ndarray, log_d
         "last_change": float(np.sqrt(np.square(change).mean())),
         "seconds": seconds * 1000 / len(rows),
     }
+    return columns, (segment.actions - means) / std
 
 
-def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config, tuple[str, ...]]]:
-    """Rules and steps, and the names of the sigmas: the policy's std needs no new compilation."""
+def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config, Tried]]:
+    """Rules and steps; the sigmas are left to the caller: the policy's std needs no new compilation."""
     for rule, tried in TRIED.items():
         guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **tried.guidance)
         for steps in tried.sampling_steps:
             diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
             which = {"sampling_tau": diffusion.sampling_tau, "sampling_floor": diffusion.sampling_floor}
             config = dataclasses.replace(fitted.config, guidance=guidance, diffusion=diffusion)
-            yield {"rule": rule, "sampling_steps": steps, "eta": eta} | which, configs.validate(config), tried.sigmas
+            yield {"rule": rule, "sampling_steps": steps, "eta": eta} | which, configs.validate(config), tried
 
 
 def fields_of(options: argparse.Namespace) -> list[str]:
@@ -267,16 +292,20 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     rows = []
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0)):
         fitted = fit(run, config, options.data_rows, updates)
-        for labels, there, sigmas in settings(fitted, options.eta):
+        imagined: dict[tuple, np.ndarray] = {}
+        for labels, there, tried in settings(fitted, options.eta):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
-            once, settle = make_run(there, run)
-            for sigma in sigmas:
+            once, settle, told = make_run(there, run)
+            for sigma in tried.sigmas:
                 std = np.resize(SIGMAS[sigma], run.spec.action_size).astype(np.float32)
                 log_delta, at_bound = settled(fitted, there, settle, std)
                 row = common | {"denoiser": denoiser, "updates": updates} | labels | {"sigma": sigma}
                 row |= {"delta": float(jnp.exp(log_delta)), "at_bound": at_bound}
-                row |= measure(fitted, there, once, std, log_delta)
+                z = imagined[tried.z_of, labels["sampling_steps"], sigma] if tried.z_of else None
+                found, z = measure(fitted, there, once, told, std, log_delta, z)
+                imagined[labels["rule"], labels["sampling_steps"], sigma] = z
+                row |= found
                 rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
                 print(json.dumps(rows[-1], default=float), flush=True)
         if updates:
@@ -291,7 +320,7 @@ def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
     """
     guidance = dataclasses.replace(fitted.config.guidance, rule="correlated", rho=1.0)
     config, run = dataclasses.replace(fitted.config, guidance=guidance), fitted.run
-    once, _ = make_run(config, run)
+    once, *_ = make_run(config, run)
     given = fitted.given(fitted.rows[:count], 0.1, jnp.float32(0.0))
     traj, actions, _ = once(given, jax.random.key(3), False)
     sampler, schedule = make_sampler(config, run.policy_apply), sampling_coefficients(config.diffusion)
@@ -326,10 +355,12 @@ def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
 def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Every rule and K against the best rule at K = 128, per task, sigma and steps ahead; means over seeds.
 
+    Rules that keep another's z are left out: their actions are not the policy's.
+
     ``ratio`` is the closed-loop error over that of the best; ``spread`` is the std over seeds over the mean (0 of one).
     """
     errors: dict[tuple, list[float]] = {}
-    for r in (r for r in rows if r.get("denoiser") == "fitted"):
+    for r in (r for r in rows if r.get("denoiser") == "fitted" and not r["rule"].endswith(OF_SCORE)):
         for h in HORIZONS:
             there = (r["env"], r["sigma"], h, r["rule"], int(r["sampling_steps"]))
             errors.setdefault(there, []).append(float(r[f"closed_h{h}"]))
@@ -342,6 +373,23 @@ def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         row |= {"spread": float(np.std(errors[env, sigma, h, rule, steps])) / mean, "best_rule": best}
         table.append(row | {"ratio": mean / at_full[best]})
     return table
+
+
+def matched(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The error of a rule that keeps the z of ``score`` over that of ``score``: mean, least and largest over seeds."""
+    errors, ratios = {}, {}
+    for r in (r for r in rows if r.get("denoiser") == "fitted"):
+        for h in HORIZONS:
+            errors[r["env"], r["sigma"], h, r["rule"], int(r["sampling_steps"]), r["seed"]] = float(r[f"closed_h{h}"])
+    for (env, sigma, h, rule, steps, seed), error in errors.items():
+        if rule.endswith(OF_SCORE):
+            there = (env, sigma, h, rule.removesuffix(OF_SCORE), steps)
+            ratios.setdefault(there, []).append(error / errors[env, sigma, h, "score", steps, seed])
+    names = ("env", "sigma", "step", "rule", "sampling_steps")
+    return [
+        dict(zip(names, there, strict=True)) | {"ratio": float(np.mean(x)), "least": min(x), "largest": max(x)}
+        for there, x in ratios.items()
+    ]
 
 
 def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -366,10 +414,11 @@ def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tabulate(out: Path) -> None:
-    """``against_best.csv`` and ``summary.csv``, from the CSV alone; says the best three."""
-    table = against_best(sweep.read_csv(out / "guidance_error.csv"))
+    """``against_best.csv``, ``summary.csv`` and ``matched.csv``, from the CSV alone; says the best three."""
+    found = sweep.read_csv(out / "guidance_error.csv")
+    table = against_best(found)
     summary = summarised(table)
-    for name, rows in (("against_best", table), ("summary", summary)):
+    for name, rows in (("against_best", table), ("summary", summary), ("matched", matched(found))):
         short = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
         sweep.write_csv(out / f"{name}.csv", short)
     for row in summary[:3]:
@@ -456,10 +505,10 @@ def main() -> int:
     if not options.figure_only:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
         me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
-        cells = [
-            sweep.Cell(run.name, tuple(map(str, (*me, "--cell", run.resolve(), "--rows", "{rows}"))))
-            for run in options.runs
-        ]
+        cells = []
+        for run in (path.resolve() for path in options.runs):
+            command = tuple(map(str, (*me, "--cell", run, "--rows", "{rows}")))
+            cells.append(sweep.Cell(f"{run.parent.name}-{run.name}", command))  # two tasks' runs may share a name
         code = sweep.run(cells, path, options)
         found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
         sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])

@@ -445,6 +445,15 @@ def test_correlated_actions_are_the_policys_at_the_returned_states(rho, relaxati
     np.testing.assert_allclose(standardised_at_returned_states(traj, actions), z, rtol=1e-4, atol=1e-4)
 
 
+def test_standardised_actions_that_are_given_are_the_ones_kept():
+    residual = jax.random.normal(jax.random.key(9), (B, H, A))
+    sampler = sampler_of("correlated", relaxation=0.5, state_change_clip=0.0)
+    told = jax.jit(lambda z: sample(sampler, given_of(), coefficients(N, 5, 1.0), KEY, H, A, residual=z)[:2])(residual)
+    np.testing.assert_allclose(standardised_at_returned_states(*told), residual, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="'score'; allowed: to correlated"):
+        sample(sampler_of(), given_of(), coefficients(N, 5, 1.0), KEY, H, A, residual=residual)
+
+
 def test_one_kept_draw_forgets_how_actions_began():
     """rho = 1: no noise but the states' is fresh in a step, so without it (eta = 0) the start is all that is drawn."""
     given, schedule = given_of(), coefficients(N, N, 1.0, eta=0.0)

@@ -58,10 +58,11 @@ def test_every_rule_that_is_tried_is_a_valid_config():
 
     found = list(guidance_error.settings(Fitted, eta=0.5))
     assert len(found) == sum(len(tried.sampling_steps) for tried in guidance_error.TRIED.values())
-    for labels, config, sigmas in found:
+    for labels, config, tried in found:
         assert (config.diffusion.sampling_tau > 0) == ("spaced" in labels["rule"])
         assert len(sampling_coefficients(config.diffusion).step) == labels["sampling_steps"]
-        assert set(sigmas) <= set(guidance_error.SIGMAS) and config.diffusion.eta == 0.5
+        assert set(tried.sigmas) <= set(guidance_error.SIGMAS) and config.diffusion.eta == 0.5
+        assert tried.z_of in ("", "score") and labels["rule"].endswith(guidance_error.OF_SCORE) == bool(tried.z_of)
 
 
 def test_every_setting_is_compared_with_the_best_rule_at_all_steps():
@@ -85,3 +86,21 @@ def test_every_setting_is_compared_with_the_best_rule_at_all_steps():
     assert [(r["rule"], r["sampling_steps"], r["within_a_tenth"], r["settings"]) for r in summary] == [
         ("a", 128, 3, 3), ("b", 16, 3, 3), ("a", 16, 0, 3), ("b", 128, 0, 3)
     ]
+
+
+def test_same_z_comparison_goes_seed_by_seed_and_stays_out_of_the_ranking():
+    """0.5 of 1 and 3 of 2: ratios 0.5 and 1.5, mean 1; another K, untrained rows and other rules do not enter."""
+
+    def row(rule, seed, error, steps="16", denoiser="fitted"):
+        errors = {f"closed_h{h}": str(error * h) for h in guidance_error.HORIZONS}
+        labels = {"env": "hopper", "sigma": "0.1", "rule": rule, "sampling_steps": steps, "seed": str(seed)}
+        return labels | {"denoiser": denoiser} | errors
+
+    rows = [row("score", 0, 1.0), row("score", 1, 2.0), row("score", 0, 9.0, steps="128")]
+    rows.append(row("policy_sampling", 0, 7.0))
+    rows += [row("relaxed, z of score", 0, 0.5), row("relaxed, z of score", 1, 3.0)]
+    rows.append(row("score", 0, 100.0, denoiser="untrained"))
+    found = guidance_error.matched(rows)
+    assert [r["step"] for r in found] == list(guidance_error.HORIZONS)
+    assert all((r["rule"], r["ratio"], r["least"], r["largest"]) == ("relaxed", 1.0, 0.5, 1.5) for r in found)
+    assert {r["rule"] for r in guidance_error.against_best(rows)} == {"score", "policy_sampling"}

@@ -159,6 +159,7 @@ def sample(
     horizon: int,
     action_size: int,
     keep_steps: bool = False,
+    residual: Array | None = None,
 ) -> tuple[Array, Array, tuple[Array, Array] | None]:
     """Algorithm 2: ``(normed_traj [B, H, O+2], normed_actions [B, H, A], steps)``.
 
@@ -166,7 +167,13 @@ def sample(
     the actions after every step, ``[K, B, H, ...]`` in the order of the run; otherwise None.
     The returned actions are the ones of the last step: the states were denoised under the last but one. Under
     ``correlated`` the last step's are the policy's mean at the returned states plus the std times the kept draw.
+    ``residual [B, H, A]`` are the standardised actions to keep, in place of a draw of their own.
+
+    Raises:
+      ValueError: a residual for a rule that keeps none.
     """
+    if residual is not None and not RULES[sampler.guidance.rule].keeps_residual:
+        raise ValueError(f"residual given to rule {sampler.guidance.rule!r}; allowed: to correlated, which keeps it")
     batch, observations = given.initial.shape[0], given.initial.shape[-1]
     shape = (batch, horizon, observations + 2)
     start = draw(jax.random.fold_in(key, schedule.step.shape[0]), shape, action_size)  # lines 2, 3
@@ -178,7 +185,7 @@ def sample(
         return after, kept
 
     indices = jnp.arange(schedule.step.shape[0])
-    begin = Diffusing(start.traj, start.actions, residual=start.actions)
+    begin = Diffusing(start.traj, start.actions, residual=start.actions if residual is None else residual)
     end, steps = jax.lax.scan(body, begin, (schedule, indices), reverse=True)
     if keep_steps:
         steps = jax.tree.map(lambda x: x[::-1], steps)  # a reversed scan stacks in the order of its inputs
