@@ -3,9 +3,9 @@
 For every run, a denoiser of N = 128 is fitted to the run's first transitions. Then the policy's std falls from 1 to
 0.02 along a straight line, as in the paper, one imagined batch and one step of delta's controller (Eq. 10) per update.
 At the stds of the figures, z = (a - mu(s)) / sigma is counted over 1,000 imagined trajectories: with the delta that the
-controller has there (``following``) and with one that was given time to settle (``settled``; not there for rules that
-tune nothing). DEVIATION from the paper: the policy's mean is the finished run's throughout, so that the figures show
-the guidance and not the learning.
+controller has there (``following``) and, for ``score``, with one that was given time to settle (``settled``). With one
+std for all actions ``preconditioned`` is ``score`` with another delta and is not tried. DEVIATION from the paper: the
+policy's mean is the finished run's throughout, so that the figures show the guidance and not the learning.
 
     python experiments/action_distribution.py RUN [RUN ...] --out results/action_distribution --jobs 2 --threads 1
     python experiments/action_distribution.py --out results/action_distribution --figure-only
@@ -51,18 +51,19 @@ from polygrad_jax.world_models.polygrad import make_sampler, unpack
 
 SIGMAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 SAMPLING_STEPS = (16, 128)
-BATCH = 128
-"""Trajectories per update while the std falls, as in the preset ``cpu``."""
+BATCH_ACTIONS = 1280
+"""Imagined actions per update while the std falls: 128 trajectories of 10, as in the preset ``cpu``."""
 FIRST_LOG_DELTA = np.log(0.05)
 LIMIT, BINS = 5.0, 100
 EDGES = np.linspace(-LIMIT, LIMIT, BINS + 1)
 RULES_TRIED = {
     "score": {"rule": "score"},
     "no_clipping": {"rule": "no_clipping"},
-    "preconditioned": {"rule": "preconditioned"},
-    "correlated 1": {"rule": "correlated", "rho": 1.0},
+    "correlated 1, relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5},
     "policy_sampling": {"rule": "policy_sampling"},
 }
+SETTLES = ("score",)
+"""Rules that are also looked at with a delta that was given time."""
 
 
 def counts_of(z: np.ndarray) -> np.ndarray:
@@ -75,10 +76,11 @@ def make_follow(config: Config, run: FinishedRun, fitted: Fitted) -> Callable[[A
     policy_apply = with_std(run.policy_apply)
     sampler, schedule = make_sampler(config, policy_apply), sampling_coefficients(config.diffusion)
     observations = jnp.asarray(run.transitions.observations[fitted.rows])
+    trajectories = BATCH_ACTIONS // config.horizon
 
     def one(log_delta: Array, std_and_key: tuple[Array, Array]) -> tuple[Array, None]:
         std, key = std_and_key
-        rows = jax.random.randint(jax.random.fold_in(key, 0), (BATCH,), 0, observations.shape[0])
+        rows = jax.random.randint(jax.random.fold_in(key, 0), (trajectories,), 0, observations.shape[0])
         initial = normalise(observations[rows], fitted.normaliser.observations)
         given = Given(fitted.state.ema_params, (run.actor, std), fitted.normaliser, initial, jnp.exp(log_delta))
         traj, actions, _ = sample(
@@ -137,7 +139,7 @@ def rows_of(fitted: Fitted, config: Config, updates: int) -> Iterator[dict[str, 
             log_delta = follow(log_delta, jnp.asarray(stds), jax.random.fold_in(jax.random.key(4), number))
         found = looked_at(fitted, once, std, log_delta)
         yield {"sigma": std, "protocol": "following"} | found
-        if rule.tunes_delta and found["finite"]:
+        if config.guidance.rule in SETTLES and found["finite"]:
             quiet, at_bound = settled(fitted, config, settle, std)
             yield {"sigma": std, "protocol": "settled", "at_bound": at_bound} | looked_at(fitted, once, std, quiet)
 
@@ -174,8 +176,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
 COLOURS = {
     "score": "#0072B2",
     "no_clipping": "#E69F00",
-    "preconditioned": "#56B4E9",
-    "correlated 1": "#D55E00",
+    "correlated 1, relaxed": "#009E73",
     "policy_sampling": "#CC79A7",
 }
 
@@ -242,7 +243,7 @@ def main() -> int:
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
     parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
-    parser.add_argument("--falling", type=int, default=2_000, help="updates in which the std falls from 1 to 0.02")
+    parser.add_argument("--falling", type=int, default=1_000, help="updates in which the std falls from 1 to 0.02")
     parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--horizon", type=int, help=argparse.SUPPRESS)

@@ -64,9 +64,8 @@ from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler, unpa
 from polygrad_jax.world_models.registry import make_world_model
 
 TRAJECTORIES = 1000
-SETTLING = 256
-"""Trajectories, and rounds, over which delta settles before anything is measured."""
-ROUNDS = 80
+SETTLING_ACTIONS, ROUNDS = 2560, 80
+"""Imagined actions in each of the rounds in which delta settles before anything is measured."""
 DELTA_LR = 0.3
 NUM_STEPS = 128
 SIGMAS = {"1.0": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
@@ -183,7 +182,7 @@ def settled(fitted: Fitted, config: Config, settle, std: float | np.ndarray) -> 
     log_delta = jnp.log(jnp.float32(0.05 * variance))
     if not rule.tunes_delta:
         return log_delta, 0.0
-    rows = fitted.rows[:SETTLING]
+    rows = fitted.rows[: SETTLING_ACTIONS // config.horizon]
     log_delta = settle(fitted.given(rows, std, log_delta), jax.random.key(1))
     policy = Gaussian(jnp.zeros(()), jnp.asarray(std, jnp.float32).reshape(1, 1, -1))
     _, largest = delta_bounds(policy, config.guidance)

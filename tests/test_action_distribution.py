@@ -38,7 +38,7 @@ def test_the_figures_are_made_from_the_csv_alone_and_show_what_was_lost(tmp_path
     common = {"env": "hopper", "seed": 0, "horizon": 10, "sampling_steps": 16, "protocol": "following", "sigma": 0.1}
     common |= {"updates": 7, "rows": 8, "falling_updates": 9}
     good = {"rule": "score", "finite": 1, "z_ks": 0.125, "counts": " ".join("1" for _ in range(BINS))}
-    bad = {"rule": "preconditioned", "finite": 0, "z_ks": None, "counts": None}
+    bad = {"rule": "no_clipping", "finite": 0, "z_ks": None, "counts": None}
     with (tmp_path / "action_distribution.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*common, *good])
         writer.writeheader()
