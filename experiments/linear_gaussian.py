@@ -150,14 +150,21 @@ class Schedule:
     action_std: np.ndarray  # of the noise of guided actions
 
 
-def cosine_schedule(num_steps: int, tau: float, sampling_steps: int | None = None, eta: float = 1.0) -> Schedule:
-    """Chen's cosine schedule, written here a second time: strided like the package's, with DDIM's eta."""
+def cosine_schedule(
+    num_steps: int,
+    tau: float,
+    sampling_steps: int | None = None,
+    eta: float = 1.0,
+    steps: tuple[int, ...] | None = None,
+) -> Schedule:
+    """Chen's cosine schedule, a second time, with DDIM's eta: strided like the package's, or at ``steps``."""
     u = np.arange(num_steps + 1) / num_steps
     curve = np.cos(u * np.pi / 2) ** (2 * tau)
     curve = (curve - curve[-1]) / (1 - curve[-1])
     alpha_bar = np.cumprod(np.maximum(curve[1:] / curve[:-1], 1e-3))
     kept = sampling_steps or num_steps
     step = np.rint(np.arange(kept) * (num_steps - 1) / max(kept - 1, 1)).astype(int) if kept > 1 else [num_steps - 1]
+    step = step if steps is None else np.array(steps)
     now = alpha_bar[step]
     before = np.append(1.0, now[:-1])
     variance = (1 - before) * (1 - now / before) / (1 - now)
@@ -227,6 +234,7 @@ class Problem:
     rho: float = 1.0
     relaxation: float = 1.0
     sampling_steps: int | None = None  # K; all N if None
+    steps: tuple[int, ...] | None = None  # which K, ascending; evenly spread if None
     eta: float = 1.0
     causal: bool = False  # whether the denoiser sees earlier times only
     known_stats: Statistics | None = None  # those of the data, where many problems share them
@@ -239,7 +247,7 @@ class Problem:
 
     @property
     def schedule(self) -> Schedule:
-        return cosine_schedule(self.num_steps, self.tau, self.sampling_steps, self.eta)
+        return cosine_schedule(self.num_steps, self.tau, self.sampling_steps, self.eta, self.steps)
 
     @property
     def normed_initial(self) -> np.ndarray:

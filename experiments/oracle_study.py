@@ -36,6 +36,7 @@ import numpy as np
 import sweep
 from linear_gaussian import LinearPolicy, Problem, System
 
+from polygrad_jax.noise_levels import spaced_steps
 from polygrad_jax.training.run_folder import write_text_atomically
 
 NUM_STEPS, TAU = 128, 1.0
@@ -53,6 +54,16 @@ RULES = {
     "score, causal": {"rule": "no_clipping", "causal": True},
     "correlated 1, causal": {"rule": "correlated", "rho": 1.0, "causal": True},
 }
+RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
+LATER = {
+    "correlated 1, relaxed": RELAXED,
+    "correlated 1, relaxed, causal": RELAXED | {"causal": True},
+    "correlated 1, relaxed, spaced": RELAXED,
+}
+"""Rules that were tried after the others, in cells of their own. ``spaced``: K steps from a floor of noise upwards,
+closer where little of it is left (``--diffusion.sampling-tau 0.1 --diffusion.sampling-floor 0.08``)."""
+GROUPS = {"": RULES, "_relaxed": LATER}
+SPACED_STEPS, SPACING = (8, 16, 32), (0.1, 0.08)
 """``score`` without its clip at 3 std, which would not be affine. ``causal``: the denoiser sees only the past."""
 
 
@@ -98,16 +109,18 @@ WORLDS = [World(*x) for x in itertools.product(("scalar",), PROCESS_STDS, DATA, 
 ]
 
 
-def settings(cell: World):
+def settings(cell: World, group: str = ""):
     """``(rule, K, sigma, eta)`` of a cell; fewer at H = 50, where one takes seconds.
 
     Without process noise eta changes nothing: the optimal denoiser takes out all noise of the states at the last step.
     """
     etas = (1.0, 0.0) if cell.process_std else (1.0,)
-    for rule, steps, sigma, eta in itertools.product(RULES, SAMPLING_STEPS, SIGMAS, etas):
+    for rule, steps, sigma, eta in itertools.product(GROUPS[group], SAMPLING_STEPS, SIGMAS, etas):
+        if "spaced" in rule and steps not in SPACED_STEPS:
+            continue
         if rule == "preconditioned" and cell.system == "scalar":
             continue  # with one action it is score
-        tunes = RULES[rule]["rule"] != "correlated"
+        tunes = GROUPS[group][rule]["rule"] != "correlated"
         if cell.horizon == 50 and (sigma in (0.3, 0.03) or (tunes and (eta == 0.0 or sigma != 0.1))):
             continue
         yield rule, steps, sigma, eta
@@ -200,15 +213,16 @@ def measure(problem: Problem, out: world.Returned, known: Truth | None = None) -
     }
 
 
-def run_cell(cell: World) -> list[dict]:
+def run_cell(cell: World, group: str = "") -> list[dict]:
     """All settings of one cell; the denoisers of every step, and what one sigma makes true, are made once."""
     stats = cell.problem(1.0).stats
     denoisers = {causal: dataclasses.replace(cell.problem(1.0), causal=causal).denoiser() for causal in (False, True)}
     truths = {s: truth_of(dataclasses.replace(cell.problem(s), known_stats=stats)) for s in SIGMAS}
     rows = []
-    for rule, steps, sigma, eta in settings(cell):
+    for rule, steps, sigma, eta in settings(cell, group):
         base = dataclasses.replace(cell.problem(sigma), known_stats=stats, sampling_steps=steps, eta=eta)
-        problem = dataclasses.replace(base, **RULES[rule])
+        which = tuple(spaced_steps(NUM_STEPS, steps, TAU, *SPACING).tolist()) if "spaced" in rule else None
+        problem = dataclasses.replace(base, **GROUPS[group][rule], steps=which)
         denoiser = tuple(of_all_steps[problem.schedule.step] for of_all_steps in denoisers[problem.causal])
         labels = {"rule": rule, "sampling_steps": steps, "sigma": sigma, "eta": eta}
         found: Problem | None = problem if problem.rule == "correlated" else world.tuned(problem, denoiser)
@@ -256,6 +270,7 @@ def draw(out: Path) -> None:
         "correlated 0.9": ("#009E73", "correlated, rho 0.9"),
         "correlated 0": ("#CC79A7", "correlated, rho 0"),
         "correlated 1, causal": ("#000000", "correlated, rho 1, causal denoiser"),
+        "correlated 1, relaxed": ("#E69F00", "correlated, rho 1, relaxation 0.5"),
     }
     panels = list(itertools.product(("0.0", "0.05"), ("10", "50"), ("random", "closed 1", "closed 0.1", "closed 0.02")))
     figure, axes = plt.subplots(4, 4, figsize=(12, 10.5), sharex=True, sharey=True)
@@ -299,13 +314,14 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
-        cell = next(cell for cell in WORLDS if cell.name == options.cell)
-        write_text_atomically(options.rows, json.dumps(run_cell(cell)))
+        cell, group = next((w, g) for w, g in itertools.product(WORLDS, GROUPS) if w.name + g == options.cell)
+        write_text_atomically(options.rows, json.dumps(run_cell(cell, group)))
         return 0
     code = 0
     if not options.figure_only:
         me = (sys.executable, str(Path(__file__).resolve()), "--out", str(options.out))
-        cells = [sweep.Cell(cell.name, (*me, "--cell", cell.name, "--rows", "{rows}")) for cell in WORLDS]
+        names = [cell.name + group for group, cell in itertools.product(GROUPS, WORLDS)]
+        cells = [sweep.Cell(name, (*me, "--cell", name, "--rows", "{rows}")) for name in names]
         code = sweep.run(cells, options.out / "oracle.csv", options)
         sweep.write_csv(options.out / "convergence.csv", [row for cell in WORLDS for row in convergence(cell)])
     if (options.out / "oracle.csv").exists():

@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "ensemble": ("--world-model", "ensemble"),
     "Dreamer-v3": ("--world-model", "dreamer"),
 }
-RULES = {"score": {"rule": "score"}, "correlated": {"rule": "correlated", "rho": 1.0}}
+RULES = {"score": {"rule": "score"}, "relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}}
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
 
 COLOURS: dict[tuple[str, str], str] = dict(
     zip(
-        [("PolyGRAD MLP", "score"), ("PolyGRAD MLP", "correlated"), ("PolyGRAD transformer", "score")]
-        + [("PolyGRAD transformer", "correlated")]
+        [("PolyGRAD MLP", "score"), ("PolyGRAD MLP", "relaxed"), ("PolyGRAD transformer", "score")]
+        + [("PolyGRAD transformer", "relaxed")]
         + [(name, "") for name in list(MODELS)[2:]],
         ["#0072B2", "#56B4E9", "#004060", "#7FB8D8", "#D55E00", "#009E73", "#CC79A7", "#E69F00"],
         strict=True,

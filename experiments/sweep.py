@@ -8,7 +8,8 @@ A cell is a command that writes its rows to a file; the experiments make the cel
   code but 0 is a failure: said aloud with the last line that the cell wrote, no row, exit code 1 at the end.
 - Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command goes on.
 - ``--jobs`` cells at once. ``--threads`` cores for each: XLA, BLAS and OpenMP see no more (by affinity where the
-  system has it). With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``, or of one on this
+  system has it): the first of those that the grid itself may use, so a second grid at the same time needs a
+  ``taskset`` of its own. With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``, or of one on this
   machine where that is not set (extra ``ray``).
 """
 

@@ -7,6 +7,8 @@ import numpy as np
 import oracle_study as study
 import pytest
 
+from polygrad_jax.diffusion.schedule import coefficients
+
 DRAWS = 20_000
 
 
@@ -22,10 +24,11 @@ def rolled_out(problem: world.Problem, z: np.ndarray | None, actions: np.ndarray
     return np.stack(states, axis=1)
 
 
-@pytest.mark.parametrize("rule", ["score", "correlated 0.9"])
+@pytest.mark.parametrize("rule", ["score", "correlated 0.9", "correlated 1, relaxed"])
 def test_columns_are_those_of_rollouts(rule):
     cell = study.World("two actions", 0.05, "random", 10)
-    problem = dataclasses.replace(cell.problem(0.3), sampling_steps=8, delta=0.0003, **study.RULES[rule])
+    fields = (study.RULES | study.LATER)[rule]
+    problem = dataclasses.replace(cell.problem(0.3), sampling_steps=8, delta=0.0003, **fields)
     out = world.returned(problem)
     row = study.measure(problem, out)
 
@@ -92,3 +95,17 @@ def test_one_cell_names_its_settings_and_leaves_out_what_no_delta_reaches(monkey
     found = {(r["rule"], r["sigma"]): r for r in rows}
     assert "variance_last" not in found["score", 0.1]  # the controller would sit at its bound
     assert found["correlated 1", 0.1]["variance_last"] > 100  # K < H
+
+
+def test_spaced_steps_are_those_of_the_package(monkeypatch):
+    """The cell's schedule at K = 16 has the coefficients of ``--diffusion.sampling-tau 0.1 --sampling-floor 0.08``."""
+    seen = []
+    monkeypatch.setattr(study, "SPACED_STEPS", (16,))
+    monkeypatch.setattr(study, "SIGMAS", (1.0,))
+    monkeypatch.setattr(study, "measure", lambda problem, out, truth: seen.append(problem) or {})
+    study.run_cell(study.World("scalar", 0.0, "random", 10), "_relaxed")
+    mine = next(p.schedule for p in seen if p.steps)
+    theirs = coefficients(study.NUM_STEPS, 16, study.TAU, sampling_tau=0.1, floor=0.08)
+    np.testing.assert_array_equal(mine.step, theirs.step)
+    for own, name in ((mine.clean, "posterior_clean"), (mine.noisy, "posterior_noisy"), (mine.std, "posterior_std")):
+        np.testing.assert_allclose(own, getattr(theirs, name), atol=1e-6)

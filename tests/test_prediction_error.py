@@ -61,7 +61,7 @@ def test_ends_that_are_found():
 
 def test_only_what_is_guided_has_variants():
     config = configs.cpu("hopper")
-    assert {n: c.guidance.rule for n, c in variants(config).items()} == {"score": "score", "correlated": "correlated"}
+    assert {n: c.guidance.rule for n, c in variants(config).items()} == {"score": "score", "relaxed": "correlated"}
     assert list(variants(configs.replace(config, world_model="ensemble"))) == [""]
 
 
