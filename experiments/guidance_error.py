@@ -427,6 +427,8 @@ def tabulate(out: Path) -> None:
         )
 
 
+TOLD = "correlated 1, relaxed"
+"""The rule whose z the denoiser is told about in the figure: normal draws, like the policy's."""
 COLOURS = {
     "score": ("#0072B2", "o-"),
     "score, spaced": ("#0072B2", "s--"),
@@ -436,6 +438,34 @@ COLOURS = {
     "correlated 1, relaxed, spaced": ("#009E73", "s--"),
     "policy_sampling": ("#CC79A7", "o-"),
 }
+
+
+def per_steps(rows: list[dict[str, str]], rule: str, column: str) -> tuple[list[int], np.ndarray]:
+    """``(K [n], [3, n])``: mean, least and largest over seeds of a fitted denoiser's column."""
+    found: dict[int, list[float]] = {}
+    for r in rows:
+        if (r["rule"], r["denoiser"]) == (rule, "fitted"):
+            found.setdefault(int(r["sampling_steps"]), []).append(float(r[column]))
+    steps = sorted(found)
+    return steps, np.array([[f(found[k]) for k in steps] for f in (np.mean, min, max)])
+
+
+def draw_panel(axis: Any, rows: list[dict[str, str]]) -> None:
+    """Errors nine steps ahead of every rule on one task at one sigma, and what they are to be compared with."""
+    for rule, (colour, style) in COLOURS.items():
+        steps, (mean, low, high) = per_steps(rows, rule, "closed_h9")
+        if steps:
+            axis.plot(steps, mean, style, color=colour, markersize=3, label=rule.replace("_", " "))
+            axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    steps, (told, *_) = per_steps(rows, TOLD, "given_h9")
+    axis.plot(steps, told, ":", color="0.2", label="denoiser told MuJoCo's actions")
+    null = np.mean([float(r["closed_h9"]) for r in rows if r["denoiser"] == "untrained"])
+    axis.axhline(null, color="0.5", linewidth=1, linestyle="--", label="untrained")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(EVERY, [str(k) for k in EVERY])
+    axis.tick_params(which="both", labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw(out: Path) -> None:
@@ -448,41 +478,24 @@ def draw(out: Path) -> None:
     rows = sweep.read_csv(out / "guidance_error.csv")
     tasks, sigmas = (list(dict.fromkeys(r[name] for r in rows)) for name in ("env", "sigma"))
     figure, axes = plt.subplots(
-        len(tasks), len(sigmas), figsize=(3.6 * len(sigmas), 3.2 * len(tasks)), squeeze=False, sharey="row"
+        len(tasks), len(sigmas), figsize=(2.9 * len(sigmas), 2.7 * len(tasks) + 1.0), squeeze=False, sharey="row"
     )
     for (i, task), (j, sigma) in itertools.product(enumerate(tasks), enumerate(sigmas)):
-        axis = axes[i, j]
-        there = [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)]
-        for rule, (colour, style) in COLOURS.items():
-            curve: dict[int, list[float]] = {}
-            for r in there:
-                if r["rule"] == rule and r["denoiser"] == "fitted":
-                    curve.setdefault(int(r["sampling_steps"]), []).append(float(r["closed_h9"]))
-            if not curve:
-                continue
-            steps = sorted(curve)
-            means = [np.mean(curve[k]) for k in steps]
-            axis.plot(steps, means, style, color=colour, markersize=3, label=rule.replace("_", " "))
-            if max((len(v) for v in curve.values()), default=0) > 1:
-                low, high = ([f(curve[k]) for k in steps] for f in (min, max))
-                axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        null = [float(r["closed_h9"]) for r in there if r["denoiser"] == "untrained"]
-        axis.axhline(np.mean(null), color="0.5", linewidth=1, linestyle="--")
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_title(f"{task}, sigma {sigma}", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlabel("K, diffusion steps sampled of 128")
+        draw_panel(axes[i, j], [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)])
+        axes[i, j].set_title(f"{task}, sigma {sigma}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("K, diffusion steps sampled of 128", fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel("closed-loop error, 9 steps ahead\n[variances of the observation]", fontsize=8)
-    axes[0, 0].legend(frameon=False, fontsize=7)
-    counts = ", ".join(f"{t}: {len({r['seed'] for r in rows if r['env'] == t})} seeds" for t in tasks)
+    drawn = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(list(drawn.values()), list(drawn), loc="lower center", ncols=4, frameon=False, fontsize=8)
+    counts = ", ".join(f"{t}: {len({r['seed'] for r in rows if r['env'] == t})} seed(s)" for t in tasks)
     figure.suptitle(
         f"denoisers fitted with {rows[0]['updates']} updates to {rows[0]['rows']} transitions of small training runs "
-        f"({counts}); dashed: untrained",
+        f"({counts}; shaded: all seeds)",
         fontsize=8,
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.9 / figure.get_figheight(), 1, 1))
     sweep.save_figure(figure, out / "guidance_error.png")
 
 
