@@ -71,6 +71,7 @@ NUM_STEPS = 128
 SIGMAS = {"1.0": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
 
 EVERY = (4, 8, 16, 32, 128)
+GENTLE = "-gentle"
 EVEN, SPACED = {"sampling_tau": 0.0, "sampling_floor": 0.0}, {"sampling_tau": 0.1, "sampling_floor": 0.08}
 
 
@@ -82,9 +83,15 @@ class Tried(NamedTuple):
     sampling: dict[str, float] = EVEN
     sigmas: tuple[str, ...] = tuple(SIGMAS)
     z_of: str = ""  # a rule above whose standardised actions are kept, in place of normal draws
+    cell: str = ""  # the end of the cell's name: what was thought of later has cells of its own
 
 
-RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
+def relaxed(share: float) -> dict[str, Any]:
+    """The rule that goes this share of the way to the policy's action in every step but the last."""
+    return {"rule": "correlated", "rho": 1.0, "relaxation": share}
+
+
+RELAXED = relaxed(0.5)
 TRIED = {
     "score": Tried({"rule": "score"}, EVERY),
     "score, spaced": Tried({"rule": "score"}, (8, 16, 32), SPACED),
@@ -95,6 +102,9 @@ TRIED = {
     "correlated 1, relaxed, spaced": Tried(RELAXED, (8, 16, 32), SPACED),
     "correlated 1, relaxed, z of score": Tried(RELAXED, (16, 128), z_of="score"),
     "policy_sampling": Tried({"rule": "policy_sampling"}, (16,)),
+    "correlated 1, relaxed 0.3": Tried(relaxed(0.3), (16, 32), cell=GENTLE),
+    "correlated 1, relaxed 0.2": Tried(relaxed(0.2), (32, 128), cell=GENTLE),
+    "correlated 1, relaxed 0.1": Tried(relaxed(0.1), (128,), cell=GENTLE),
 }
 HORIZONS = (1, 5, 9)
 OF_SCORE = ", z of score"
@@ -266,9 +276,9 @@ def measure(
     return columns, (segment.actions - means) / std
 
 
-def settings(fitted: Fitted, eta: float) -> Iterator[tuple[dict[str, Any], Config, Tried]]:
-    """Rules and steps; the sigmas are left to the caller: the policy's std needs no new compilation."""
-    for rule, tried in TRIED.items():
+def settings(fitted: Fitted, eta: float, cell: str = "") -> Iterator[tuple[dict[str, Any], Config, Tried]]:
+    """Rules and steps of a cell; the sigmas are left to the caller: the policy's std needs no new compilation."""
+    for rule, tried in ((name, t) for name, t in TRIED.items() if t.cell == cell):
         guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **tried.guidance)
         for steps in tried.sampling_steps:
             diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
@@ -282,17 +292,18 @@ def fields_of(options: argparse.Namespace) -> list[str]:
 
 
 def run_cell(options: argparse.Namespace) -> list[dict]:
-    """All settings for one run; the untrained network under two of them."""
+    """All settings of one cell of one run; in the first of its cells also the untrained network under two of them."""
     run = open_finished(options.cell)
     config = configs.validate(override(run.config, fields_of(options)))
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
     facts = describe_environment()
     about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
     rows = []
-    for denoiser, updates in (("fitted", options.updates), ("untrained", 0)):
+    first = not options.group
+    for denoiser, updates in (("fitted", options.updates), ("untrained", 0))[: 2 if first else 1]:
         fitted = fit(run, config, options.data_rows, updates)
         imagined: dict[tuple, np.ndarray] = {}
-        for labels, there, tried in settings(fitted, options.eta):
+        for labels, there, tried in settings(fitted, options.eta, options.group):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
             once, settle, told = make_run(there, run)
@@ -307,7 +318,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
                 row |= found
                 rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
                 print(json.dumps(rows[-1], default=float), flush=True)
-        if updates:
+        if updates and first:
             write_text_atomically(options.rows.with_suffix(".convergence"), json.dumps([common | turns(fitted)]))
     return rows
 
@@ -436,6 +447,9 @@ COLOURS = {
     "correlated 1": ("#D55E00", "o-"),
     "correlated 1, relaxed": ("#009E73", "o-"),
     "correlated 1, relaxed, spaced": ("#009E73", "s--"),
+    "correlated 1, relaxed 0.3": ("#E69F00", "^:"),
+    "correlated 1, relaxed 0.2": ("#E69F00", "v:"),
+    "correlated 1, relaxed 0.1": ("#E69F00", "x:"),
     "policy_sampling": ("#CC79A7", "o-"),
 }
 
@@ -508,6 +522,7 @@ def main() -> int:
     parser.add_argument("--eta", type=float, default=1.0, help="share of the states' noise, of stochastic sampling")
     parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--group", default="", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
@@ -518,9 +533,10 @@ def main() -> int:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
         me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
         cells = []
-        for run in (path.resolve() for path in options.runs):
-            command = tuple(map(str, (*me, "--cell", run, "--rows", "{rows}")))
-            cells.append(sweep.Cell(f"{run.parent.name}-{run.name}", command))  # two tasks' runs may share a name
+        for group, run in itertools.product(dict.fromkeys(t.cell for t in TRIED.values()), options.runs):
+            run = run.resolve()
+            command = tuple(map(str, (*me, "--cell", run, f"--group={group}", "--rows", "{rows}")))
+            cells.append(sweep.Cell(f"{run.parent.name}-{run.name}{group}", command))  # tasks' runs may share a name
         code = sweep.run(cells, path, options)
         found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
         sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])

@@ -56,7 +56,8 @@ def test_every_rule_that_is_tried_is_a_valid_config():
         base = paper("hopper")  # and a run that was sampled in another way: nothing of it is taken over
         config = validate(replace(base, diffusion=replace(base.diffusion, sampling_tau=0.3, sampling_steps=64)))
 
-    found = list(guidance_error.settings(Fitted, eta=0.5))
+    cells = dict.fromkeys(tried.cell for tried in guidance_error.TRIED.values())
+    found = [setting for cell in cells for setting in guidance_error.settings(Fitted, 0.5, cell)]
     assert len(found) == sum(len(tried.sampling_steps) for tried in guidance_error.TRIED.values())
     for labels, config, tried in found:
         assert (config.diffusion.sampling_tau > 0) == ("spaced" in labels["rule"])
