@@ -296,14 +296,13 @@ def draw(out: Path) -> None:
         axis.set_xlabel("K, diffusion steps sampled of 128")
     for axis in axes[:, 0]:
         axis.set_ylabel("variance of last state / truth")
-    if axes[0, 0].lines:
-        axes[0, 0].legend(frameon=False, fontsize=6, loc="center right", bbox_to_anchor=(1.02, 0.72))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=8)
     figure.suptitle(
         "s' = 1.1 s + a + noise under a = -0.3 s + 0.1 xi, optimal denoiser: exact. Solid: eta 1, dotted: eta 0.\n"
         "No blue: no delta brings the std of z to 1. No other colour: off the scale, or under black.",
         fontsize=10,
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
     sweep.save_figure(figure, out / "oracle.png")
 
 
