@@ -3,7 +3,7 @@
 For every run, a denoiser of N = 128 is fitted to the run's first transitions (``guidance_error.py``; with a classifier
 of terminals where the run has one) and imagines under the policy that was learning, with its own std. The gradient of
 that batch, with the run's critic, is compared with the gradient of the same policy acting in MuJoCo from the same
-states: nothing else of an imagined batch reaches the policy. ``own`` is the run's model as it learnt, with its own N.
+states: nothing else of an imagined batch reaches the actor. ``own`` is the run's model as it learnt, with its own N.
 The null cases are an untrained network and a batch under actions of nobody (``random_actions``), which a good rule must
 leave behind.
 
