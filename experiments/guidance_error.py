@@ -36,7 +36,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,8 @@ TRIED = {
     "correlated 1, relaxed 0.2": Tried(relaxed(0.2), (32, 128), cell=GENTLE),
     "correlated 1, relaxed 0.1": Tried(relaxed(0.1), (128,), cell=GENTLE),
 }
-HORIZONS = (1, 5, 9)
+HORIZONS = (1, 5, 9, 24, 49)
+"""Steps ahead, as far as the model's horizon goes."""
 OF_SCORE = ", z of score"
 
 
@@ -276,9 +277,14 @@ def measure(
     return columns, (segment.actions - means) / std
 
 
-def settings(fitted: Fitted, eta: float, cell: str = "") -> Iterator[tuple[dict[str, Any], Config, Tried]]:
-    """Rules and steps of a cell; the sigmas are left to the caller: the policy's std needs no new compilation."""
-    for rule, tried in ((name, t) for name, t in TRIED.items() if t.cell == cell):
+def settings(
+    fitted: Fitted, eta: float, cell: str = "", rules: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, Any], Config, Tried]]:
+    """Rules (all, if none is named) and steps of a cell.
+
+    The sigmas are left to the caller: the policy's std needs no new compilation.
+    """
+    for rule, tried in ((name, t) for name, t in TRIED.items() if t.cell == cell and (not rules or name in rules)):
         guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **tried.guidance)
         for steps in tried.sampling_steps:
             diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
@@ -303,7 +309,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0))[: 2 if first else 1]:
         fitted = fit(run, config, options.data_rows, updates)
         imagined: dict[tuple, np.ndarray] = {}
-        for labels, there, tried in settings(fitted, options.eta, options.group):
+        for labels, there, tried in settings(fitted, options.eta, options.group, options.rules):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
             once, settle, told = make_run(there, run)
@@ -362,6 +368,11 @@ def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
 # --- the table and the figure ----------------------------------------------------------------------------------------
 
 
+def steps_ahead(rows: list[dict[str, str]]) -> list[int]:
+    """Those of HORIZONS that were measured."""
+    return [h for h in HORIZONS if f"closed_h{h}" in rows[0]]
+
+
 def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Every rule and K against the best rule at K = 128, per task, sigma and steps ahead; means over seeds.
 
@@ -372,7 +383,7 @@ def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """
     errors: dict[tuple, list[float]] = {}
     for r in (r for r in rows if r.get("denoiser") == "fitted" and not r["rule"].endswith(OF_SCORE)):
-        for h in HORIZONS:
+        for h in steps_ahead(rows):
             there = (r["env"], r["sigma"], h, r["rule"], int(r["sampling_steps"]))
             errors.setdefault(there, []).append(float(r[f"closed_h{h}"]))
     means = {there: float(np.mean(x)) for there, x in errors.items()}
@@ -391,7 +402,7 @@ def matched(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """The error of a rule that keeps the z of ``score`` over that of ``score``: mean, least and largest over seeds."""
     errors, ratios = {}, {}
     for r in (r for r in rows if r.get("denoiser") == "fitted"):
-        for h in HORIZONS:
+        for h in steps_ahead(rows):
             errors[r["env"], r["sigma"], h, r["rule"], int(r["sampling_steps"]), r["seed"]] = float(r[f"closed_h{h}"])
     for (env, sigma, h, rule, steps, seed), error in errors.items():
         if rule.endswith(OF_SCORE):
@@ -469,17 +480,19 @@ def per_steps(rows: list[dict[str, str]], rule: str, column: str) -> tuple[list[
     return steps, np.array([[f(found[k]) for k in steps] for f in (np.mean, min, max)])
 
 
-def draw_panel(axis: Any, rows: list[dict[str, str]]) -> None:
-    """Errors nine steps ahead of every rule on one task at one sigma, and what they are to be compared with."""
+def draw_panel(axis: Any, rows: list[dict[str, str]], ahead: int) -> None:
+    """Errors this many steps ahead of every rule on one task at one sigma, and what they are to be compared with."""
     for rule, (colour, style) in COLOURS.items():
-        steps, (mean, low, high) = per_steps(rows, rule, "closed_h9")
+        steps, (mean, low, high) = per_steps(rows, rule, f"closed_h{ahead}")
         if steps:
             axis.plot(steps, mean, style, color=colour, markersize=3, label=rule.replace("_", " "))
             axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    steps, (told, *_) = per_steps(rows, TOLD, "given_h9")
-    axis.plot(steps, told, ":", color="0.2", label="denoiser told MuJoCo's actions")
-    null = np.mean([float(r["closed_h9"]) for r in rows if r["denoiser"] == "untrained"])
-    axis.axhline(null, color="0.5", linewidth=1, linestyle="--", label="untrained")
+    steps, (told, *_) = per_steps(rows, TOLD, f"given_h{ahead}")
+    if steps:
+        axis.plot(steps, told, ":", color="0.2", label="denoiser told MuJoCo's actions")
+    null = [float(r[f"closed_h{ahead}"]) for r in rows if r["denoiser"] == "untrained"]
+    if null:
+        axis.axhline(np.mean(null), color="0.5", linewidth=1, linestyle="--", label="untrained")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(EVERY, [str(k) for k in EVERY])
@@ -488,24 +501,25 @@ def draw_panel(axis: Any, rows: list[dict[str, str]]) -> None:
 
 
 def draw(out: Path) -> None:
-    """``guidance_error.png``: closed-loop error nine steps ahead against K, a row per task, a column per sigma."""
+    """``guidance_error.png``: errors as far ahead as was measured, against K; a row per task, a column per sigma."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = sweep.read_csv(out / "guidance_error.csv")
+    ahead = steps_ahead(rows)[-1]
     tasks, sigmas = (list(dict.fromkeys(r[name] for r in rows)) for name in ("env", "sigma"))
     figure, axes = plt.subplots(
         len(tasks), len(sigmas), figsize=(2.9 * len(sigmas), 2.7 * len(tasks) + 1.0), squeeze=False, sharey="row"
     )
     for (i, task), (j, sigma) in itertools.product(enumerate(tasks), enumerate(sigmas)):
-        draw_panel(axes[i, j], [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)])
+        draw_panel(axes[i, j], [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)], ahead)
         axes[i, j].set_title(f"{task}, sigma {sigma}", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("K, diffusion steps sampled of 128", fontsize=8)
     for axis in axes[:, 0]:
-        axis.set_ylabel("closed-loop error, 9 steps ahead\n[variances of the observation]", fontsize=8)
+        axis.set_ylabel(f"closed-loop error, {ahead} steps ahead\n[variances of the observation]", fontsize=8)
     drawn = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     figure.legend(list(drawn.values()), list(drawn), loc="lower center", ncols=4, frameon=False, fontsize=8)
     counts = ", ".join(f"{t}: {len({r['seed'] for r in rows if r['env'] == t})} seed(s)" for t in tasks)
@@ -524,6 +538,7 @@ def main() -> int:
     sweep.add_arguments(parser)
     parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
     parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
+    parser.add_argument("--rules", nargs="+", default=[], choices=TRIED, help="only these (all)")
     parser.add_argument("--eta", type=float, default=1.0, help="share of the states' noise, of stochastic sampling")
     parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
@@ -534,11 +549,17 @@ def main() -> int:
         write_text_atomically(options.rows, json.dumps(run_cell(options), default=float))
         return 0
     code, path = 0, options.out / "guidance_error.csv"
+    for name in options.rules:
+        if TRIED[name].z_of not in ("", *options.rules):
+            print(f"guidance_error: --rules is {name}; allowed: with {TRIED[name].z_of} too", file=sys.stderr)
+            return 2
     if not options.figure_only:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
         me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
+        me = (*me, *(["--rules", *options.rules] if options.rules else []))
         cells = []
-        for group, run in itertools.product(dict.fromkeys(t.cell for t in TRIED.values()), options.runs):
+        wanted = [t for name, t in TRIED.items() if not options.rules or name in options.rules]
+        for group, run in itertools.product(dict.fromkeys(t.cell for t in wanted), options.runs):
             run = run.resolve()
             command = tuple(map(str, (*me, "--cell", run, f"--group={group}", "--rows", "{rows}")))
             cells.append(sweep.Cell(f"{run.parent.name}-{run.name}{group}", command))  # tasks' runs may share a name

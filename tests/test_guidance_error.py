@@ -10,6 +10,7 @@ from polygrad_jax.config import paper, validate
 from polygrad_jax.diffusion.schedule import sampling_coefficients
 
 B, T, A = 4000, 6, 2
+H10 = (1, 5, 9)
 
 
 def test_the_share_of_z_that_the_state_explains():
@@ -70,7 +71,7 @@ def test_every_setting_is_compared_with_the_best_rule_at_all_steps():
     """Two rules, two seeds; means 2 and 4 at K = 128, so the best is 2; 3 and 2.1 at K = 16: ratios 1.5 and 1.05."""
 
     def row(rule, steps, seed, error, denoiser="fitted"):
-        errors = {f"closed_h{h}": str(error) for h in guidance_error.HORIZONS}
+        errors = {f"closed_h{h}": str(error) for h in H10}
         labels = {"env": "hopper", "sigma": "0.1", "rule": rule, "sampling_steps": str(steps), "seed": str(seed)}
         return labels | {"denoiser": denoiser} | errors
 
@@ -93,7 +94,7 @@ def test_same_z_comparison_goes_seed_by_seed_and_stays_out_of_the_ranking():
     """0.5 of 1 and 3 of 2: ratios 0.5 and 1.5, mean 1; another K, untrained rows and other rules do not enter."""
 
     def row(rule, seed, error, steps="16", denoiser="fitted"):
-        errors = {f"closed_h{h}": str(error * h) for h in guidance_error.HORIZONS}
+        errors = {f"closed_h{h}": str(error * h) for h in H10}
         labels = {"env": "hopper", "sigma": "0.1", "rule": rule, "sampling_steps": steps, "seed": str(seed)}
         return labels | {"denoiser": denoiser} | errors
 
@@ -102,6 +103,19 @@ def test_same_z_comparison_goes_seed_by_seed_and_stays_out_of_the_ranking():
     rows += [row("relaxed, z of score", 0, 0.5), row("relaxed, z of score", 1, 3.0)]
     rows.append(row("score", 0, 100.0, denoiser="untrained"))
     found = guidance_error.matched(rows)
-    assert [r["step"] for r in found] == list(guidance_error.HORIZONS)
+    assert [r["step"] for r in found] == list(H10)
     assert all((r["rule"], r["ratio"], r["least"], r["largest"]) == ("relaxed", 1.0, 0.5, 1.5) for r in found)
     assert {r["rule"] for r in guidance_error.against_best(rows)} == {"score", "policy_sampling"}
+
+
+def test_only_some_rules_and_as_far_ahead_as_the_horizon_goes(monkeypatch, capsys):
+    class Fitted:
+        config = validate(replace(paper("hopper"), horizon=50))
+
+    found = [labels["rule"] for labels, *_ in guidance_error.settings(Fitted, 1.0, rules=["score"])]
+    assert set(found) == {"score"} and len(found) == len(guidance_error.EVERY)
+    row = guidance_error.errors("closed", np.ones((2, 25, 3)), np.zeros((2, 25, 3)), np.ones(3))
+    assert guidance_error.steps_ahead([row]) == [1, 5, 9, 24]
+    monkeypatch.setattr("sys.argv", ["x", "--out", "nowhere", "--rules", "correlated 1, relaxed, z of score"])
+    assert guidance_error.main() == 2
+    assert "allowed: with score too" in capsys.readouterr().err
