@@ -11,7 +11,8 @@ A setting is a guidance rule, or a name with fields of the config.
         --diffusion.sampling-steps 128" --out results/more_steps
     python experiments/seeds.py --out results/hopper_cpu --figure-only
 
-``runs.csv`` has a row per run, ``evaluations.csv`` one per evaluation, ``curves.png`` is made of the two.
+``runs.csv`` has a row per run, ``evaluations.csv`` one per evaluation, ``curves.png`` is made of the two. Where every
+setting's name ends with a number ("score 0.03") and ``--along`` says what the number is, ``along.png`` has it as axis.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--setting", action="append", default=[], metavar='"NAME: FIELDS"', help="fields by a name")
     parser.add_argument("--fields", default="", help='fields of every run, as in "--a2c.gae-lambda 0.95"')
     parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/grid-<env>-<preset>)")
+    parser.add_argument("--along", default="", metavar="WORDS", help="what the numbers that settings end with are")
     sweep.add_arguments(parser)
     options = parser.parse_args()
     options.runs = options.runs or Path("runs") / f"grid-{options.env.replace('/', '_')}-{options.preset}"
@@ -199,11 +201,81 @@ def draw(out: Path) -> None:
     sweep.save_figure(figure, out / "curves.png")
 
 
+def number_of(setting: str) -> tuple[str, float]:
+    """A setting's name without the number that it ends with, and that number.
+
+    Raises:
+      SystemExit: it does not end with one; one line, exit code 2.
+    """
+    name, _, last = setting.rpartition(" ")
+    try:
+        return name, float(last)
+    except ValueError:
+        refuse(f'a setting is named {setting}; allowed with --along: "NAME NUMBER"')
+
+
+def along(rows: list[sweep.Row]) -> dict[str, dict[float, list[tuple[float, bool]]]]:
+    """By name and number: every run's mean of its last evaluations (0 if it diverged) and whether it finished."""
+    found: dict[str, dict[float, list[tuple[float, bool]]]] = {}
+    for row in rows:
+        name, number = number_of(row["setting"])
+        finished = row["outcome"] == "finished"
+        value = float(row[f"last{LAST_EVALUATIONS}_return_mean"]) if finished else 0.0
+        found.setdefault(name, {}).setdefault(number, []).append((value, finished))
+    return found
+
+
+def draw_along(out: Path, words: str) -> None:
+    """``along.png`` from ``runs.csv`` alone: a dot per run (a cross if it diverged), a line through the means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sweep.read_csv(out / "runs.csv")
+    found = along(rows)
+    figure, axis = plt.subplots(figsize=(5.4, 3.4))
+    for place, ((name, runs), colour) in enumerate(zip(found.items(), itertools.cycle(COLOURS), strict=False)):
+        aside = 1.03 ** (place - (len(found) - 1) / 2)  # so that one name's dots do not hide another's
+        numbers = sorted(runs)
+        for number, (value, finished) in ((n, run) for n in numbers for run in runs[n]):
+            axis.plot(number * aside, value, "o" if finished else "x", color=colour, markersize=4)
+        means = [np.mean([value for value, _ in runs[n]]) for n in numbers]
+        axis.plot(numbers, means, color=colour, linewidth=1.6)
+        axis.annotate(
+            name.replace("_", " "),
+            (numbers[-1], means[-1]),
+            color=colour,
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    ticks = sorted({number for runs in found.values() for number in runs})
+    axis.set_xscale("log")
+    axis.minorticks_off()
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xlabel(words)
+    axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlim(right=axis.get_xlim()[1] * 1.8)
+    steps, seeds = max(int(r["env_steps"]) for r in rows), len({r["seed"] for r in rows})
+    about = f"{rows[0]['env']}, preset {rows[0]['preset']}, {steps} environment steps"
+    figure.suptitle(f"{about}: {seeds} seeds (dots; crosses diverged)\nand their mean", fontsize=9)
+    figure.tight_layout()
+    sweep.save_figure(figure, out / "along.png")
+
+
 def main() -> int:
     options = parse()
+    if options.along and not options.figure_only:
+        for name in settings_of(options):
+            number_of(name)
     code = 0 if options.figure_only else run_grid(options)
     if (options.out / "evaluations.csv").exists():
         draw(options.out)
+    if options.along and (options.out / "runs.csv").exists():
+        draw_along(options.out, options.along)
     return code
 
 
