@@ -45,7 +45,7 @@ from polygrad_jax.diffusion.sampler import Given, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.training.finished_run import FinishedRun, open_finished
 from polygrad_jax.training.measures import spread_of, standardised_actions
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Array
 from polygrad_jax.world_models.polygrad import make_sampler, unpack
 
@@ -155,8 +155,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     fields = [*shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), "--horizon", str(options.horizon)]
     config = configs.validate(override(run.config, fields))
     fitted = fit(run, config, options.data_rows, options.updates)
-    facts = describe_environment()
-    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    about = sweep.machine()
     common = {"env": config.env.name, "seed": config.seed, "horizon": options.horizon, "rows": options.data_rows}
     common |= {"updates": options.updates, "falling_updates": options.falling}
     rows = []
@@ -255,11 +254,11 @@ def main() -> int:
     code, path = 0, options.out / "action_distribution.csv"
     if not options.figure_only:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--falling", options.falling)
-        me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
+        keep = (f"--fields={options.fields}", *keep)
         cells = []
-        for run, horizon in itertools.product(options.runs, options.horizons):
-            command = (*me, "--cell", run.resolve(), "--horizon", horizon, "--rows", "{rows}")
-            cells.append(sweep.Cell(f"{run.resolve().parent.name}-{run.name}-h{horizon}", tuple(map(str, command))))
+        for run, horizon in itertools.product((path.resolve() for path in options.runs), options.horizons):
+            name = f"{run.parent.name}-{run.name}-h{horizon}"
+            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, "--horizon", horizon))
         code = sweep.run(cells, path, options)
     if path.exists():
         draw_all(options.out)

@@ -33,7 +33,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.envs import registry
 from polygrad_jax.rl import a2c
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.training.simulator_host import host_for
 from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
 from polygrad_jax.world_models.registry import make_world_model
@@ -178,19 +178,15 @@ def main() -> int:
         parser.error(f"--rollouts is {options.rollouts}; allowed: a multiple of --batch ({options.batch})")
     if options.cell:
         row = timed(options.cell, options.horizon, options.rollouts, options.batch, options.most_seconds)
-        facts = describe_environment()
-        row |= {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
-        write_text_atomically(options.rows, json.dumps([row]))
+        write_text_atomically(options.rows, json.dumps([row | sweep.machine()]))
         return 0
     code, path = 0, options.out / "computation_time.csv"
     if not options.figure_only:
         keep = ("--rollouts", options.rollouts, "--batch", options.batch, "--most-seconds", options.most_seconds)
-        me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, *keep)
         cells = []
         for label, horizon in itertools.product(options.models, options.horizons):
-            command = (*me, "--cell", label, "--horizon", horizon, "--rows", "{rows}")
-            name = "".join(c if c.isalnum() else "-" for c in label)
-            cells.append(sweep.Cell(f"{name}-h{horizon}", tuple(map(str, command))))
+            name = "".join(c if c.isalnum() else "-" for c in label) + f"-h{horizon}"
+            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", label, "--horizon", horizon))
         code = sweep.run(cells, path, options)
     if path.exists():
         draw(options.out)

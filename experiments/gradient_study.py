@@ -41,7 +41,7 @@ from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.training import gradient_error
 from polygrad_jax.training.finished_run import FinishedRun, open_finished, require_raw_policy
 from polygrad_jax.training.gradient_error import Learning, absorbing, cosine
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
@@ -144,8 +144,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     run = open_finished(options.cell)
     require_raw_policy(run)
     truth = truth_of(run, run.config, begun_rows(run, options.data_rows))
-    facts = describe_environment()
-    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    about = sweep.machine()
     common = {"env": run.config.env.name, "seed": run.config.seed, "run_steps": run.env_steps}
     common |= {"rows": options.data_rows, "updates": options.updates}
     stds = run.policy_apply(run.learner.actor, jnp.asarray(truth.segments[0].observations))[1]
@@ -229,11 +228,10 @@ def main() -> int:
         return 0
     code, path = 0, options.out / "gradient_study.csv"
     if not options.figure_only:
-        me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}")
-        same = ("--data-rows", options.data_rows, "--updates", options.updates, "--rows", "{rows}")
+        keep = (f"--fields={options.fields}", "--data-rows", options.data_rows, "--updates", options.updates)
         cells = []
         for run in (path.resolve() for path in options.runs):
-            cells.append(sweep.Cell(f"{run.parent.name}-{run.name}", tuple(map(str, (*me, *same, "--cell", run)))))
+            cells.append(sweep.own_cell(__file__, options.out, f"{run.parent.name}-{run.name}", *keep, "--cell", run))
         code = sweep.run(cells, path, options)
     if path.exists():
         draw(options.out)

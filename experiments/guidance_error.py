@@ -57,7 +57,7 @@ from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs.simulator import close_loop, replay_actions
 from polygrad_jax.training.finished_run import FinishedRun, open_finished
 from polygrad_jax.training.measures import spread_of, squared_errors, standardised_actions
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler, unpack, with_terminal_std
@@ -302,8 +302,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     run = open_finished(options.cell)
     config = configs.validate(override(run.config, fields_of(options)))
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
-    facts = describe_environment()
-    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    about = sweep.machine()
     rows = []
     first = not options.group
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0))[: 2 if first else 1]:
@@ -555,14 +554,13 @@ def main() -> int:
             return 2
     if not options.figure_only:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
-        me = (sys.executable, str(Path(__file__).resolve()), "--out", options.out, f"--fields={options.fields}", *keep)
-        me = (*me, *(["--rules", *options.rules] if options.rules else []))
+        keep = (f"--fields={options.fields}", *keep, *(["--rules", *options.rules] if options.rules else []))
         cells = []
         wanted = [t for name, t in TRIED.items() if not options.rules or name in options.rules]
         for group, run in itertools.product(dict.fromkeys(t.cell for t in wanted), options.runs):
             run = run.resolve()
-            command = tuple(map(str, (*me, "--cell", run, f"--group={group}", "--rows", "{rows}")))
-            cells.append(sweep.Cell(f"{run.parent.name}-{run.name}{group}", command))  # tasks' runs may share a name
+            name = f"{run.parent.name}-{run.name}{group}"  # runs of two tasks may have one name
+            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, f"--group={group}"))
         code = sweep.run(cells, path, options)
         found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
         sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])

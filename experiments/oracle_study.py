@@ -318,9 +318,8 @@ def main() -> int:
         return 0
     code = 0
     if not options.figure_only:
-        me = (sys.executable, str(Path(__file__).resolve()), "--out", str(options.out))
         names = [cell.name + group for group, cell in itertools.product(GROUPS, WORLDS)]
-        cells = [sweep.Cell(name, (*me, "--cell", name, "--rows", "{rows}")) for name in names]
+        cells = [sweep.own_cell(__file__, options.out, name, "--cell", name) for name in names]
         code = sweep.run(cells, options.out / "oracle.csv", options)
         sweep.write_csv(options.out / "convergence.csv", [row for cell in WORLDS for row in convergence(cell)])
     if (options.out / "oracle.csv").exists():

@@ -45,7 +45,7 @@ from polygrad_jax.training.fixed_data import FixedData, Schedule, Training, open
 from polygrad_jax.training.gradient_error import absorbing
 from polygrad_jax.training.loop import NonFiniteError
 from polygrad_jax.training.measures import squared_errors, staying_still
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import make_world_model
@@ -212,7 +212,6 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
         raise SystemExit(130)
     trained = open_trained(options.folder, training_data := dataclasses.replace(data, transitions=part))
     measuring = Measuring(data, trained.normaliser, options.seed)
-    facts = describe_environment()
     common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
     common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(training_data.transitions)}
     common |= {
@@ -221,7 +220,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
         "best_updates": trained.updates,
         "preset": options.preset,
     }
-    about = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    about = sweep.machine()
     untrained = jax.jit(training.model.init)(jax.random.key(options.seed))
     found = []
     for name, there in variants(config, study.rules).items():
@@ -313,7 +312,7 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
     """The grid: model, seed, horizon, transitions."""
     trainings = options.trainings or Path("runs") / f"{study.name}-{options.out.name}"
     same = ("--dataset", options.dataset, "--seconds", options.seconds, "--evaluate-every", options.evaluate_every)
-    me = (sys.executable, str(study.script.resolve()), "--out", options.out, *same, "--preset", options.preset)
+    same += ("--preset", options.preset, f"--fields={options.fields}")
     cells = []
     for model, seed, horizon, count in itertools.product(
         options.models, options.seeds, options.horizons, options.transitions
@@ -321,9 +320,9 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
         size = "all" if count == ALL else str(count)
         name = "".join(c if c.isalnum() else "-" for c in model) + f"-h{horizon}-n{size}-seed{seed}"
         own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
-        command = (*me, f"--fields={options.fields}", *own, "--folder", trainings / name, "--rows", "{rows}")
+        own += ("--folder", trainings / name)
         labels = (("model", model), ("seed", seed), ("horizon", horizon), ("transitions", count))
-        cells.append(sweep.Cell(name, tuple(map(str, command)), labels))
+        cells.append(sweep.own_cell(study.script, options.out, name, *same, *own, labels=labels))
     return cells
 
 

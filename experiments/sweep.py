@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
 
 Row = dict[str, Any]
 OUTCOMES = {0: "finished", 3: "diverged"}
@@ -54,6 +54,18 @@ class Cell:
     command: tuple[str, ...]
     labels: tuple[tuple[str, Any], ...] = ()
     collect: Callable[[int], list[Row]] | None = None
+
+
+def own_cell(script: str | Path, out: Path, name: str, *words: Any, labels: tuple[tuple[str, Any], ...] = ()) -> Cell:
+    """A cell that is an experiment's script itself, run with these words and told where its rows go."""
+    command = (sys.executable, Path(script).resolve(), "--out", out, *words, "--rows", "{rows}")
+    return Cell(name, tuple(map(str, command)), labels)
+
+
+def machine() -> Row:
+    """Columns that say where a row was measured."""
+    facts = describe_environment()
+    return {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
