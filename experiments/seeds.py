@@ -12,7 +12,7 @@ A setting is a guidance rule, or a name with fields of the config.
     python experiments/seeds.py --out results/hopper_cpu --figure-only
 
 ``runs.csv`` has a row per run, ``evaluations.csv`` one per evaluation, ``curves.png`` is made of the two. Where every
-setting's name ends with a number ("score 0.03") and ``--along`` says what the number is, ``along.png`` has it as axis.
+setting's name ends with the value of a field ("score 0.03: --a2c.target-change 0.03"), ``along.png`` has it as axis.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--setting", action="append", default=[], metavar='"NAME: FIELDS"', help="fields by a name")
     parser.add_argument("--fields", default="", help='fields of every run, as in "--a2c.gae-lambda 0.95"')
     parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/grid-<env>-<preset>)")
-    parser.add_argument("--along", default="", metavar="WORDS", help="what the numbers that settings end with are")
     sweep.add_arguments(parser)
     options = parser.parse_args()
     options.runs = options.runs or Path("runs") / f"grid-{options.env.replace('/', '_')}-{options.preset}"
@@ -201,17 +200,26 @@ def draw(out: Path) -> None:
     sweep.save_figure(figure, out / "curves.png")
 
 
-def number_of(setting: str) -> tuple[str, float]:
-    """A setting's name without the number that it ends with, and that number.
-
-    Raises:
-      SystemExit: it does not end with one; one line, exit code 2.
-    """
+def number_of(setting: str) -> tuple[str, float | None]:
+    """A setting's name without the number that it ends with, and that number; None if there is none."""
     name, _, last = setting.rpartition(" ")
     try:
         return name, float(last)
     except ValueError:
-        refuse(f'a setting is named {setting}; allowed with --along: "NAME NUMBER"')
+        return setting, None
+
+
+def field_along(rows: list[sweep.Row]) -> str | None:
+    """The field of the config that every setting's name ends with the value of; None if there is no such field."""
+    shared = None
+    for row in rows:
+        (_, number), words = number_of(row["setting"]), shlex.split(row["command"])
+        if number is None:
+            return None
+        valued = [(a, number_of(f"{a} {b}")[1]) for a, b in itertools.pairwise(words) if re.match(r"--.*\.", a)]
+        fields = {name for name, value in valued if value == number}
+        shared = fields if shared is None else shared & fields
+    return min(shared).removeprefix("--") if shared else None
 
 
 def along(rows: list[sweep.Row]) -> dict[str, dict[float, list[tuple[float, bool]]]]:
@@ -225,14 +233,17 @@ def along(rows: list[sweep.Row]) -> dict[str, dict[float, list[tuple[float, bool
     return found
 
 
-def draw_along(out: Path, words: str) -> None:
+def draw_along(out: Path) -> None:
     """``along.png`` from ``runs.csv`` alone: a dot per run (a cross if it diverged), a line through the means."""
+    rows = sweep.read_csv(out / "runs.csv")
+    field = field_along(rows)
+    if field is None:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = sweep.read_csv(out / "runs.csv")
     found = along(rows)
     figure, axis = plt.subplots(figsize=(5.4, 3.4))
     for place, ((name, runs), colour) in enumerate(zip(found.items(), itertools.cycle(COLOURS), strict=False)):
@@ -255,7 +266,7 @@ def draw_along(out: Path, words: str) -> None:
     axis.set_xscale("log")
     axis.minorticks_off()
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axis.set_xlabel(words)
+    axis.set_xlabel(field)
     axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlim(right=axis.get_xlim()[1] * 1.8)
@@ -268,14 +279,11 @@ def draw_along(out: Path, words: str) -> None:
 
 def main() -> int:
     options = parse()
-    if options.along and not options.figure_only:
-        for name in settings_of(options):
-            number_of(name)
     code = 0 if options.figure_only else run_grid(options)
     if (options.out / "evaluations.csv").exists():
         draw(options.out)
-    if options.along and (options.out / "runs.csv").exists():
-        draw_along(options.out, options.along)
+    if (options.out / "runs.csv").exists():
+        draw_along(options.out)
     return code
 
 

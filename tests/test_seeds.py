@@ -102,16 +102,17 @@ def test_the_figure_is_made_from_the_csv_files_alone(trained, tmp_path):
     assert (opts.out / "curves.png").stat().st_size > 5_000
 
 
-def test_settings_along_a_number(trained, tmp_path, capsys):
-    """The number at the end of a setting's name is the axis; a run that diverged counts as 0 and is told apart."""
-    opts = options(tmp_path, seeds=[0, 1], setting=["a b 0.03: ", "c 0.3: "])
+def test_settings_along_the_value_of_a_field(trained, tmp_path):
+    """A run that diverged counts as 0 and is told apart. A number that is no field's value in every run is no axis."""
+    settings = [f"{name} {x}: --a2c.gamma {x} --a2c.target-change 0.3" for name in ("a b", "c") for x in (0.03, 0.3)]
+    opts = options(tmp_path, seeds=[0, 1], setting=settings)
     trained |= {0: (0, (100.0, 200.0, 300.0)), 1: (3, (50.0, 60.0))}
     assert seeds.run_grid(opts) == 0
-    found = seeds.along(table(opts.out / "runs.csv"))
+    rows = table(opts.out / "runs.csv")
+    assert seeds.field_along(rows) == "a2c.gamma"
     runs = [(200.0, True), (0.0, False)]
-    assert found == {"a b": {0.03: runs}, "c": {0.3: runs}}
-    seeds.draw_along(opts.out, "target change")
+    assert seeds.along(rows) == {"a b": {0.03: runs, 0.3: runs}, "c": {0.03: runs, 0.3: runs}}
+    seeds.draw_along(opts.out)
     assert (opts.out / "along.png").stat().st_size > 5_000
-    with pytest.raises(SystemExit):
-        seeds.number_of("score")
-    assert capsys.readouterr().err == 'seeds: a setting is named score; allowed with --along: "NAME NUMBER"\n'
+    assert seeds.field_along([row | {"setting": "score"} for row in rows]) is None
+    assert seeds.field_along([row | {"setting": "score 0.5"} for row in rows]) is None
