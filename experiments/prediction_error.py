@@ -285,8 +285,7 @@ def draw_curve(axis: Any, rows: list[dict[str, str]], measure: str, label: str, 
     mean, std = values.mean(1), values.std(1)
     axis.plot(steps, mean, color=colour, linewidth=1.6)
     axis.fill_between(steps, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
-    axis.annotate(label, (steps[-1], mean[-1]), xytext=(3, 0), textcoords="offset points", color=colour, fontsize=7,
-                  va="center")
+    sweep.label_end(axis, steps[-1], mean[-1], label, colour, size=7)
 
 
 def add_arguments(parser: argparse.ArgumentParser, study: Study) -> None:

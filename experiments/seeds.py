@@ -177,21 +177,14 @@ def draw(out: Path) -> None:
             mean = np.mean([[v for _, v in c[:length]] for c in curves], axis=0)
             steps = [s for s, _ in curves[0][:length]]
             axis.plot(steps, mean, color=colour, linewidth=2.2)
-            axis.annotate(
-                f"{setting.replace('_', ' ')} ({len(seeds)})",
-                (steps[-1], mean[-1]),
-                color=colour,
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
+            sweep.label_end(axis, steps[-1], mean[-1], f"{setting.replace('_', ' ')} ({len(seeds)})", colour)
         axis.set_xlabel("environment steps, prefill included")
         axis.set_ylabel(names[measure])
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.02)
-        axis.set_xlim(right=axis.get_xlim()[1] * 1.22)
-        axis.xaxis.set_major_locator(plt.MaxNLocator(5))
+        ended = max(int(r["env_steps"]) for r in rows)
+        axis.set_xticks([t for t in plt.MaxNLocator(5).tick_values(0, ended) if t <= 1.01 * ended])
+        axis.set_xlim(axis.get_lines()[0].get_xdata()[0] * 0.9, 1.26 * ended)
     figure.suptitle(
         f"{first['env']}, preset {first['preset']}: seeds (thin; their number),\nmean (thick), 20 episodes each",
         fontsize=9,
@@ -253,15 +246,7 @@ def draw_along(out: Path) -> None:
             axis.plot(number * aside, value, "o" if finished else "x", color=colour, markersize=4)
         means = [np.mean([value for value, _ in runs[n]]) for n in numbers]
         axis.plot(numbers, means, color=colour, linewidth=1.6)
-        axis.annotate(
-            name.replace("_", " "),
-            (numbers[-1], means[-1]),
-            color=colour,
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+        sweep.label_end(axis, numbers[-1] * aside, means[-1], name.replace("_", " "), colour)
     ticks = sorted({number for runs in found.values() for number in runs})
     axis.set_xscale("log")
     axis.minorticks_off()

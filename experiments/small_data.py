@@ -61,8 +61,7 @@ def draw_line(axis: Any, sizes: list[int], errors: np.ndarray, label: str, colou
     mean, std = errors.mean(1), errors.std(1)
     axis.plot(sizes, mean, color=colour, marker="o", markersize=3, linewidth=1.6)
     axis.fill_between(sizes, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
-    axis.annotate(label, (sizes[-1], mean[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=7,
-                  va="center")
+    sweep.label_end(axis, sizes[-1], mean[-1], label, colour, size=7)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.optimize import isotonic_regression
+
 from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
 
 Row = dict[str, Any]
+LINE_END = "line end"
+"""What marks the names at lines' ends in a figure."""
 OUTCOMES = {0: "finished", 3: "diverged"}
 """Exit codes that are results (3 is ``polygrad train``'s for numbers that are not finite)."""
 
@@ -102,8 +107,30 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text_atomically(path, text.getvalue())
 
 
+def label_end(axis: Any, x: float, y: float, text: str, colour: str, size: int = 9) -> None:
+    """A line's name at its end, in its colour; :func:`save_figure` moves those that would lie on one another."""
+    place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    axis.annotate(text, (x, y), color=colour, fontsize=size, gid=LINE_END, **place)
+
+
+def move_apart(axis: Any) -> None:
+    """Moves the names at lines' ends by as little as keeps them a line of text apart (squares, isotonic regression)."""
+    ends = [text for text in axis.texts if text.get_gid() == LINE_END]
+    if not ends:
+        return
+    points = 72.0 / axis.figure.dpi
+    heights = np.array([axis.transData.transform(text.xy)[1] * points for text in ends])
+    order = np.argsort(heights, kind="stable")
+    apart = np.arange(len(ends)) * 1.2 * ends[0].get_fontsize()
+    moved = isotonic_regression(heights[order] - apart).x + apart
+    for index, height in zip(order, moved, strict=True):
+        ends[index].set_position((ends[index].get_position()[0], height - heights[index]))
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """A matplotlib figure, written whole or not at all."""
+    for axis in figure.axes:
+        move_apart(axis)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     figure.savefig(temporary, dpi=150)
     os.replace(temporary, path)

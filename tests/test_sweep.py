@@ -145,3 +145,20 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match=r"extra: pip install -e \.\[ray\]"):
         sweep.run([writes("a", [])], tmp_path / "grid.csv", options(tmp_path, "--ray"))
+
+
+def test_names_at_lines_ends_do_not_lie_on_one_another(tmp_path):
+    """Three ends at one height go to one line of text above, none and one below; a far one stays where it is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots()
+    axis.set_ylim(0, 100)
+    for height, name in ((10, "a"), (10, "b"), (90, "far"), (10, "c")):
+        sweep.label_end(axis, 1.0, height, name, "black", size=10)
+    sweep.save_figure(figure, tmp_path / "x.png")
+    moved = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert {name: round(by, 6) for name, by in moved.items()} == {"a": -12.0, "b": 0.0, "c": 12.0, "far": 0.0}
+    plt.close(figure)
