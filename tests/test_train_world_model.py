@@ -24,8 +24,9 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.simulator import replay_actions
-from polygrad_jax.training import fixed_data
+from polygrad_jax.training import fixed_data, loop
 from polygrad_jax.training.checkpoints import Checkpoints, load_npz
+from polygrad_jax.training.finished_run import open_finished
 from polygrad_jax.training.fixed_data import Judge, Progressing, Schedule, Training, open_data, open_trained
 from polygrad_jax.training.loop import NonFiniteError
 from polygrad_jax.training.metrics import event_files, read_rows
@@ -227,6 +228,15 @@ def test_another_dataset_or_schedule_is_refused(whole, data):
         trained(data, folder, evaluate_every_updates=7)
     with pytest.raises(ConfigError, match="another config in .*world_model"):
         trained(data, folder, name="constant")
+
+
+def test_it_is_no_run_of_a_policy(whole):
+    """Nor the data of another training: ``polygrad train --run``, ``imagine`` and ``--dataset`` say so at once."""
+    folder = whole[0]
+    config = configs.validate(configs.from_dict(json.loads((folder / "config.json").read_text())))
+    for use in (lambda: loop.open_run(config, folder), lambda: open_finished(folder), lambda: open_data(str(folder))):
+        with pytest.raises(ConfigError, match=r"of a world model alone \(data.json\); allowed: a folder of polygrad"):
+            use()
 
 
 def test_it_stops_when_the_error_gets_no_better(data, tmp_path):

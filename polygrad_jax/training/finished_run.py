@@ -118,6 +118,7 @@ def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
       ConfigError: the folder is not a run's, has nothing saved yet, or is of another version.
     """
     folder = Path(folder)
+    RunFolder(folder).check_has_policy()
     config = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
     if config.world_model not in known_world_models():
         raise ConfigError(f"world_model is {config.world_model}; allowed: {', '.join(known_world_models())}")

@@ -36,13 +36,18 @@ from polygrad_jax.training.iteration import all_finite
 from polygrad_jax.training.loop import NonFiniteError, crossed
 from polygrad_jax.training.metrics import MetricsLog
 from polygrad_jax.training.progress import Progress, announce, announced, clock_time
-from polygrad_jax.training.run_folder import CONFIG_FILE, RunFolder, describe_environment, write_text_atomically
+from polygrad_jax.training.run_folder import (
+    CONFIG_FILE,
+    DATA_FILE,
+    RunFolder,
+    describe_environment,
+    write_text_atomically,
+)
 from polygrad_jax.training.signals import StopOnSignal
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.registry import SIMULATOR, make_world_model
 
-DATA_FILE = "data.json"
 BEST_FILE = "best.npz"
 JUDGED_HORIZON = 5
 """Steps ahead at which the error decides (paper, Appendix C.1)."""

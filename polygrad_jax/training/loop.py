@@ -487,6 +487,7 @@ def open_run(config: Config, folder: Path) -> Run:
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder, environment = RunFolder(folder), describe_environment()
+    run_folder.check_has_policy()
     for warning in run_folder.check(config, environment):
         announce(warning)
     # With overlap a chunk is added while the device still asks for states that it displaces.

@@ -26,6 +26,8 @@ from polygrad_jax.config import Config, ConfigError, to_json
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = ".lock"
+DATA_FILE = "data.json"
+"""What a world model alone was trained on (``fixed_data.py``); a run of ``polygrad train`` has none."""
 TEMPORARY_SUFFIX = ".tmp"
 
 MAY_DIFFER_ON_RESUME = (
@@ -211,6 +213,17 @@ class RunFolder:
     def holds_a_run(self) -> bool:
         """Whether a run was started here, so that starting again means going on."""
         return (self.path / CONFIG_FILE).is_file()
+
+    def check_has_policy(self) -> None:
+        """Nothing for a run of ``polygrad train``, and for what is none.
+
+        Raises:
+          ConfigError: a world model alone was trained here, on recorded transitions.
+        """
+        if (self.path / DATA_FILE).is_file():
+            raise ConfigError(
+                f"run folder {self.path} is of a world model alone ({DATA_FILE}); allowed: a folder of polygrad train"
+            )
 
     def saved_config(self) -> dict[str, Any]:
         """The config of the run, as nested dictionaries.
