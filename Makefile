@@ -71,7 +71,8 @@ lint: $(INSTALLED_DEV)
 # A folder of results names its experiment by the CSV file that it holds.
 figures: $(INSTALLED)
 	@set -e; for experiment in oracle:oracle_study guidance_error:guidance_error runs:seeds \
-	    gradient_study:gradient_study action_distribution:action_distribution computation_time:computation_time prediction_error:prediction_error \
+	    gradient_study:gradient_study action_distribution:action_distribution \
+	    computation_time:computation_time prediction_error:prediction_error \
 	    small_data:small_data partial_observation:partial_observation; do \
 	  for csv in $$(find results -name "$${experiment%%:*}.csv" -not -path "*/imagined/*" | sort); do \
 	    echo "$$csv"; $(BIN)/python experiments/$${experiment##*:}.py --out "$$(dirname "$$csv")" --figure-only; \
