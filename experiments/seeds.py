@@ -255,9 +255,9 @@ def draw_along(out: Path) -> None:
     axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlim(right=axis.get_xlim()[1] * 1.8)
-    steps, seeds = max(int(r["env_steps"]) for r in rows), len({r["seed"] for r in rows})
+    steps, seeds = min(int(r["env_steps"]) for r in rows), len({r["seed"] for r in rows})
     about = f"{rows[0]['env']}, preset {rows[0]['preset']}, {steps} environment steps"
-    figure.suptitle(f"{about}: {seeds} seeds (dots; crosses diverged)\nand their mean", fontsize=9)
+    figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
     figure.tight_layout()
     sweep.save_figure(figure, out / "along.png")
 

@@ -122,7 +122,8 @@ def move_apart(axis: Any) -> None:
     heights = np.array([axis.transData.transform(text.xy)[1] * points for text in ends])
     order = np.argsort(heights, kind="stable")
     apart = np.arange(len(ends)) * 1.2 * ends[0].get_fontsize()
-    moved = isotonic_regression(heights[order] - apart).x + apart
+    lowest = axis.bbox.y0 * points + 0.5 * ends[0].get_fontsize()  # not on the numbers of the axis
+    moved = np.maximum(isotonic_regression(heights[order] - apart).x, lowest) + apart
     for index, height in zip(order, moved, strict=True):
         ends[index].set_position((ends[index].get_position()[0], height - heights[index]))
 
