@@ -11,6 +11,8 @@ That error is also small where a rule imagines actions whose consequences are ea
 policy's. Two columns and a rule tell that apart. ``given_h*`` is the error of the same denoiser when it is told the
 actions that MuJoCo's closed loop took under these z, which no guidance can be blamed for. And ``correlated`` can be
 made to keep the very z that ``score`` imagined (", z of score"): same actions, other guidance (``matched.csv``).
+``strange_h1`` is ``given_h1`` with all actions behind the first from another trajectory: they cannot have moved that
+state, and where it is the larger of the two the denoiser takes later actions, guessed ones too, as evidence of it.
 
     python experiments/guidance_error.py RUN [RUN ...] --out results/guidance_error --jobs 2 --threads 1
     python experiments/guidance_error.py --out results/guidance_error --figure-only
@@ -231,6 +233,11 @@ def errors(name: str, predicted: np.ndarray, real: np.ndarray, std: np.ndarray) 
     return row
 
 
+def foreseen(fitted: Fitted, told, given: Given, actions: Array) -> np.ndarray:
+    """Raw observations that the denoiser imagines when it is told all the actions ``[B, H, A]``, normalised."""
+    return jax.device_get(unpack(told(given, actions, jax.random.key(5)), actions, fitted.normaliser)).observations
+
+
 def measure(
     fitted: Fitted, config: Config, once, told, std: np.ndarray, log_delta: Array, residual: np.ndarray | None = None
 ) -> tuple[dict[str, float], np.ndarray]:
@@ -260,11 +267,13 @@ def measure(
     opened, _, _ = replay_actions(run.config.env, simulator_states, segment.actions[:, :-1])
     unit, spread = np.asarray(run.normaliser.observations.std), spread_of(z)
     acted = normalise(jnp.asarray(acted[:, [*range(steps), steps - 1]]), fitted.normaliser.actions)
-    foretold = jax.device_get(unpack(told(given, acted, jax.random.key(5)), acted, fitted.normaliser)).observations
+    foretold = foreseen(fitted, told, given, acted)
+    strange = foreseen(fitted, told, given, acted.at[:, 1:].set(jnp.roll(acted[:, 1:], len(rows) // 2, axis=0)))
     columns = {
         **errors("closed", segment.observations, closed, unit),
         **errors("given", foretold, closed, unit),
         **errors("open", segment.observations, opened, unit),
+        "strange_h1": squared_errors(strange / unit, closed / unit)[:, 0].mean(),
         "z_mean": spread.mean,
         "z_std": spread.std,
         "z_kurtosis": spread.excess_kurtosis,
