@@ -203,8 +203,10 @@ def number_of(setting: str) -> tuple[str, float | None]:
 
 
 def field_along(rows: list[sweep.Row]) -> str | None:
-    """The field of the config that every setting's name ends with the value of; None if there is no such field."""
+    """The field of the config that every setting's name ends with the value of; None if none is, or all are equal."""
     shared = None
+    if len({number_of(row["setting"])[1] for row in rows}) < 2:
+        return None
     for row in rows:
         (_, number), words = number_of(row["setting"]), shlex.split(row["command"])
         if number is None:

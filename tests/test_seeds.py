@@ -114,5 +114,6 @@ def test_settings_along_the_value_of_a_field(trained, tmp_path):
     assert seeds.along(rows) == {"a b": {0.03: runs, 0.3: runs}, "c": {0.03: runs, 0.3: runs}}
     seeds.draw_along(opts.out)
     assert (opts.out / "along.png").stat().st_size > 5_000
-    assert seeds.field_along([row | {"setting": "score"} for row in rows]) is None
-    assert seeds.field_along([row | {"setting": "score 0.5"} for row in rows]) is None
+    assert seeds.field_along([rows[0] | {"setting": "score"}, *rows[1:]]) is None
+    assert seeds.field_along([rows[0] | {"setting": "a b 0.5"}, *rows[1:]]) is None
+    assert seeds.field_along([row for row in rows if row["setting"] == "c 0.3"]) is None
