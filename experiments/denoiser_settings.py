@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import sweep
 
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override
@@ -234,11 +235,10 @@ def recorded(path: Path, common: dict[str, Any], setting: str) -> bool:
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """The file with one row more, written whole or not at all."""
-    facts = describe_environment()
-    packages = " ".join(f"{name}={version}" for name, version in facts["packages"].items())
+    packages = " ".join(f"{name}={version}" for name, version in describe_environment()["packages"].items())
     row = dict.fromkeys(COLUMNS, float("nan")) | row
     row = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()}
-    row |= {"packages": packages} | {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    row |= {"packages": packages} | sweep.machine()
     text = io.StringIO(path.read_text() if path.exists() else "", newline="")
     text.seek(0, io.SEEK_END)
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
