@@ -137,14 +137,18 @@ def run_grid(options: argparse.Namespace) -> int:
     cells = [cell_of(options, name, fields, seed) for seed in options.seeds for name, fields in settings.items()]
     code = sweep.run(cells, options.out / "runs.csv", options)
     ended = sweep.read_csv(options.out / "runs.csv") if (options.out / "runs.csv").exists() else []
-    curves = [
-        {"setting": run["setting"], "seed": run["seed"], **row}
-        for run in ended
-        for row in evaluations(folder_of(options, run["setting"], int(run["seed"])))
-    ]
+    kept = sweep.read_csv(options.out / "evaluations.csv") if (options.out / "evaluations.csv").exists() else []
+    curves = [row for run in ended for row in curve_of(options, run["setting"], run["seed"], kept)]
     if curves:  # a run may diverge before its first evaluation
         sweep.write_csv(options.out / "evaluations.csv", curves)
     return code
+
+
+def curve_of(options: argparse.Namespace, setting: str, seed: str, kept: list[sweep.Row]) -> list[sweep.Row]:
+    """A run's evaluations, from its folder; where that is gone, as ``kept`` has them."""
+    found = evaluations(folder_of(options, setting, int(seed)))
+    named = {"setting": setting, "seed": seed}
+    return [named | row for row in found] or [row for row in kept if named.items() <= row.items()]
 
 
 def folder_of(options: argparse.Namespace, setting: str, seed: int) -> Path:

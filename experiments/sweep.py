@@ -3,7 +3,8 @@
 A cell is a command that writes its rows to a file; the experiments make the cells. What holds for every grid:
 
 - Resumable: a cell that has left its rows is not run again, whatever became of the others. Rows are kept per cell in
-  ``OUT.cells/``, each written whole or not at all, and the CSV is made of them after every cell.
+  ``OUT.cells/``, each written whole or not at all, and the CSV is made of them after every cell. The CSV alone is
+  enough to go on from, as in a clone, and rows in it of cells that this grid does not have stay.
 - A cell that ends with exit code 3 diverged: that is its result, a row with ``outcome`` "diverged". Any other exit
   code but 0 is a failure: said aloud with the last line that the cell wrote, no row, exit code 1 at the end.
 - Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command goes on.
@@ -153,6 +154,7 @@ class Grid:
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self.stopped = False
+        self.others = self._adopt()
         self._cores: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
         for share in core_shares(jobs, threads):
             self._cores.put(share)
@@ -160,6 +162,18 @@ class Grid:
     def rows_path(self, cell: Cell) -> Path:
         """Where a cell's rows are once it has ended."""
         return self.folder / f"{cell.name}.json"
+
+    def _adopt(self) -> list[Row]:
+        """Takes over the rows of a CSV whose cells' own files are gone; returns those of cells that are not ours."""
+        found = read_csv(self.csv_path) if self.csv_path.exists() else []
+        rows = [{name: value for name, value in row.items() if value != ""} for row in found]
+        ours = {cell.name for cell in self.cells}
+        for cell in self.cells:
+            there = [row for row in rows if row.get("cell") == cell.name]
+            if there and not self.rows_path(cell).exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(self.rows_path(cell), json.dumps(there))
+        return [row for row in rows if row.get("cell") not in ours]
 
     def run_one(self, cell: Cell) -> None:
         """Runs a cell as a process of its own and keeps what it found."""
@@ -218,7 +232,8 @@ class Grid:
         self._fresh(cell).unlink(missing_ok=True)
         with self._lock:
             done = [other for other in self.cells if self.rows_path(other).exists()]
-            write_csv(self.csv_path, [row for other in done for row in json.loads(self.rows_path(other).read_text())])
+            rows = [row for other in done for row in json.loads(self.rows_path(other).read_text())]
+            write_csv(self.csv_path, rows + self.others)
             print(f"{len(done)}/{len(self.cells)} {cell.name}: {OUTCOMES[code]}", flush=True)
 
     def _complain(self, line: str) -> None:

@@ -100,6 +100,12 @@ def test_the_figure_is_made_from_the_csv_files_alone(trained, tmp_path):
         folder.rename(tmp_path / f"gone-{folder.name}")
     seeds.draw(opts.out)
     assert (opts.out / "curves.png").stat().st_size > 5_000
+    before = table(opts.out / "evaluations.csv")
+    opts.seeds = [0, 1, 2]  # goes on in a clone: the CSV files are all there is of the first two seeds
+    trained |= {2: (0, (70.0, 80.0))}
+    assert seeds.run_grid(opts) == 0
+    after = table(opts.out / "evaluations.csv")
+    assert [row for row in after if row["seed"] != "2"] == before and len(after) > len(before)
 
 
 def test_settings_along_the_value_of_a_field(trained, tmp_path):

@@ -62,6 +62,17 @@ def test_finished_cells_are_not_run_again_unless_asked(tmp_path):
     assert seen("--again", "--only", "b") == ["0", "1"]
 
 
+def test_a_grid_goes_on_from_the_csv_alone_and_keeps_rows_of_other_cells(tmp_path):
+    path, opts = tmp_path / "grid.csv", options(tmp_path)
+    assert sweep.run([writes("a", [{"x": 1}, {"x": 2, "y": 3}]), writes("z", [{"x": 9}])], path, opts) == 0
+    for kept in (tmp_path / "grid.cells").iterdir():
+        kept.unlink()
+    assert sweep.run([cell("a", "raise SystemExit(2)"), writes("b", [{"x": 4}])], path, opts) == 0
+    assert [(r["cell"], r["x"], r["y"]) for r in sweep.read_csv(path)] == [
+        ("a", "1", ""), ("a", "2", "3"), ("b", "4", ""), ("z", "9", "")
+    ]
+
+
 def test_a_name_that_no_cell_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--only is c; allowed: a, b"):
         sweep.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))
