@@ -11,7 +11,8 @@ transformer sees up to 15, Dreamer-v3 five before it predicts.
     python experiments/partial_observation.py --out results/partial_observation --figure-only
 
 The run's policy reads velocities too, so that what all models imagine under is another one, of the same kind: the mean
-action regressed on what is seen, the std as it was (``regressed``; its share of explained variance is printed).
+action regressed on what is seen, the std as it was (``regressed``; what it explains of the
+variance of the run's mean actions is the column ``policy_explained``).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
 
     The actor of least squared error of the mean action, over the data's own states; the std is the policy's.
     """
-    assert data.collector is not None and data.actor is not None  # open_hidden asks first
+    assert data.collector is not None and data.actor is not None  # hidden() asks first
     config, precision = data.collector.a2c, data.collector.precision
     raw_obs = jnp.asarray(data.transitions.observations)
     whole = a2c.make_policy_apply(data.spec, config, precision)
@@ -89,8 +90,8 @@ def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
 
 
 @functools.cache
-def open_hidden(where: str) -> FixedData:
-    """The dataset with its velocities hidden, and a policy that does without them.
+def hidden(where: str) -> tuple[FixedData, float]:
+    """The dataset with its velocities hidden, and a policy that does without them, with what that explains.
 
     Raises:
       ConfigError: see ``open_data``; or the data are of no named task, lack a policy, or hide their velocities already.
@@ -101,22 +102,31 @@ def open_hidden(where: str) -> FixedData:
     assert data.env is not None and data.collector is not None
     if data.env.hide_velocities:
         raise ConfigError(f"dataset {where} hides its velocities already; allowed: one that has them")
-    hidden = dataclasses.replace(data.env, hide_velocities=True)
-    env = registry.make(hidden)
+    task = dataclasses.replace(data.env, hide_velocities=True)
+    env = registry.make(task)
     shown = registry.spec_of(env).observation_size
     env.close()
     actor, share = regressed(data, shown)
-    print(f"the policy without velocities explains {share:.3f} of the variance of the run's mean actions", flush=True)
-    return dataclasses.replace(
+    data = dataclasses.replace(
         data,
         transitions=dataclasses.replace(data.transitions, observations=data.transitions.observations[:, :shown]),
-        env=hidden,
-        collector=dataclasses.replace(data.collector, env=hidden),
+        env=task,
+        collector=dataclasses.replace(data.collector, env=task),
         actor=actor,
     )
+    return data, share
 
 
 if __name__ == "__main__":
     name = Path(__file__).stem
     picture = functools.partial(draw, name=name, colours=COLOURS)
-    sys.exit(main(Study(Path(__file__), __doc__, MODELS, RULES, picture, open_hidden)))
+    study = Study(
+        Path(__file__),
+        __doc__,
+        MODELS,
+        RULES,
+        picture,
+        prepare=lambda where: hidden(where)[0],
+        columns=lambda where: {"policy_explained": hidden(where)[1]},
+    )
+    sys.exit(main(study))

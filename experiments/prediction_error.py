@@ -8,13 +8,18 @@ dataset's policy, and MuJoCo replays their actions from the stored simulator sta
         --seeds 0 1 2 --horizons 10 --jobs 2 --threads 1 --out results/prediction_error/hopper
     python experiments/prediction_error.py --out results/prediction_error/hopper --figure-only
 
-``--transitions`` trains on so many only, drawn as whole episodes (the paper's question about small data). Rows of
-``prediction_error.csv``, one per step ahead: ``mse_raw`` and ``mse`` (in units of each observation's variance in the
-data; the raw one is mostly velocities), averaged over dimensions and trajectories, ``median`` over trajectories,
-``still``: the error of predicting that nothing moves, ``reward_mse``; and for the whole trajectory, as far as the
-replay goes on alive, how many of the imagined ends are right (``terminal_precision``) and how many of the real ones are
-imagined (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``untrained`` is the same network
-before any update, which every measure must tell from the others.
+``--transitions`` trains on so many only, drawn as whole episodes (the paper's question about small data). Several
+datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and ``mse``
+(in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
+dimensions and trajectories, ``median`` over trajectories, ``still``: the error of predicting that nothing moves,
+``reward_mse``, of the step that leads there. These count a trajectory until MuJoCo ends it (``alive``: the share that
+does), since what follows is in no data. The paper goes on past the end, and so does ``mse_raw_past_ends``; there a
+model that foresees ends loses to one that does not, which is why nothing is chosen by it.
+For the whole trajectory: the shares that end in imagination and in MuJoCo (``ends_imagined``, ``ends_real``), how many
+of the first come within a step of a real end (``terminal_precision``), how many of the second within a step of an
+imagined one (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``untrained`` is the same
+network before any update, which every measure must tell from the others; ``finite`` 0: it imagined numbers that are not
+finite, and has no errors.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -36,15 +42,16 @@ import sweep
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config
+from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import replay as replays
+from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs.simulator import replay_actions
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.fixed_data import FixedData, Schedule, Training, open_data, open_trained
 from polygrad_jax.training.gradient_error import absorbing
 from polygrad_jax.training.loop import NonFiniteError
-from polygrad_jax.training.measures import squared_errors, staying_still
+from polygrad_jax.training.measures import before_ends, mean_where, squared_errors, staying_still
 from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
@@ -80,9 +87,15 @@ def episodes_of(record: TransitionRecord) -> list[TransitionRecord]:
 
 
 def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
-    """``count`` transitions: whole episodes in random order, the last one cut; all of it where there are no more."""
-    if count >= len(record):
+    """``count`` transitions: whole episodes in random order, the last one cut; :data:`ALL` for all of them.
+
+    Raises:
+      ConfigError: there are not so many.
+    """
+    if count == ALL:
         return record
+    if count > len(record):
+        raise ConfigError(f"--transitions is {count}; allowed: at most {len(record)}, which is what the dataset has")
     parts = episodes_of(record)
     order = np.random.default_rng(seed).permutation(len(parts))
     chosen, left = [], count
@@ -102,18 +115,24 @@ def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
 
 
 def ends_found(imagined: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Precision and recall of "it ends within the horizon", terminals ``[B, T]`` of both; NaN where none is."""
-    said, true = absorbing(imagined)[:, -1] > 0, absorbing(real)[:, -1] > 0
-    right = (said & true).sum()
+    """Shares of trajectories that end, precision and recall of when; terminals ``[B, T]`` of both; NaN where none is.
+
+    Only first ends within a step of one another are the same end: behind an imagined one the actions are those of
+    states that do not move on, under which MuJoCo ends before long, too.
+    """
+    said, true = (absorbing(x).sum(axis=1) for x in (imagined, real))  # how many steps from the first end on
+    right = ((said > 0) & (true > 0) & (np.abs(said - true) <= 1)).sum()
     return {
-        "terminal_precision": float(right / said.sum()) if said.any() else float("nan"),
-        "terminal_recall": float(right / true.sum()) if true.any() else float("nan"),
+        "ends_imagined": float((said > 0).mean()),
+        "ends_real": float((true > 0).mean()),
+        "terminal_precision": float(right / (said > 0).sum()) if said.any() else float("nan"),
+        "terminal_recall": float(right / (true > 0).sum()) if true.any() else float("nan"),
     }
 
 
 @dataclasses.dataclass
 class Measuring:
-    """What every measure of one dataset shares."""
+    """What every measure of one dataset shares: and the statistics that the model learnt with."""
 
     data: FixedData
     normaliser: Normaliser
@@ -137,27 +156,30 @@ class Measuring:
         return jax.device_get(segment.replace(rows=contexts.rows[:, -1:], observed=None))
 
     def rows(self, config: Config, state: Any) -> Iterator[dict[str, float]]:
-        """One row per step ahead."""
+        """One row per step ahead; one alone where what is imagined is not finite."""
         segment = self.imagined(config, state)
         if not all(np.isfinite(x).all() for x in (segment.observations, segment.actions, segment.rewards)):
-            raise NonFiniteError("not finite: imagined trajectory")
+            yield {"finite": 0}
+            return
         states = self.data.transitions.simulator_states[np.asarray(segment.rows)[:, 0]]
         real, rewards, terminals = replay_actions(self.data.env, states, segment.actions[:, :-1])
-        unit = np.asarray(self.normaliser.observations.std)
+        # Of all of the data, however few were learnt from: errors of different sizes have the same unit.
+        unit = np.asarray(to_normaliser(self.data.replay(2).moments).observations.std, np.float64)
+        alive = before_ends(terminals)
+        taken = np.concatenate([np.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
         raw = squared_errors(segment.observations, real)
         scaled = squared_errors(segment.observations / unit, real / unit)
         still = squared_errors(staying_still(real / unit), real / unit)
         reward = np.square(segment.rewards[:, :-1] - rewards)
         ends = ends_found(segment.terminals[:, :-1], terminals.astype(np.float32))
+        means = {"mse_raw": raw, "mse": scaled, "still": still}
+        means = {name: mean_where(values, alive) for name, values in means.items()}
+        means |= {"reward_mse": mean_where(reward, taken), "mse_raw_past_ends": raw.mean(0), "alive": alive.mean(0)}
         for h in range(raw.shape[1]):
-            yield {
-                "step": h + 1,
-                "mse_raw": raw[:, h].mean(),
-                "mse": scaled[:, h].mean(),
-                "median": np.median(scaled[:, h]),
-                "still": still[:, h].mean(),
-                "reward_mse": reward[:, h].mean(),
-            } | ends
+            living = scaled[alive[:, h], h]
+            median = np.median(living) if living.size else np.nan
+            row = {name: values[h] for name, values in means.items()}
+            yield {"finite": 1, "step": h + 1} | row | {"median": median} | ends
 
 
 def variants(config: Config, rules: dict[str, dict[str, Any]] = RULES) -> dict[str, Config]:
@@ -183,6 +205,8 @@ class Study:
     prepare: Callable[[str], FixedData] = open_data
     transitions: tuple[int, ...] = (ALL,)
     """How many are learnt from, unless the command line says otherwise."""
+    columns: Callable[[str], dict[str, Any]] = lambda _: {}
+    """More of every row, by the dataset's name."""
 
     @property
     def name(self) -> str:
@@ -213,6 +237,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     trained = open_trained(options.folder, training_data := dataclasses.replace(data, transitions=part))
     measuring = Measuring(data, trained.normaliser, options.seed)
     common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
+    common |= study.columns(options.dataset)
     common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(training_data.transitions)}
     common |= {
         "training_seconds": round(outcome.at.training_seconds, 1),
@@ -251,7 +276,7 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [r for r in sweep.read_csv(out / f"{name}.csv") if r.get("network") == "trained"]
+    rows = [r for r in sweep.read_csv(out / f"{name}.csv") if r.get("network") == "trained" and r["finite"] == "1"]
     panels = list(dict.fromkeys((r["env"], r["horizon"], r["transitions"]) for r in rows))
     figure, axes = plt.subplots(2, len(panels), figsize=(5.2 * len(panels), 7.0), squeeze=False)
     for j, panel in enumerate(panels):
@@ -262,6 +287,8 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
                 own = [r for r in there if (r["model"], r["variant"]) == (model, variant)]
                 if own:
                     draw_curve(axis, own, measure, f"{model} {variant}".strip(), colour)
+            if measure == "mse":
+                draw_curve(axis, there, "still", "nothing moves", "#7F7F7F", "--")
             axis.set_yscale("log")
             axis.set_xlabel("steps ahead")
             axis.set_ylabel(f"mean squared error [{unit}]")
@@ -278,12 +305,14 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
     plt.close(figure)
 
 
-def draw_curve(axis: Any, rows: list[dict[str, str]], measure: str, label: str, colour: str) -> None:
+def draw_curve(
+    axis: Any, rows: list[dict[str, str]], measure: str, label: str, colour: str, style: str = "-"
+) -> None:
     """Mean over seeds, labelled at its end, and one standard deviation."""
     steps = sorted({int(r["step"]) for r in rows})
-    values = np.array([[float(r[measure]) for r in rows if int(r["step"]) == k] for k in steps])
-    mean, std = values.mean(1), values.std(1)
-    axis.plot(steps, mean, color=colour, linewidth=1.6)
+    values = [[float(r[measure]) for r in rows if int(r["step"]) == k] for k in steps]
+    mean, std = (np.array([of(v) for v in values]) for of in (np.mean, np.std))
+    axis.plot(steps, mean, style, color=colour, linewidth=1.6)
     axis.fill_between(steps, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
     sweep.label_end(axis, steps[-1], mean[-1], label, colour, size=7)
 
@@ -317,7 +346,9 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
         options.models, options.seeds, options.horizons, options.transitions
     ):
         size = "all" if count == ALL else str(count)
-        name = "".join(c if c.isalnum() else "-" for c in model) + f"-h{horizon}-n{size}-seed{seed}"
+        where = Path(options.dataset).resolve()
+        asked = f"{where.parent.name}-{where.name}-{model}-{options.preset}-{options.seconds:g}s{options.fields}"
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", asked) + f"-h{horizon}-n{size}-seed{seed}"
         own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
         own += ("--folder", trainings / name)
         labels = (("model", model), ("seed", seed), ("horizon", horizon), ("transitions", count))

@@ -25,11 +25,11 @@ RULES = {"score": {"rule": "score"}}
 STEPS = (1, 5, 9)
 
 
-def at_step(rows: list[dict[str, str]], model: str, step: int) -> tuple[list[int], np.ndarray]:
-    """``(transitions, errors [sizes, seeds])`` of a trained model so many steps ahead, in variances."""
-    own = [r for r in rows if r["model"] == model and r["network"] == "trained" and int(r["step"]) == step]
+def at_step(rows: list[dict[str, str]], model: str, step: int) -> tuple[list[int], list[np.ndarray]]:
+    """``(transitions, errors [seeds] of each)`` of a trained model so many steps ahead, in variances."""
+    own = [r for r in rows if (r["model"], r["network"], r["step"]) == (model, "trained", str(step))]
     sizes = sorted({int(r["transitions"]) for r in own})
-    return sizes, np.array([[float(r["mse"]) for r in own if int(r["transitions"]) == n] for n in sizes])
+    return sizes, [np.array([float(r["mse"]) for r in own if int(r["transitions"]) == n]) for n in sizes]
 
 
 def draw(out: Path) -> None:
@@ -56,9 +56,9 @@ def draw(out: Path) -> None:
     plt.close(figure)
 
 
-def draw_line(axis: Any, sizes: list[int], errors: np.ndarray, label: str, colour: str) -> None:
+def draw_line(axis: Any, sizes: list[int], errors: list[np.ndarray], label: str, colour: str) -> None:
     """Mean over seeds, labelled at its end, and one standard deviation."""
-    mean, std = errors.mean(1), errors.std(1)
+    mean, std = (np.array([of(e) for e in errors]) for of in (np.mean, np.std))
     axis.plot(sizes, mean, color=colour, marker="o", markersize=3, linewidth=1.6)
     axis.fill_between(sizes, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
     sweep.label_end(axis, sizes[-1], mean[-1], label, colour, size=7)

@@ -9,13 +9,15 @@ import partial_observation
 import prediction_error
 import pytest
 import small_data
-from prediction_error import drawn, ends_found, episodes_of, variants
+from prediction_error import ALL, drawn, ends_found, episodes_of, variants
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import EnvSpec
+from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.fixed_data import FixedData
+from polygrad_jax.types import Segment
 
 
 def record(lengths, terminated):
@@ -46,17 +48,49 @@ def test_fewer_transitions_are_whole_episodes_and_one_that_is_cut():
     np.testing.assert_array_equal(whole.truncations, before)
     orders = {tuple(drawn(whole, 6, seed).rewards) for seed in range(20)}
     assert len(orders) > 5
-    assert drawn(whole, 14, 0) is whole
+    assert drawn(whole, ALL, 0) is whole
+    with pytest.raises(ConfigError, match="--transitions is 15; allowed: at most 14"):
+        drawn(whole, 15, 0)
 
 
 def test_ends_that_are_found():
-    """Of four trajectories the first two are said to end, the second and third do: one of two right, one of two found;
-    when is not asked."""
-    said = np.array([[0, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]], np.float32)
-    real = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]], np.float32)
-    assert ends_found(said, real) == {"terminal_precision": 0.5, "terminal_recall": 0.5}
+    """Of five trajectories the first three are said to end, the last four do. The second was said to a step too early,
+    which is near enough, the third two steps: one of three right, one of four found. Only first ends count."""
+    said = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]], np.float32)
+    real = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 1], [0, 1, 0], [1, 0, 1]], np.float32)
+    shares = {"ends_imagined": 0.6, "ends_real": 0.8}
+    assert ends_found(said, real) == shares | {"terminal_precision": 1 / 3, "terminal_recall": 0.25}
     nothing = ends_found(0 * said, real)
     assert np.isnan(nothing["terminal_precision"]) and nothing["terminal_recall"] == 0.0
+    perfect = ends_found(real, real)
+    assert perfect["terminal_precision"] == perfect["terminal_recall"] == 1.0
+
+
+def test_what_follows_on_an_end_is_not_counted(monkeypatch):
+    """MuJoCo ends the first of two trajectories at its second step, and is 10 away from then on. The reward of that
+    step counts, what it leads to does not; the unit is the whole data's although the model learnt with another."""
+    rows = record([4, 3, 5, 2], [True, False, True])
+    data = FixedData("", rows, configs.cpu("hopper").env, configs.cpu("hopper"), None)
+    unit = float(np.asarray(to_normaliser(data.replay(2).moments).observations.std)[0])
+    real = np.float64([[0, 1, 10, 10], [0, 1, 2, 3]])[..., None]
+    rewards, terminals = np.float64([[1, 1, 7], [1, 1, 1]]), np.array([[0, 1, 0], [0, 0, 0]], bool)
+    monkeypatch.setattr(prediction_error, "replay_actions", lambda *_: (real, rewards, terminals))
+    imagined = Segment(
+        np.float32([[0, 2, 2, 2], [0, 2, 2, 2]])[..., None], np.zeros((2, 4, 1), np.float32),
+        np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32), rows=np.zeros((2, 1), int),
+    )
+    measuring = prediction_error.Measuring(data, None, 0)
+    monkeypatch.setattr(measuring, "imagined", lambda *_: imagined)
+    found = list(measuring.rows(data.collector, None))
+    assert [r["alive"] for r in found] == [1.0, 0.5, 0.5] and [r["finite"] for r in found] == [1, 1, 1]
+    np.testing.assert_allclose([r["mse_raw"] for r in found], [1, 0, 1])
+    np.testing.assert_allclose([r["mse"] for r in found], np.array([1, 0, 1]) / unit**2)
+    np.testing.assert_allclose([r["median"] for r in found], np.array([1, 0, 1]) / unit**2)
+    np.testing.assert_allclose([r["still"] for r in found], np.array([1, 4, 9]) / unit**2)
+    np.testing.assert_allclose([r["mse_raw_past_ends"] for r in found], [1, 32, 32.5])
+    np.testing.assert_allclose([r["reward_mse"] for r in found], [1, 1, 1])
+    imagined.observations[0, 1] = np.nan
+    assert list(measuring.rows(data.collector, None)) == [{"finite": 0}]
 
 
 def test_only_what_is_guided_has_variants():
@@ -110,6 +144,8 @@ def test_errors_of_small_data_by_size_and_seed():
     sizes, errors = small_data.at_step(rows, "a", 5)
     assert sizes == [1_000, 10_000]
     np.testing.assert_array_equal(errors, [[1, 2], [3, 4]])
+    _, errors = small_data.at_step(rows[2:], "a", 5)  # a seed that diverged is missing
+    assert [list(e) for e in errors] == [[1, 2], [4]]
 
 
 @pytest.mark.parametrize("label", computation_time.MODELS)

@@ -145,6 +145,14 @@ def test_its_error_against_replay_is_nothing_and_another_models_is_not(imagined)
     still = ours.replace(observations=np.repeat(ours.observations[:, :1], 60, axis=1), rewards=0 * ours.rewards)
     nothing_moves = simulator_errors(EnvConfig("hopper"), still, states)
     assert min(nothing_moves.values()) > 1e-4
+    real, _, terminals = simulator.replay_actions(EnvConfig("hopper"), states, np.asarray(ours.actions)[:, :-1])
+    while_alive = simulator_errors(EnvConfig("hopper"), still, states, past_ends=False)
+    assert while_alive["error/reward_mse"] == nothing_moves["error/reward_mse"]
+    for h in (1, 20, 59):
+        alive, name = ~terminals[:, :h].any(axis=1), f"error/observation_mse_{h:03d}"
+        errors = np.square(np.asarray(still.observations)[alive, h] - real[alive, h])
+        assert while_alive[name] == pytest.approx(errors.mean() if alive.any() else np.nan, nan_ok=True)
+        assert (while_alive[name] == pytest.approx(nothing_moves[name])) == alive.all(), h
 
 
 def test_updating_learns_nothing(imagined):

@@ -138,12 +138,21 @@ def test_the_five_step_error_of_nothing_moves_is_how_far_mujoco_moves(data):
     np.testing.assert_array_equal(judge._contexts.observations[:, -1], data.transitions.observations[rows])
     _, segment = judge._imagine(state, judge._actor, judge._contexts, None, judge._imagine_key)
     assert segment.actions.shape == (40, 6, 1)
-    moved, _, _ = replay_actions(
+    moved, _, terminals = replay_actions(
         data.collector.env, data.transitions.simulator_states[rows], np.asarray(segment.actions)[:, :5]
     )
-    expected = np.square(moved[:, 5] - moved[:, 0]).mean()
+    alive = ~terminals.any(axis=1)
+    assert 0 < alive.sum() < 40, "what MuJoCo ends must be put to the test"
+    expected = np.square(moved[:, 5] - moved[:, 0])[alive].mean()
     assert judged.five_step_error == pytest.approx(expected, rel=1e-5) and expected > 1e-3
     assert len(judged.errors) == 6  # horizons 1 to 5, and the reward's
+
+
+def test_data_under_which_no_trajectory_lives_five_steps_are_refused(data, monkeypatch):
+    judge, state = judge_of(data, "still")
+    monkeypatch.setattr(fixed_data, "simulator_errors", lambda *_, past_ends: {"error/observation_mse_005": np.nan})
+    with pytest.raises(ConfigError, match="cannot be judged five steps ahead: in MuJoCo no trajectory lives so long"):
+        judge(state, None, first=True)
 
 
 def test_the_simulator_makes_no_error(data):

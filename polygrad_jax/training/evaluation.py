@@ -18,6 +18,7 @@ from polygrad_jax.networks.rssm import Latent
 from polygrad_jax.rl import a2c, dreamer
 from polygrad_jax.training.iteration import TrainState, key_for
 from polygrad_jax.training.learners import make_learner
+from polygrad_jax.training.measures import before_ends, mean_where, squared_errors
 from polygrad_jax.types import Array, Params, Segment
 from polygrad_jax.world_models.dreamer import make_latent_model
 from polygrad_jax.world_models.registry import make_world_model
@@ -139,17 +140,21 @@ def make_imagine_from_replay(
     return imagine_from_replay
 
 
-def simulator_errors(config: EnvConfig, segment: Segment, simulator_states: np.ndarray) -> dict[str, Any]:
+def simulator_errors(
+    config: EnvConfig, segment: Segment, simulator_states: np.ndarray, past_ends: bool = True
+) -> dict[str, Any]:
     """How far imagined trajectories are from MuJoCo replaying the same actions from the same simulator state.
 
     Squared error in raw units, averaged over observation dimensions and trajectories, for every horizon 1 to H - 1;
-    trajectories go on past termination; the reward error is that of the first step (paper, Appendix C.1).
+    trajectories go on past termination; the reward error is that of the first step (paper, Appendix C.1). Without
+    ``past_ends`` a trajectory counts until MuJoCo ends it; a horizon that none lives to see is NaN.
 
     Args:
       simulator_states: ``[B, S]``, the simulator's state at each first observation.
     """
-    observations, rewards, _ = replay_actions(config, simulator_states, np.asarray(segment.actions[:, :-1]))
-    by_horizon = np.square(np.asarray(segment.observations) - observations).mean(axis=(0, 2))
+    observations, rewards, terminals = replay_actions(config, simulator_states, np.asarray(segment.actions[:, :-1]))
+    counted = np.ones(terminals.shape, bool) if past_ends else before_ends(terminals)
+    by_horizon = mean_where(squared_errors(segment.observations, observations), counted)
     reward = np.square(np.asarray(segment.rewards[:, 0]) - rewards[:, 0]).mean()
-    errors = {f"error/observation_mse_{h:03d}": float(by_horizon[h]) for h in range(1, by_horizon.shape[0])}
+    errors = {f"error/observation_mse_{h:03d}": float(error) for h, error in enumerate(by_horizon, start=1)}
     return errors | {"error/reward_mse": float(reward)}

@@ -164,6 +164,9 @@ class Judged:
 class Judge:
     """The error of imagined trajectories from the same stored states, whatever the model, with the same draws.
 
+    A trajectory counts until MuJoCo ends it: what comes behind is in no data, and a model that foresees ends (and
+    stands still there) would be taken for a worse one.
+
     Raises:
       ConfigError: the data lack what it takes, or the horizon is too short.
     """
@@ -195,8 +198,10 @@ class Judge:
         self._contexts = draw(data.replay(2), context_key, contexts, model.context_length)
         self._few = jax.tree.map(lambda x: x[:SETTLING_CONTEXTS], self._contexts)
         self._imagine_key, self._settle_key = (jax.random.fold_in(key, STREAMS[n]) for n in ("imagine", "settle"))
-        self._imagine = jax.jit(_imagine_with(model, policy, config.horizon))
-        self._settle = jax.jit(_settle_with(model, policy, config.horizon))
+        # One trajectory of PolyGRAD has all its states; the others need not imagine what nobody looks at.
+        horizon = config.horizon if config.world_model == "polygrad" else JUDGED_HORIZON + 1
+        self._imagine = jax.jit(_imagine_with(model, policy, horizon))
+        self._settle = jax.jit(_settle_with(model, policy, horizon))
         self._adapts: bool | None = None
 
     def __call__(self, model_state: Any, normaliser: Normaliser, first: bool) -> tuple[Any, Judged]:
@@ -214,8 +219,14 @@ class Judge:
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(segment)):
             raise NonFiniteError("not finite: imagined trajectory")
         states = self._data.transitions.simulator_states[np.asarray(self._contexts.rows)[:, -1]]
-        errors = simulator_errors(self._env, segment, states)
-        return model_state, Judged(errors[f"error/observation_mse_{JUDGED_HORIZON:03d}"], errors)
+        errors = simulator_errors(self._env, segment, states, past_ends=False)
+        judged = errors[f"error/observation_mse_{JUDGED_HORIZON:03d}"]
+        if np.isnan(judged):
+            raise ConfigError(
+                f"dataset {self._data.name} cannot be judged five steps ahead: in MuJoCo no trajectory lives so long; "
+                "allowed: --no-early-stopping"
+            )
+        return model_state, Judged(judged, errors)
 
 
 def _imagine_with(model: WorldModel, policy: PolicyApply, horizon: int) -> Callable[..., tuple[Any, Segment]]:

@@ -17,6 +17,20 @@ def squared_errors(predicted: np.ndarray, replayed: np.ndarray) -> np.ndarray:
     return np.square(difference).mean(axis=2)[:, 1:]
 
 
+def before_ends(terminals: np.ndarray) -> np.ndarray:
+    """``[B, H - 1]``, horizons 1 to H - 1: whether no step up to there was the last of its episode.
+
+    ``terminals [B, H - 1]`` are MuJoCo's. What follows on such a step is in no data, so that no model can know it.
+    """
+    return ~np.logical_or.accumulate(np.asarray(terminals) > 0, axis=1)
+
+
+def mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Mean over trajectories of ``values [B, K]`` where ``counted [B, K]``: ``[K]``; NaN where none is."""
+    total, count = np.where(counted, values, 0.0).sum(axis=0), counted.sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def staying_still(replayed: np.ndarray) -> np.ndarray:
     """The prediction ``[B, H, O]`` that nothing moves: the first state, H times. What a model must at least beat."""
     return np.broadcast_to(replayed[:, :1], replayed.shape)
