@@ -244,6 +244,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
         "updates": outcome.at.updates,
         "best_updates": trained.updates,
         "preset": options.preset,
+        "fields": options.fields,
     }
     about = sweep.machine()
     untrained = jax.jit(training.model.init)(jax.random.key(options.seed))
