@@ -208,7 +208,7 @@ def draw(out: Path, task: str, horizon: str, steps: str, rows: list[dict[str, st
         distances = [float(r["z_ks"]) for r in there if r["z_ks"]]
         label = f"KS {np.mean(distances):.3f}" if distances else "not finite"
         axis.text(0.03, 0.93, label + (f", {lost} not finite" if lost and distances else ""), va="top", fontsize=6,
-                  transform=axis.transAxes)
+                  transform=axis.transAxes, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8})
         axis.set_ylim(0, 0.75)
         axis.tick_params(labelsize=6)
         axis.spines[["top", "right"]].set_visible(False)
