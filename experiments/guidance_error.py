@@ -287,15 +287,15 @@ def measure(
 
 
 def settings(
-    fitted: Fitted, eta: float, cell: str = "", rules: Sequence[str] = ()
+    fitted: Fitted, eta: float, cell: str = "", rules: Sequence[str] = (), only_steps: Sequence[int] = ()
 ) -> Iterator[tuple[dict[str, Any], Config, Tried]]:
-    """Rules (all, if none is named) and steps of a cell.
+    """Rules and steps (all, if none is named) of a cell.
 
     The sigmas are left to the caller: the policy's std needs no new compilation.
     """
     for rule, tried in ((name, t) for name, t in TRIED.items() if t.cell == cell and (not rules or name in rules)):
         guidance = dataclasses.replace(fitted.config.guidance, delta_lr=DELTA_LR, **tried.guidance)
-        for steps in tried.sampling_steps:
+        for steps in (k for k in tried.sampling_steps if not only_steps or k in only_steps):
             diffusion = dataclasses.replace(fitted.config.diffusion, sampling_steps=steps, eta=eta, **tried.sampling)
             which = {"sampling_tau": diffusion.sampling_tau, "sampling_floor": diffusion.sampling_floor}
             config = dataclasses.replace(fitted.config, guidance=guidance, diffusion=diffusion)
@@ -311,13 +311,16 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     run = open_finished(options.cell)
     config = configs.validate(override(run.config, fields_of(options)))
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
+    common |= {"fields": options.fields}
     about = sweep.machine()
     rows = []
     first = not options.group
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0))[: 2 if first else 1]:
         fitted = fit(run, config, options.data_rows, updates)
         imagined: dict[tuple, np.ndarray] = {}
-        for labels, there, tried in settings(fitted, options.eta, options.group, options.rules):
+        for labels, there, tried in settings(
+            fitted, options.eta, options.group, options.rules, options.steps
+        ):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
             once, settle, told = make_run(there, run)
@@ -373,6 +376,16 @@ def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
     }
 
 
+def keep_convergence(out: Path) -> None:
+    """``convergence.csv`` from what the cells left; of runs without (as in a clone) it keeps the rows that it has."""
+    left = sorted((out / "guidance_error.cells").glob(".*.convergence"))
+    found = [row for f in left for row in json.loads(f.read_text())]
+    measured, path = {(row["env"], str(row["seed"])) for row in found}, out / "convergence.csv"
+    before = sweep.read_csv(path) if path.exists() else []
+    if found:
+        sweep.write_csv(path, [row for row in before if (row["env"], row["seed"]) not in measured] + found)
+
+
 # --- the table and the figure ----------------------------------------------------------------------------------------
 
 
@@ -398,6 +411,8 @@ def against_best(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     table = []
     for (env, sigma, h, rule, steps), mean in means.items():
         at_full = {t[3]: x for t, x in means.items() if t[:3] == (env, sigma, h) and t[4] == NUM_STEPS}
+        if not at_full:  # --steps left them out
+            continue
         best = min(at_full, key=at_full.get)
         row = {"env": env, "sigma": sigma, "step": h, "rule": rule, "sampling_steps": steps, "error": mean}
         row |= {"spread": float(np.std(errors[env, sigma, h, rule, steps])) / mean, "best_rule": best}
@@ -547,6 +562,7 @@ def main() -> int:
     parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
     parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
     parser.add_argument("--rules", nargs="+", default=[], choices=TRIED, help="only these (all)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[], choices=EVERY, help="only these K (all)")
     parser.add_argument("--eta", type=float, default=1.0, help="share of the states' noise, of stochastic sampling")
     parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
     parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
@@ -564,6 +580,7 @@ def main() -> int:
     if not options.figure_only:
         keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--eta", options.eta)
         keep = (f"--fields={options.fields}", *keep, *(["--rules", *options.rules] if options.rules else []))
+        keep += ("--steps", *options.steps) if options.steps else ()
         cells = []
         wanted = [t for name, t in TRIED.items() if not options.rules or name in options.rules]
         for group, run in itertools.product(dict.fromkeys(t.cell for t in wanted), options.runs):
@@ -571,8 +588,7 @@ def main() -> int:
             name = f"{run.parent.name}-{run.name}{group}"  # runs of two tasks may have one name
             cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, f"--group={group}"))
         code = sweep.run(cells, path, options)
-        found = sorted(path.with_suffix(".cells").glob(".*.convergence"))
-        sweep.write_csv(options.out / "convergence.csv", [row for f in found for row in json.loads(f.read_text())])
+        keep_convergence(options.out)
     if path.exists():
         tabulate(options.out)
         draw(options.out)

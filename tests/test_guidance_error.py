@@ -1,5 +1,6 @@
 """What is measured of z = (a - mu(s)) / sigma, on draws whose answer is known."""
 
+import json
 from dataclasses import replace
 
 import guidance_error
@@ -114,8 +115,24 @@ def test_only_some_rules_and_as_far_ahead_as_the_horizon_goes(monkeypatch, capsy
 
     found = [labels["rule"] for labels, *_ in guidance_error.settings(Fitted, 1.0, rules=["score"])]
     assert set(found) == {"score"} and len(found) == len(guidance_error.EVERY)
+    found = guidance_error.settings(Fitted, 1.0, rules=["score", "score, spaced"], only_steps=[16, 128])
+    assert [(labels["rule"], labels["sampling_steps"]) for labels, *_ in found] == [
+        ("score", 16), ("score", 128), ("score, spaced", 16)
+    ]
     row = guidance_error.errors("closed", np.ones((2, 25, 3)), np.zeros((2, 25, 3)), np.ones(3))
     assert guidance_error.steps_ahead([row]) == [1, 5, 9, 24]
     monkeypatch.setattr("sys.argv", ["x", "--out", "nowhere", "--rules", "correlated 1, relaxed, z of score"])
     assert guidance_error.main() == 2
     assert "allowed: with score too" in capsys.readouterr().err
+
+
+def test_convergence_of_runs_whose_cells_are_gone_is_kept(tmp_path):
+    old = [{"env": "hopper", "seed": 0, "norm": 1.0}, {"env": "hopper", "seed": 1, "norm": 2.0}]
+    guidance_error.sweep.write_csv(tmp_path / "convergence.csv", old)
+    guidance_error.keep_convergence(tmp_path)  # nothing new, as where every cell has its rows
+    (tmp_path / "guidance_error.cells").mkdir()
+    new = tmp_path / "guidance_error.cells" / ".a.convergence"
+    new.write_text(json.dumps([{"env": "hopper", "seed": 1, "norm": 3.0}]))
+    guidance_error.keep_convergence(tmp_path)
+    found = guidance_error.sweep.read_csv(tmp_path / "convergence.csv")
+    assert [(r["seed"], r["norm"]) for r in found] == [("0", "1.0"), ("1", "3.0")]
