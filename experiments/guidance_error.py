@@ -318,9 +318,7 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
     for denoiser, updates in (("fitted", options.updates), ("untrained", 0))[: 2 if first else 1]:
         fitted = fit(run, config, options.data_rows, updates)
         imagined: dict[tuple, np.ndarray] = {}
-        for labels, there, tried in settings(
-            fitted, options.eta, options.group, options.rules, options.steps
-        ):
+        for labels, there, tried in settings(fitted, options.eta, options.group, options.rules, options.steps):
             if updates == 0 and (labels["sampling_steps"] != 16 or labels["rule"] not in ("score", "correlated 1")):
                 continue
             once, settle, told = make_run(there, run)

@@ -132,7 +132,7 @@ def ends_found(imagined: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 @dataclasses.dataclass
 class Measuring:
-    """What every measure of one dataset shares: and the statistics that the model learnt with."""
+    """What every measure of one dataset shares, and the statistics that the model learnt with."""
 
     data: FixedData
     normaliser: Normaliser

@@ -138,17 +138,19 @@ def run_grid(options: argparse.Namespace) -> int:
     code = sweep.run(cells, options.out / "runs.csv", options)
     ended = sweep.read_csv(options.out / "runs.csv") if (options.out / "runs.csv").exists() else []
     kept = sweep.read_csv(options.out / "evaluations.csv") if (options.out / "evaluations.csv").exists() else []
-    curves = [row for run in ended for row in curve_of(options, run["setting"], run["seed"], kept)]
+    curves = [row for run in ended for row in curve_of(options, run, kept)]
     if curves:  # a run may diverge before its first evaluation
         sweep.write_csv(options.out / "evaluations.csv", curves)
     return code
 
 
-def curve_of(options: argparse.Namespace, setting: str, seed: str, kept: list[sweep.Row]) -> list[sweep.Row]:
-    """A run's evaluations, from its folder; where that is gone, as ``kept`` has them."""
-    found = evaluations(folder_of(options, setting, int(seed)))
-    named = {"setting": setting, "seed": seed}
-    return [named | row for row in found] or [row for row in kept if named.items() <= row.items()]
+def curve_of(options: argparse.Namespace, run: sweep.Row, kept: list[sweep.Row]) -> list[sweep.Row]:
+    """A run's evaluations, from its folder; where that is gone or another run's, as ``kept`` has them."""
+    found = evaluations(folder_of(options, run["setting"], int(run["seed"])))
+    named = {"setting": run["setting"], "seed": run["seed"]}
+    if found and found[-1]["return_mean"] == run["final_return_mean"]:
+        return [named | row for row in found]
+    return [row for row in kept if named.items() <= row.items()]
 
 
 def folder_of(options: argparse.Namespace, setting: str, seed: int) -> Path:

@@ -106,6 +106,12 @@ def test_the_figure_is_made_from_the_csv_files_alone(trained, tmp_path):
     assert seeds.run_grid(opts) == 0
     after = table(opts.out / "evaluations.csv")
     assert [row for row in after if row["seed"] != "2"] == before and len(after) > len(before)
+    other = next(folder for folder in opts.runs.iterdir() if folder.name == "score-seed2")
+    other.rename(opts.runs / "score-seed0")  # another run in the place of one that is gone
+    assert seeds.run_grid(opts) == 0
+    assert [row for row in table(opts.out / "evaluations.csv") if row["seed"] == "0"] == [
+        row for row in before if row["seed"] == "0"
+    ]
 
 
 def test_settings_along_the_value_of_a_field(trained, tmp_path):
