@@ -198,10 +198,8 @@ class Judge:
         self._contexts = draw(data.replay(2), context_key, contexts, model.context_length)
         self._few = jax.tree.map(lambda x: x[:SETTLING_CONTEXTS], self._contexts)
         self._imagine_key, self._settle_key = (jax.random.fold_in(key, STREAMS[n]) for n in ("imagine", "settle"))
-        # One trajectory of PolyGRAD has all its states; the others need not imagine what nobody looks at.
-        horizon = config.horizon if config.world_model == "polygrad" else JUDGED_HORIZON + 1
-        self._imagine = jax.jit(_imagine_with(model, policy, horizon))
-        self._settle = jax.jit(_settle_with(model, policy, horizon))
+        self._imagine = jax.jit(_imagine_with(model, policy, config.horizon))
+        self._settle = jax.jit(_settle_with(model, policy, config.horizon))
         self._adapts: bool | None = None
 
     def __call__(self, model_state: Any, normaliser: Normaliser, first: bool) -> tuple[Any, Judged]:
