@@ -1,16 +1,17 @@
 """How far is each world model from the simulator, and how does that grow with the horizon? (Figures 5 and 8)
 
 Every model is trained on the same recorded transitions for the same seconds of gradient steps, to its best five-step
-error (``polygrad_jax/training/fixed_data.py``); then 500 trajectories are imagined from stored states under the
-dataset's policy, and MuJoCo replays their actions from the stored simulator states, past terminations.
+error (``polygrad_jax/training/fixed_data.py``); then 500 trajectories are imagined from states of episodes that no
+model has learnt from (a tenth of the dataset, the same for all), under the dataset's policy, and MuJoCo replays their
+actions from the stored simulator states, past terminations.
 
     python experiments/prediction_error.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
         --seeds 0 1 2 --horizons 10 --jobs 2 --threads 1 --out results/prediction_error/hopper
     python experiments/prediction_error.py --out results/prediction_error/hopper --figure-only
 
-``--transitions`` trains on so many only, drawn as whole episodes (the paper's question about small data). Several
-datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and ``mse``
-(in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
+``--transitions`` trains on so many of the others, drawn as whole episodes (the paper's question about small data).
+Several datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and
+``mse`` (in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
 dimensions and trajectories, ``median`` over trajectories, ``still``: the error of predicting that nothing moves,
 ``reward_mse``, of the step that leads there. These count a trajectory until MuJoCo ends it (``alive``: the share that
 does), since what follows is in no data. The paper goes on past the end, and so does ``mse_raw_past_ends``; there a
@@ -59,6 +60,8 @@ from polygrad_jax.world_models.registry import make_world_model
 
 ALL = 10**9
 """Transitions: as many as there are."""
+HELD_OUT = 0.1
+"""Share of the transitions, in whole episodes, from whose states models are measured."""
 CONTEXTS = 500
 SETTLING = 64
 DELTA_LR = 3e-2
@@ -86,6 +89,32 @@ def episodes_of(record: TransitionRecord) -> list[TransitionRecord]:
     return [record[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True) if b > a]
 
 
+def joined(parts: list[TransitionRecord]) -> TransitionRecord:
+    """One record of these episodes; none runs on into the next."""
+    closed = []
+    for part in parts:
+        truncations = part.truncations.copy()
+        truncations[-1] = not part.terminals[-1]
+        closed.append(dataclasses.replace(part, truncations=truncations))
+    columns = [f.name for f in dataclasses.fields(TransitionRecord)]
+    return TransitionRecord(**{name: np.concatenate([getattr(p, name) for p in closed]) for name in columns})
+
+
+def held_out(record: TransitionRecord, share: float = HELD_OUT) -> tuple[TransitionRecord, TransitionRecord]:
+    """``(to learn from, to measure from)``: the second as many random episodes as come to the share, the same always.
+
+    Raises:
+      ConfigError: nothing would be left to learn from.
+    """
+    parts = episodes_of(record)
+    order = np.random.default_rng(0).permutation(len(parts))
+    lengths = np.cumsum([len(parts[i]) for i in order])
+    taken = int(np.searchsorted(lengths, share * len(record))) + 1
+    if taken >= len(parts):
+        raise ConfigError(f"the dataset has {len(parts)} episode(s); allowed: enough to hold {share:.0%} back")
+    return joined([parts[i] for i in sorted(order[taken:])]), joined([parts[i] for i in sorted(order[:taken])])
+
+
 def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
     """``count`` transitions: whole episodes in random order, the last one cut; :data:`ALL` for all of them.
 
@@ -95,20 +124,18 @@ def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
     if count == ALL:
         return record
     if count > len(record):
-        raise ConfigError(f"--transitions is {count}; allowed: at most {len(record)}, which is what the dataset has")
+        raise ConfigError(
+            f"--transitions is {count}; allowed: at most {len(record)}, which is what the dataset has besides the "
+            "episodes that are held back"
+        )
     parts = episodes_of(record)
-    order = np.random.default_rng(seed).permutation(len(parts))
     chosen, left = [], count
-    for i in order:
-        part = parts[i][:left]
-        cut = part.truncations.copy()
-        cut[-1] = not part.terminals[-1]
-        chosen.append(dataclasses.replace(part, truncations=cut))
-        left -= len(part)
+    for i in np.random.default_rng(seed).permutation(len(parts)):
+        chosen.append(parts[i][:left])
+        left -= len(chosen[-1])
         if left == 0:
             break
-    columns = [f.name for f in dataclasses.fields(TransitionRecord)]
-    return TransitionRecord(**{name: np.concatenate([getattr(p, name) for p in chosen]) for name in columns})
+    return joined(chosen)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -135,6 +162,7 @@ class Measuring:
     """What every measure of one dataset shares, and the statistics that the model learnt with."""
 
     data: FixedData
+    held_out: FixedData
     normaliser: Normaliser
     seed: int
 
@@ -146,7 +174,7 @@ class Measuring:
         actor = jax.tree.map(jnp.asarray, data.actor)
         context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
         contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
-            data.replay(2), context_key, CONTEXTS, model.context_length
+            self.held_out.replay(2), context_key, CONTEXTS, model.context_length
         )
         few = jax.tree.map(lambda x: x[:SETTLING], contexts)
         if config.world_model == "polygrad":
@@ -161,7 +189,7 @@ class Measuring:
         if not all(np.isfinite(x).all() for x in (segment.observations, segment.actions, segment.rewards)):
             yield {"finite": 0}
             return
-        states = self.data.transitions.simulator_states[np.asarray(segment.rows)[:, 0]]
+        states = self.held_out.transitions.simulator_states[np.asarray(segment.rows)[:, 0]]
         real, rewards, terminals = replay_actions(self.data.env, states, segment.actions[:, :-1])
         # Of all of the data, however few were learnt from: errors of different sizes have the same unit.
         unit = np.asarray(to_normaliser(self.data.replay(2).moments).observations.std, np.float64)
@@ -226,19 +254,20 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     """Trains one model (or goes on) and measures it under every variant, and untrained."""
     data = study.prepare(options.dataset)
     config = config_for(options, data, study.models)
-    part = drawn(data.transitions, options.count, options.seed)
+    rest, apart = held_out(data.transitions)
+    learnt_from = dataclasses.replace(data, transitions=drawn(rest, options.count, options.seed))
     schedule = Schedule(
         seconds=options.seconds, updates=None, evaluate_every_updates=options.evaluate_every, patience=10**6
     )
-    training = Training(dataclasses.replace(data, transitions=part), config, options.folder, schedule.checked())
+    training = Training(learnt_from, config, options.folder, schedule.checked())
     outcome = training.run()
     if outcome.stopped_by is not None:
         raise SystemExit(130)
-    trained = open_trained(options.folder, training_data := dataclasses.replace(data, transitions=part))
-    measuring = Measuring(data, trained.normaliser, options.seed)
+    trained = open_trained(options.folder, learnt_from)
+    measuring = Measuring(data, dataclasses.replace(data, transitions=apart), trained.normaliser, options.seed)
     common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
     common |= study.columns(options.dataset)
-    common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(training_data.transitions)}
+    common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(learnt_from.transitions)}
     common |= {
         "training_seconds": round(outcome.at.training_seconds, 1),
         "updates": outcome.at.updates,

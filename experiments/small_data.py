@@ -2,7 +2,8 @@
 
 Both, and the ensemble, learn from 1,000, 10,000 and 100,000 transitions of the same run, drawn as whole episodes, for
 the same seconds of gradient steps and to their best five-step error on what they learn from; then 500 trajectories from
-states of the whole run are compared with MuJoCo (``prediction_error.py``, whose columns these are).
+states of episodes that none has seen are compared with MuJoCo (``prediction_error.py``, whose columns these are). The
+run has to be longer than 100,000 steps by what is held back: ``--loop.total-env-steps 115000``.
 
     python experiments/small_data.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 --seeds 0 1 2 \\
         --jobs 2 --threads 1 --out results/small_data

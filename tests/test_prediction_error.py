@@ -9,7 +9,7 @@ import partial_observation
 import prediction_error
 import pytest
 import small_data
-from prediction_error import ALL, drawn, ends_found, episodes_of, variants
+from prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError, EnvSpec
@@ -53,6 +53,22 @@ def test_fewer_transitions_are_whole_episodes_and_one_that_is_cut():
         drawn(whole, 15, 0)
 
 
+def test_what_is_measured_from_was_not_learnt_from():
+    whole = record([4, 3, 5, 2, 6, 7, 3], [True, False, True, False, True, False])
+    rest, apart = held_out(whole, share=0.25)
+    assert 0.25 * len(whole) <= len(apart) < 0.25 * len(whole) + 7
+    assert sorted([*rest.rewards, *apart.rewards]) == list(whole.rewards)
+    for part in (rest, apart):
+        ends = np.flatnonzero(part.terminals | part.truncations) + 1
+        for a, b in zip([0, *ends[:-1]], ends, strict=True):  # whole episodes, one after another
+            np.testing.assert_array_equal(np.diff(part.rewards[a:b]), 1)
+        assert ends[-1] == len(part)
+        np.testing.assert_array_equal(part.terminals, whole.terminals[part.rewards.astype(int)])
+    np.testing.assert_array_equal(held_out(whole, share=0.25)[1].rewards, apart.rewards)
+    with pytest.raises(ConfigError, match="1 episode"):
+        held_out(record([9], []))
+
+
 def test_ends_that_are_found():
     """Of five trajectories the first three are said to end, the last four do. The second was said to a step too early,
     which is near enough, the third two steps: one of three right, one of four found. Only first ends count."""
@@ -79,7 +95,7 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
         np.float32([[0, 2, 2, 2], [0, 2, 2, 2]])[..., None], np.zeros((2, 4, 1), np.float32),
         np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32), rows=np.zeros((2, 1), int),
     )
-    measuring = prediction_error.Measuring(data, None, 0)
+    measuring = prediction_error.Measuring(data, data, None, 0)
     monkeypatch.setattr(measuring, "imagined", lambda *_: imagined)
     found = list(measuring.rows(data.collector, None))
     assert [r["alive"] for r in found] == [1.0, 0.5, 0.5] and [r["finite"] for r in found] == [1, 1, 1]
