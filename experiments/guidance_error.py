@@ -461,13 +461,14 @@ def summarised(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tabulate(out: Path) -> None:
-    """``against_best.csv``, ``summary.csv`` and ``matched.csv``, from the CSV alone; says the best three."""
+    """``against_best.csv``, ``summary.csv`` and ``matched.csv``, from the CSV alone and as far as it goes."""
     found = sweep.read_csv(out / "guidance_error.csv")
     table = against_best(found)
     summary = summarised(table)
     for name, rows in (("against_best", table), ("summary", summary), ("matched", matched(found))):
         short = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        sweep.write_csv(out / f"{name}.csv", short)
+        if short:  # --rules and --steps may have left out what is compared
+            sweep.write_csv(out / f"{name}.csv", short)
     for row in summary[:3]:
         print(
             f"{row['rule']}, K = {row['sampling_steps']}: at most {row['worst_ratio']:.2f} times the best rule's error "
