@@ -26,7 +26,8 @@ last diffusion step did to the actions, root mean square over sigma; ``seconds``
 compiled. A rule whose delta ran against its bound has ``at_bound`` 1.
 ``against_best.csv`` and ``summary.csv`` compare every rule and K with the best rule at K = 128. How sure a
 comparison is shows in its spread over seeds; one seed has none.
-``convergence.csv``: norms of the powers of actions -> states -> policy's means at the least noisy step.
+``convergence.csv``: radius and norms of the powers of actions -> states -> policy's means at several ``level``s of
+noise (none named: the least noisy, all that was measured then), means over trajectories.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ from polygrad_jax import config as configs
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config
 from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.diffusion.denoising_loss import set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, delta_bounds, sigma_of, standardise, update_log_delta
 from polygrad_jax.diffusion.sampler import Given, predict_clean, sample, sample_given_actions
-from polygrad_jax.diffusion.schedule import sampling_coefficients
+from polygrad_jax.diffusion.schedule import Coefficients, add_noise, sampling_coefficients
 from polygrad_jax.envs.simulator import close_loop, replay_actions
 from polygrad_jax.training.finished_run import FinishedRun, open_finished
 from polygrad_jax.training.measures import spread_of, squared_errors, standardised_actions
@@ -334,43 +336,62 @@ def run_cell(options: argparse.Namespace) -> list[dict]:
                 rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
                 print(json.dumps(rows[-1], default=float), flush=True)
         if updates and first:
-            write_text_atomically(options.rows.with_suffix(".convergence"), json.dumps([common | turns(fitted)]))
+            found = [common | row for row in turns(fitted)]
+            write_text_atomically(options.rows.with_suffix(".convergence"), json.dumps(found))
     return rows
 
 
-def turns(fitted: Fitted, count: int = 64) -> dict[str, float]:
-    """Mean norms of the powers of the map actions -> states -> means, over ``count`` trajectories, raw units.
+LEVELS = (1, 4, 16, 32, 64, 96, 128)
+"""Diffusion steps at which the map from actions to the policy's means is measured; 1 is the least noisy."""
 
-    At the least noisy step, around trajectories that ``correlated`` returned at std 0.1.
+
+def turns(fitted: Fitted, count: int = 64) -> list[dict[str, float]]:
+    """The map actions -> states -> means (raw units) at every level of noise: radius, norms of powers, what is acausal.
+
+    Around ``count`` trajectories that ``correlated`` returned at std 0.1, with the level's noise put on their states;
+    means over them, of the radius also the median and the largest.
     """
     guidance = dataclasses.replace(fitted.config.guidance, rule="correlated", rho=1.0)
     config, run = dataclasses.replace(fitted.config, guidance=guidance), fitted.run
     once, *_ = make_run(config, run)
     given = fitted.given(fitted.rows[:count], 0.1, jnp.float32(0.0))
-    traj, actions, _ = once(given, jax.random.key(3), False)
-    sampler, schedule = make_sampler(config, run.policy_apply), sampling_coefficients(config.diffusion)
-    last = jax.tree.map(lambda x: x[0], schedule)
+    clean, actions, _ = once(given, jax.random.key(3), False)
+    raw, noise = unnormalise(actions, given.normaliser.actions), jax.random.normal(jax.random.key(4), clean.shape)
+    sampler = make_sampler(config, run.policy_apply)
+    schedule = sampling_coefficients(dataclasses.replace(config.diffusion, sampling_steps=NUM_STEPS))
 
-    def means(raw_actions: Array, traj: Array, initial: Array) -> Array:
+    def means(raw_actions: Array, traj: Array, initial: Array, level: Coefficients) -> Array:
         """``[H, A] -> [H, A]`` for one trajectory."""
         acted = normalise(raw_actions, given.normaliser.actions)
-        clean = predict_clean(sampler, given._replace(initial=initial[None]), traj[None], acted[None], last)
-        observations = unnormalise(clean[0, :, : initial.shape[0]], given.normaliser.observations)
+        predicted = predict_clean(sampler, given._replace(initial=initial[None]), traj[None], acted[None], level)
+        observations = unnormalise(predicted[0, :, : initial.shape[0]], given.normaliser.observations)
         return run.policy_apply(run.actor, observations)[0]
 
-    raw = unnormalise(actions, given.normaliser.actions)
-    jacobians = np.asarray(jax.jit(jax.vmap(jax.jacrev(means)))(raw, traj, given.initial))
-    size = jacobians.shape[1] * jacobians.shape[2]
-    square = jacobians.reshape(count, size, size)
-    times = np.repeat(np.arange(jacobians.shape[1]), jacobians.shape[2])
+    jacobians = jax.jit(jax.vmap(jax.jacrev(means), in_axes=(0, 0, 0, None)))
+    rows = []
+    for step in LEVELS:
+        level = jax.tree.map(lambda x, at=step - 1: x[at], schedule)
+        noisy = set_initial_state(add_noise(clean, noise, level), given.initial)
+        rows.append({"level": step} | turn_measures(np.asarray(jacobians(raw, noisy, given.initial, level))))
+    return rows
+
+
+def turn_measures(jacobians: np.ndarray) -> dict[str, float]:
+    """Of maps ``[B, H, A, H, A]``: spectral radius, norms of powers, share of what acts backwards in time."""
+    count, horizon, actions = jacobians.shape[:3]
+    square = jacobians.reshape(count, horizon * actions, horizon * actions)
+    times = np.repeat(np.arange(horizon), actions)
     acausal = square * (times[:, None] <= times[None, :])  # what an action does to means that it cannot have moved
-    powers = (1, 2, 4, 8, 16, 32)
-    norms = {p: np.linalg.norm(np.linalg.matrix_power(square, p), 2, axis=(1, 2)).mean() for p in powers}
+    norms = {p: np.linalg.norm(np.linalg.matrix_power(square, p), 2, axis=(1, 2)) for p in (1, 2, 4, 8, 16, 32)}
     of_all, of_acausal = (np.linalg.norm(x, axis=(1, 2)).sum() for x in (square, acausal))
+    radii = np.abs(np.linalg.eigvals(square)).max(1)
     return {
-        "spectral_radius": float(np.abs(np.linalg.eigvals(square)).max(1).mean()),
+        "spectral_radius": float(radii.mean()),
+        "spectral_radius_median": float(np.median(radii)),
+        "spectral_radius_largest": float(radii.max()),
         "acausal_share": float(of_acausal / of_all),
-        **{f"norm_of_power_{p}": float(norm) for p, norm in norms.items()},
+        **{f"norm_of_power_{p}": float(norm.mean()) for p, norm in norms.items()},
+        **{f"norm_of_power_{p}_median": float(np.median(norm)) for p, norm in norms.items()},
     }
 
 

@@ -412,17 +412,40 @@ def tuned(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray] | None = Non
     return None
 
 
-def action_to_action(problem: Problem) -> np.ndarray:
-    """What a change of the actions does to the policy's mean at the states that the least noisy step predicts.
+def action_to_action(
+    problem: Problem, step: int = 0, denoiser: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """What a change of the actions does to the policy's mean at the states that a step predicts (0: the least noisy).
 
     ``[H A, H A]`` in raw units: the linear part of one turn of actions to states to actions. Where the denoiser is
     causal it is strictly lower triangular by blocks, so that its H-th power is zero whatever its size.
     """
-    pi, (gains, _) = policy_map(problem), problem.denoiser()
+    pi, (gains, _) = policy_map(problem), problem.denoiser() if denoiser is None else denoiser
     size = problem.horizon * (problem.system.sizes[0] + 2)
-    gain_a = gains[0][:, size:] * np.sqrt(problem.schedule.alpha_bar[0])
+    gain_a = gains[step][:, size:] * np.sqrt(problem.schedule.alpha_bar[step])
     gain_a[: problem.system.sizes[0]] = 0.0  # the initial state is given
     return pi.gain @ gain_a / pi.action_std
+
+
+def gains_of_a_run(problem: Problem, denoiser: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """How far the returned actions move, in stds of the policy, per std of what the run began with, and of its noise.
+
+    Largest singular values of the linear part of the whole run: first from the random trajectory and actions at its
+    beginning (0 where the run forgets them), then from all noise that its states are given on the way. The draws that
+    ``correlated`` keeps are in neither: actions have to follow those.
+    """
+    (observations, actions), horizon = problem.system.sizes, problem.horizon
+    size, acted = horizon * (observations + 2), horizon * actions
+    pi = policy_map(problem)
+    steps = list(_steps(problem, denoiser))
+    to_actions = np.zeros((acted, size + 2 * acted))
+    to_actions[:, size : size + acted] = np.diag(pi.action_std / pi.std)
+    noise = np.zeros((acted, acted))
+    for step in reversed(steps):
+        of_states = to_actions @ step.noise[:, :size]
+        noise += of_states @ of_states.T
+        to_actions = to_actions @ step.matrix
+    return float(np.linalg.norm(to_actions[:, : size + acted], 2)), float(np.sqrt(np.linalg.norm(noise, 2)))
 
 
 def last_state(problem: Problem) -> slice:

@@ -19,6 +19,9 @@ Columns of ``oracle.csv``; first, middle and last are the horizons 1, H // 2 and
 - ``last_change``: root mean square of what the last step did to the actions, over sigma.
 - ``delta``: where the controller comes to rest (sigma = 1), in variances of the policy; empty where no delta up to the
   variance gets there, and then so is the rest of the row.
+
+Beside it ``convergence.csv``, the map actions -> states -> policy's means at seven levels of noise, and
+``run_gains.csv``, how much of its beginning and of its states' noise is left in what a run of ``correlated`` returns.
 """
 
 from __future__ import annotations
@@ -235,22 +238,45 @@ def run_cell(cell: World, group: str = "") -> list[dict]:
     return rows
 
 
+LEVELS = (1, 4, 16, 32, 64, 96, 128)
+"""Diffusion steps at which the map is measured; 1 is the least noisy."""
+
+
 def convergence(cell: World) -> list[dict]:
-    """Norms of the powers of actions -> states -> actions (raw, over the policy's stds), least noisy step."""
-    problem = cell.problem(1.0)
-    scale = np.tile(problem.policy.std, cell.horizon)
-    turn = world.action_to_action(problem) * scale[None] / scale[:, None]
-    powers = [np.linalg.norm(np.linalg.matrix_power(turn, p), 2) for p in (1, 2, 4, 8, 16, 32)]
-    radius = np.abs(np.linalg.eigvals(turn)).max()
-    later = np.abs(np.triu(turn, 1)).max()
-    return [
-        {
-            **dataclasses.asdict(cell),
-            "spectral_radius": float(f"{radius:.4g}"),
-            "acausal": float(f"{later:.4g}"),
-            **{f"norm_of_power_{p}": float(f"{n:.4g}") for p, n in zip((1, 2, 4, 8, 16, 32), powers, strict=True)},
-        }
-    ]
+    """The map actions -> states -> policy's means at several levels of noise: radius, and norms of its powers.
+
+    Raw, over the policy's stds, of the optimal denoiser and of the one that sees only the past. ``acausal`` is the
+    largest effect of an action on a mean before it.
+    """
+    rows = []
+    for causal in (False, True):
+        problem = dataclasses.replace(cell.problem(1.0), causal=causal)
+        scale, denoiser = np.tile(problem.policy.std, cell.horizon), problem.denoiser()
+        for level in LEVELS:
+            turn = world.action_to_action(problem, level - 1, denoiser) * scale[None] / scale[:, None]
+            powers = [np.linalg.norm(np.linalg.matrix_power(turn, p), 2) for p in (1, 2, 4, 8, 16, 32)]
+            radius, later = np.abs(np.linalg.eigvals(turn)).max(), np.abs(np.triu(turn, 1)).max()
+            found = {"spectral_radius": radius, "acausal": later}
+            found |= {f"norm_of_power_{p}": n for p, n in zip((1, 2, 4, 8, 16, 32), powers, strict=True)}
+            labels = dataclasses.asdict(cell) | {"causal": int(causal), "level": level}
+            rows.append(labels | {k: float(f"{v:.4g}") for k, v in found.items()})
+    return rows
+
+
+def run_gains(cell: World) -> list[dict]:
+    """What is left at the end of a run of its beginning and of its noise (:func:`world.gains_of_a_run`); sigma 0.1."""
+    stats, rows = cell.problem(1.0).stats, []
+    for causal in (False, True):
+        base = dataclasses.replace(cell.problem(0.1), known_stats=stats, causal=causal, rule="correlated")
+        of_all = base.denoiser()
+        for relaxation, steps in itertools.product((1.0, 0.5), SAMPLING_STEPS):
+            problem = dataclasses.replace(base, relaxation=relaxation, sampling_steps=steps)
+            denoiser = tuple(of_all_steps[problem.schedule.step] for of_all_steps in of_all)
+            start, noise = world.gains_of_a_run(problem, denoiser)
+            labels = dataclasses.asdict(cell) | {"causal": int(causal), "relaxation": relaxation}
+            gains = {"of_start": float(f"{start:.4g}"), "of_noise": float(f"{noise:.4g}")}
+            rows.append(labels | {"sampling_steps": steps} | gains)
+    return rows
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -321,7 +347,8 @@ def main() -> int:
         names = [cell.name + group for group, cell in itertools.product(GROUPS, WORLDS)]
         cells = [sweep.own_cell(__file__, options.out, name, "--cell", name) for name in names]
         code = sweep.run(cells, options.out / "oracle.csv", options)
-        sweep.write_csv(options.out / "convergence.csv", [row for cell in WORLDS for row in convergence(cell)])
+        for name, of in (("convergence", convergence), ("run_gains", run_gains)):
+            sweep.write_csv(options.out / f"{name}.csv", [row for cell in WORLDS for row in of(cell)])
     if (options.out / "oracle.csv").exists():
         draw(options.out)
     return code

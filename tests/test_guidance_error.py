@@ -6,6 +6,7 @@ from dataclasses import replace
 import guidance_error
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from polygrad_jax.config import paper, validate
 from polygrad_jax.diffusion.schedule import sampling_coefficients
@@ -124,6 +125,17 @@ def test_only_some_rules_and_as_far_ahead_as_the_horizon_goes(monkeypatch, capsy
     monkeypatch.setattr("sys.argv", ["x", "--out", "nowhere", "--rules", "correlated 1, relaxed, z of score"])
     assert guidance_error.main() == 2
     assert "allowed: with score too" in capsys.readouterr().err
+
+
+def test_measures_of_the_map_by_numbers():
+    """H = 2, A = 1: the first map is strictly triangular, the second swaps the two times, twice as large."""
+    maps = np.float64([[[0, 0], [3, 0]], [[0, 2], [2, 0]]]).reshape(2, 2, 1, 2, 1)
+    found = guidance_error.turn_measures(maps)
+    assert found["spectral_radius"] == found["spectral_radius_median"] == pytest.approx(1.0)
+    assert found["spectral_radius_largest"] == pytest.approx(2.0)
+    assert found["norm_of_power_1"] == pytest.approx(2.5) and found["norm_of_power_2"] == pytest.approx(2.0)
+    assert found["norm_of_power_4_median"] == pytest.approx(8.0)
+    assert found["acausal_share"] == pytest.approx(2 / (3 + np.sqrt(8)))
 
 
 def test_convergence_of_runs_whose_cells_are_gone_is_kept(tmp_path):

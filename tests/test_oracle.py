@@ -352,6 +352,15 @@ def test_actions_move_only_later_means():
     assert np.linalg.norm(np.linalg.matrix_power(step, 10)) < 1e-3 < np.linalg.norm(np.linalg.matrix_power(step, 3))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_run_forgets_its_beginning_once_it_has_settled(causal):
+    """Few steps leave much of the random actions, as many as states next to nothing."""
+    base = dataclasses.replace(oracle.scalar_problem(1.1, -0.3, 0.1, 64, 1.0), rule="correlated", causal=causal)
+    few, many = (dataclasses.replace(base, sampling_steps=k) for k in (3, 64))
+    assert oracle.gains_of_a_run(few, few.denoiser())[0] > 0.1
+    assert max(oracle.gains_of_a_run(many, many.denoiser())) < 1e-2
+
+
 def test_the_oracle_sees_a_wrong_sampler(float64, monkeypatch):
     """Actions not scaled, or delta one percent too large: far outside rounding."""
     problem = PROBLEMS["two states noisy"]
