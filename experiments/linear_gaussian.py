@@ -417,8 +417,8 @@ def action_to_action(
 ) -> np.ndarray:
     """What a change of the actions does to the policy's mean at the states that a step predicts (0: the least noisy).
 
-    ``[H A, H A]`` in raw units: the linear part of one turn of actions to states to actions. Without process noise it is
-    strictly lower triangular by blocks, so that its H-th power is zero whatever its size; with noise and a causal
+    ``[H A, H A]`` in raw units: the linear part of one turn of actions to states to actions. Without process noise it
+    is strictly lower triangular by blocks, so that its H-th power is zero whatever its size; with noise and a causal
     denoiser lower triangular, since an action tells about the state that it answered.
     """
     pi, (gains, _) = policy_map(problem), problem.denoiser() if denoiser is None else denoiser
