@@ -5,6 +5,7 @@ import dataclasses
 import computation_time
 import jax
 import numpy as np
+import learning_rates
 import partial_observation
 import prediction_error
 import pytest
@@ -121,6 +122,29 @@ def test_every_model_has_a_config_and_a_colour(label):
     config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
     for variant in variants(config):
         assert (label, variant) in prediction_error.COLOURS
+
+
+@pytest.mark.parametrize("label", prediction_error.MODELS)
+def test_every_model_is_tried_with_every_learning_rate(label):
+    tried = learning_rates.with_rates({label: prediction_error.MODELS[label]})
+    assert [learning_rates.split(name) for name in tried] == [(label, rate) for rate in learning_rates.RATES]
+    for name, fields in tried.items():
+        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+        part = learning_rates.FIELD.get(config.world_model, config.world_model)
+        assert getattr(config, part).learning_rate == learning_rates.split(name)[1]
+
+
+def test_errors_by_learning_rate_are_of_trained_models_and_infinite_where_they_diverged():
+    row = {"variant": "", "network": "trained", "finite": "1", "step": "9"}
+    rows = [
+        row | {"model": "a, b: 0.001", "mse": "2"},
+        row | {"model": "a, b: 0.001", "mse": "3", "network": "untrained"},
+        row | {"model": "a, b: 0.001", "mse": "4", "step": "8"},
+        row | {"model": "a: 0.001", "mse": "5"},
+        row | {"model": "a, b: 0.003", "mse": "", "step": "", "finite": "0"},
+        row | {"model": "a, b: 0.0003", "mse": "6"},
+    ]
+    assert learning_rates.errors(rows, "a, b", "") == {3e-4: [6.0], 1e-3: [2.0], 3e-3: [float("inf")]}
 
 
 @pytest.mark.parametrize(("label", "states"), [("PolyGRAD, 1 state", 1), ("PolyGRAD, 4 states", 4), ("transformer", 1)])
