@@ -4,8 +4,8 @@ import dataclasses
 
 import computation_time
 import jax
-import numpy as np
 import learning_rates
+import numpy as np
 import partial_observation
 import prediction_error
 import pytest
