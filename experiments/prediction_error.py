@@ -64,6 +64,8 @@ HELD_OUT = 0.1
 """Share of the transitions, in whole episodes, from whose states models are measured."""
 CONTEXTS = 500
 SETTLING = 64
+STEPWISE_HORIZON = 10
+"""Of the training of models that learn single steps: that of imagination, with which none of them learns."""
 DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code)."""
 MODELS: dict[str, tuple[str, ...]] = {
@@ -250,6 +252,11 @@ def config_for(options: argparse.Namespace, data: FixedData, models: dict[str, t
     return configs.validate(cli.override(base, fields))
 
 
+def horizon_of_training(fields: tuple[str, ...], horizon: int) -> int:
+    """PolyGRAD learns whole trajectories; what learns single steps is trained once for all horizons."""
+    return horizon if fields[fields.index("--world-model") + 1] == "polygrad" else STEPWISE_HORIZON
+
+
 def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     """Trains one model (or goes on) and measures it under every variant, and untrained."""
     data = study.prepare(options.dataset)
@@ -259,7 +266,8 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     schedule = Schedule(
         seconds=options.seconds, updates=None, evaluate_every_updates=options.evaluate_every, patience=10**6
     )
-    training = Training(learnt_from, config, options.folder, schedule.checked())
+    horizon = horizon_of_training(study.models[options.cell], options.horizon)
+    training = Training(learnt_from, dataclasses.replace(config, horizon=horizon), options.folder, schedule.checked())
     outcome = training.run()
     if outcome.stopped_by is not None:
         raise SystemExit(130)
@@ -372,15 +380,18 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
     same = ("--dataset", options.dataset, "--seconds", options.seconds, "--evaluate-every", options.evaluate_every)
     same += ("--preset", options.preset, f"--fields={options.fields}")
     cells = []
-    for model, seed, horizon, count in itertools.product(
-        options.models, options.seeds, options.horizons, options.transitions
+    # Horizons outermost: those that share a training are far apart, since a second one would find its folder locked.
+    for horizon, model, seed, count in itertools.product(
+        options.horizons, options.models, options.seeds, options.transitions
     ):
         size = "all" if count == ALL else str(count)
         where = Path(options.dataset).resolve()
         asked = f"{where.parent.name}-{where.name}-{model}-{options.preset}-{options.seconds:g}s{options.fields}"
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", asked) + f"-h{horizon}-n{size}-seed{seed}"
+        asked = re.sub(r"[^A-Za-z0-9.]+", "-", asked)
+        trained = f"{asked}-h{horizon_of_training(study.models[model], horizon)}-n{size}-seed{seed}"
+        name = f"{asked}-h{horizon}-n{size}-seed{seed}"
         own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
-        own += ("--folder", trainings / name)
+        own += ("--folder", trainings / trained)
         labels = (("model", model), ("seed", seed), ("horizon", horizon), ("transitions", count))
         cells.append(sweep.own_cell(study.script, options.out, name, *same, *own, labels=labels))
     return cells

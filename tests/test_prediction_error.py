@@ -19,6 +19,7 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.fixed_data import FixedData
 from polygrad_jax.types import Segment
+from polygrad_jax.world_models.registry import make_world_model
 
 
 def record(lengths, terminated):
@@ -108,6 +109,14 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     np.testing.assert_allclose([r["reward_mse"] for r in found], [1, 1, 1])
     imagined.observations[0, 1] = np.nan
     assert list(measuring.rows(data.collector, None)) == [{"finite": 0}]
+
+
+def test_only_polygrad_is_trained_for_every_horizon():
+    """Asked of the models: who has a window of its own does not learn with the config's horizon."""
+    for fields in prediction_error.MODELS.values():
+        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+        window = make_world_model(config, EnvSpec(11, 3)).window
+        assert prediction_error.horizon_of_training(fields, 50) == (50 if window is None else 10)
 
 
 def test_only_what_is_guided_has_variants():
