@@ -21,7 +21,7 @@ import numpy as np
 import sweep
 from prediction_error import COLOURS, MODELS, RULES, Study, main
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 STEP = 9
 FIELD = {"polygrad": "denoiser", "autoregressive": "denoiser"}
 """Which part of the config has the rate, by world model; of the others it has the model's own name."""
