@@ -69,16 +69,17 @@ STEPWISE_HORIZON = 10
 DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code)."""
 MODELS: dict[str, tuple[str, ...]] = {
-    "PolyGRAD MLP": ("--world-model", "polygrad"),
+    "PolyGRAD MLP": ("--world-model", "polygrad", "--denoiser.learning-rate", "3e-3"),
     "PolyGRAD transformer": (
         *("--world-model", "polygrad", "--denoiser.kind", "transformer"),
-        *("--denoiser.token-dim", "64", "--denoiser.num-blocks", "3", "--denoiser.learning-rate", "1e-3"),
+        *("--denoiser.token-dim", "64", "--denoiser.num-blocks", "3", "--denoiser.learning-rate", "3e-3"),
     ),
-    "autoregressive diffusion": ("--world-model", "autoregressive"),
-    "transformer": ("--world-model", "transformer"),
-    "ensemble": ("--world-model", "ensemble"),
-    "Dreamer-v3": ("--world-model", "dreamer"),
+    "autoregressive diffusion": ("--world-model", "autoregressive", "--denoiser.learning-rate", "3e-3"),
+    "transformer": ("--world-model", "transformer", "--transformer.learning-rate", "3e-3"),
+    "ensemble": ("--world-model", "ensemble", "--ensemble.learning-rate", "3e-3"),
+    "Dreamer-v3": ("--world-model", "dreamer", "--dreamer.learning-rate", "1e-3"),
 }
+"""With the learning rates of ``results/learning_rates``."""
 RULES = {"score": {"rule": "score"}, "relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}}
 
 
