@@ -75,7 +75,7 @@ MODELS: dict[str, tuple[str, ...]] = {
         *("--denoiser.token-dim", "64", "--denoiser.num-blocks", "3", "--denoiser.learning-rate", "3e-3"),
     ),
     "autoregressive diffusion": ("--world-model", "autoregressive", "--denoiser.learning-rate", "3e-3"),
-    "transformer": ("--world-model", "transformer", "--transformer.learning-rate", "1e-2"),
+    "transformer": ("--world-model", "transformer", "--transformer.learning-rate", "3e-3"),
     "ensemble": ("--world-model", "ensemble", "--ensemble.learning-rate", "3e-3"),
     "Dreamer-v3": ("--world-model", "dreamer", "--dreamer.learning-rate", "1e-3"),
 }
