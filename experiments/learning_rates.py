@@ -2,7 +2,8 @@
 
 A comparison of models after equal seconds is also one of learning rates, and none of ours had been chosen for fixed
 data. Here every model learns for a tenth of the seconds with every rate, from a run that is not among those compared;
-the rate with the least error nine steps ahead is the one in ``prediction_error.MODELS``.
+the rate with the least error nine steps ahead is the one in ``prediction_error.MODELS``, but for the transformer, which
+does not bear it for ten times as long (``results/learning_rates``).
 
     python experiments/learning_rates.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 120 --seeds 0 \\
         --evaluate-every 1000 --jobs 2 --threads 1 --out results/learning_rates
