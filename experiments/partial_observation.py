@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import prediction_error
 from prediction_error import Study, draw, main
 
 from polygrad_jax.config import ConfigError
@@ -36,12 +37,13 @@ from polygrad_jax.types import Array, Params
 
 MODELS: dict[str, tuple[str, ...]] = {
     **{
-        f"PolyGRAD, {states} state{'s' * (states > 1)}": ("--world-model", "polygrad", *context)
+        f"PolyGRAD, {states} state{'s' * (states > 1)}": (
+            *prediction_error.MODELS["PolyGRAD MLP"],
+            *("--denoiser.context-length", str(states)),
+        )
         for states in (1, 2, 4)
-        for context in [("--denoiser.context-length", str(states))]
     },
-    "transformer": ("--world-model", "transformer"),
-    "Dreamer-v3": ("--world-model", "dreamer"),
+    **{name: prediction_error.MODELS[name] for name in ("transformer", "Dreamer-v3")},
 }
 RULES = {"score": {"rule": "score"}}
 COLOURS = {

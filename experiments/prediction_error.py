@@ -18,9 +18,10 @@ does), since what follows is in no data. The paper goes on past the end, and so 
 model that foresees ends loses to one that does not, which is why nothing is chosen by it.
 For the whole trajectory: the shares that end in imagination and in MuJoCo (``ends_imagined``, ``ends_real``), how many
 of the first come within a step of a real end (``terminal_precision``), how many of the second within a step of an
-imagined one (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``untrained`` is the same
-network before any update, which every measure must tell from the others; ``finite`` 0: it imagined numbers that are not
-finite, and has no errors.
+imagined one (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``told`` is the same denoiser
+told the actions of ``relaxed`` from the start, which separates its own errors from guidance's; ``untrained`` is the
+same network before any update, which every measure must tell from the others; ``finite`` 0: it imagined numbers that
+are not finite, and has no errors.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from polygrad_jax.training.measures import before_ends, mean_where, squared_erro
 from polygrad_jax.training.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.world_models import fitting
+from polygrad_jax.world_models.polygrad import imagine_given_actions
 from polygrad_jax.world_models.registry import make_world_model
 
 ALL = 10**9
@@ -81,6 +83,9 @@ MODELS: dict[str, tuple[str, ...]] = {
 }
 """With the learning rates of ``results/learning_rates``."""
 RULES = {"score": {"rule": "score"}, "relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}}
+TOLD = "told"
+"""The variant that has the actions of ``relaxed``, told from the start: its errors are the denoiser's own."""
+VARIANTS = RULES | {TOLD: RULES["relaxed"]}
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -169,8 +174,11 @@ class Measuring:
     normaliser: Normaliser
     seed: int
 
-    def imagined(self, config: Config, state: Any) -> Segment:
-        """Trajectories ``[CONTEXTS, H]`` under the dataset's policy, delta settled where there is one."""
+    def imagined(self, config: Config, state: Any, told: bool = False) -> Segment:
+        """Trajectories ``[CONTEXTS, H]`` under the dataset's policy, delta settled where there is one.
+
+        ``told``: what PolyGRAD's denoiser makes of the same actions, given all of them from the start.
+        """
         data, collector = self.data, self.data.collector
         model = make_world_model(config, data.spec)
         policy = a2c.make_policy_apply(data.spec, collector.a2c, collector.precision)
@@ -184,11 +192,14 @@ class Measuring:
             state = fitting.settle(model, state, policy, actor, few, self.normaliser, settle_key, config.horizon)
         imagine = jax.jit(model.imagine, static_argnums=(1, 6))
         _, segment, _ = imagine(state, policy, actor, contexts, self.normaliser, key, config.horizon)
+        if told:
+            follow = jax.jit(imagine_given_actions, static_argnums=0)
+            segment = follow(config, state, segment.actions, contexts, self.normaliser, jax.random.fold_in(key, 1))
         return jax.device_get(segment.replace(rows=contexts.rows[:, -1:], observed=None))
 
-    def rows(self, config: Config, state: Any) -> Iterator[dict[str, float]]:
+    def rows(self, config: Config, state: Any, told: bool = False) -> Iterator[dict[str, float]]:
         """One row per step ahead; one alone where what is imagined is not finite."""
-        segment = self.imagined(config, state)
+        segment = self.imagined(config, state, told)
         if not all(np.isfinite(x).all() for x in (segment.observations, segment.actions, segment.rewards)):
             yield {"finite": 0}
             return
@@ -289,7 +300,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     found = []
     for name, there in variants(config, study.rules).items():
         for denoiser, state in (("trained", trained.state), ("untrained", untrained)):
-            for row in measuring.rows(there, state):
+            for row in measuring.rows(there, state, told=name == TOLD):
                 short = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
                 found.append(common | {"variant": name, "network": denoiser} | short | about)
     return found
@@ -299,10 +310,9 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
 
 COLOURS: dict[tuple[str, str], str] = dict(
     zip(
-        [("PolyGRAD MLP", "score"), ("PolyGRAD MLP", "relaxed"), ("PolyGRAD transformer", "score")]
-        + [("PolyGRAD transformer", "relaxed")]
+        [(name, variant) for name in list(MODELS)[:2] for variant in VARIANTS]
         + [(name, "") for name in list(MODELS)[2:]],
-        ["#0072B2", "#56B4E9", "#004060", "#7FB8D8", "#D55E00", "#009E73", "#CC79A7", "#E69F00"],
+        ["#0072B2", "#56B4E9", "#56B4E9", "#004060", "#7FB8D8", "#7FB8D8", "#D55E00", "#009E73", "#CC79A7", "#E69F00"],
         strict=True,
     )
 )
@@ -325,7 +335,8 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
             for (model, variant), colour in colours.items():
                 own = [r for r in there if (r["model"], r["variant"]) == (model, variant)]
                 if own:
-                    draw_curve(axis, own, measure, f"{model} {variant}".strip(), colour)
+                    style = ":" if variant == TOLD else "-"
+                    draw_curve(axis, own, measure, f"{model} {variant}".strip(), colour, style)
             if measure == "mse":
                 draw_curve(axis, there, "still", "nothing moves", "#7F7F7F", "--")
             axis.set_yscale("log")
@@ -424,4 +435,4 @@ def main(study: Study) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Study(Path(__file__), __doc__, MODELS, RULES, draw)))
+    sys.exit(main(Study(Path(__file__), __doc__, MODELS, VARIANTS, draw)))

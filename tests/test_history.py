@@ -18,7 +18,7 @@ from polygrad_jax.envs.stepping import Collector, uniform_action
 from polygrad_jax.types import MeanStd, Normaliser, Segment
 from polygrad_jax.world_models import fitting
 from polygrad_jax.world_models.fitting import Episode
-from polygrad_jax.world_models.polygrad import make_polygrad
+from polygrad_jax.world_models.polygrad import imagine_given_actions, make_polygrad
 
 # --- hidden velocities -----------------------------------------------------------------------------------------------
 
@@ -131,6 +131,35 @@ def test_what_was_observed_stands_and_what_follows_is_returned(rule, monkeypatch
         np.testing.assert_allclose(scale, scale.mean(), rtol=1e-3)
         assert 0 < scale.mean() <= 1 and (step.item() > 0 or scale.mean() > 0.9)
         assert not np.allclose(acted[:, C - 1], actions[:, -1] * scale.mean(), atol=1e-3)  # that one was not taken yet
+
+
+@pytest.mark.parametrize("states", [1, C])
+def test_actions_that_are_given_lead_on_from_the_context(states, monkeypatch):
+    """A denoiser that knows the system, which moves by each (normalised) action: what is imagined are their sums."""
+    from polygrad_jax.world_models import polygrad
+
+    def make_knowing(config, window):
+        assert window == states - 1 + H
+
+        def denoise(params, normed_traj, scaled_actions, step):
+            moved = (jnp.cumsum(scaled_actions, axis=1) - scaled_actions)[..., :1]  # by the actions before
+            now = slice(states - 1, states)
+            return normed_traj.at[..., :O].set(normed_traj[:, now, :O] + moved - moved[:, now])
+
+        return denoise
+
+    state, context, actions = imagining("score")[0], segment(3, states), segment(4, H).actions
+    monkeypatch.setattr(polygrad, "make_denoise", make_knowing)
+    diffusion = dataclasses.replace(CONFIG.diffusion, num_steps=64, sampling_steps=64, tau=0.01)
+    denoiser = dataclasses.replace(CONFIG.denoiser, context_length=states)
+    config = dataclasses.replace(CONFIG, diffusion=diffusion, denoiser=denoiser)
+    imagined = imagine_given_actions(config, state, actions, context, NORMALISER, jax.random.key(2))
+    np.testing.assert_allclose(imagined.actions, actions, rtol=1e-5, atol=1e-6)
+    steps = normalise(actions, NORMALISER.actions)[..., :1].cumsum(axis=1)
+    expected = normalise(context.observations[:, -1:], NORMALISER.observations) + jnp.concatenate(
+        [jnp.zeros((B, 1, 1)), steps[:, :-1]], axis=1
+    )
+    np.testing.assert_allclose(normalise(imagined.observations, NORMALISER.observations), expected, atol=0.02)
 
 
 def test_short_contexts_are_padded_and_long_ones_cut():

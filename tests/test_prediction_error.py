@@ -129,7 +129,7 @@ def test_only_what_is_guided_has_variants():
 def test_every_model_has_a_config_and_a_colour(label):
     fields = prediction_error.MODELS[label]
     config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
-    for variant in variants(config):
+    for variant in variants(config, prediction_error.VARIANTS):
         assert (label, variant) in prediction_error.COLOURS
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import Config, DenoiserConfig, EnvSpec
+from polygrad_jax.data.normaliser import normalise
 from polygrad_jax.diffusion.denoising_loss import (
     Denoise,
     denoising_loss,
@@ -24,7 +25,7 @@ from polygrad_jax.diffusion.denoising_loss import (
     with_terminal_std,
 )
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, action_metrics, sigma_of, standardise, update_log_delta
-from polygrad_jax.diffusion.sampler import Given, Sampler, sample
+from polygrad_jax.diffusion.sampler import Given, Sampler, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import coefficients, sampling_coefficients
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
@@ -226,6 +227,34 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         return updated.replace(log_delta=imagined.log_delta)  # all that imagining changes
 
     return WorldModel(init, update, imagine, context_length=context_length, history=context_length - 1, merge=merge)
+
+
+def imagine_given_actions(
+    config: Config, state: PolyGRADState, actions: Array, context: Segment, normaliser: Normaliser, key: Array
+) -> Segment:
+    """``[B, H]`` imagined steps behind ``context [B, C', ...]`` under raw ``actions [B, H, A]``, unguided.
+
+    All of the actions are shown in every diffusion step, as in Algorithm 1: where a trajectory of Algorithm 2 is
+    further from the environment than this one under the same actions, that is its guidance's doing.
+    """
+    normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
+    given = given_context(state, None, normaliser, context, config.denoiser.context_length)
+    normed_actions = normalise(actions, normaliser.actions)
+    if given.past_actions is not None:
+        normed_actions = jnp.concatenate([given.past_actions, normed_actions], axis=1)
+    denoise = make_denoise(config, diffused_length(config))
+    sampler = Sampler(denoise, _nobody, config.guidance, config.diffusion.prediction)
+    schedule = sampling_coefficients(config.diffusion)
+    shape = (schedule.step.shape[0] + 1, *normed_actions.shape[:2], given.initial.shape[-1] + 2)
+    traj = sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))
+    segment = _last(unpack(traj, normed_actions, normaliser), config.horizon)
+    if state.classifier is not None:
+        segment = segment.replace(terminals=terminal_classifier.classify(state.classifier.params, segment, normaliser))
+    return segment
+
+
+def _nobody(_: Params, raw_obs: Array) -> tuple[Array, Array]:
+    raise AssertionError("the actions are given: nobody is to be asked")
 
 
 def _last(segment: Segment, horizon: int) -> Segment:
