@@ -73,7 +73,8 @@ figures: $(INSTALLED)
 	@set -e; for experiment in oracle:oracle_study guidance_error:guidance_error runs:seeds \
 	    gradient_study:gradient_study action_distribution:action_distribution \
 	    computation_time:computation_time prediction_error:prediction_error \
-	    small_data:small_data partial_observation:partial_observation learning_rates:learning_rates; do \
+	    small_data:small_data partial_observation:partial_observation learning_rates:learning_rates \
+	    training_curves:training_curves; do \
 	  for csv in $$(find results -name "$${experiment%%:*}.csv" -not -path "*/imagined/*" | sort); do \
 	    echo "$$csv"; $(BIN)/python experiments/$${experiment##*:}.py --out "$$(dirname "$$csv")" --figure-only; \
 	  done; \

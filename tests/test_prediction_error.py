@@ -1,6 +1,7 @@
 """The experiments that compare world models: what they draw, count and build."""
 
 import dataclasses
+import json
 
 import computation_time
 import jax
@@ -10,6 +11,7 @@ import partial_observation
 import prediction_error
 import pytest
 import small_data
+import training_curves
 from prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
 
 from polygrad_jax import config as configs
@@ -195,6 +197,27 @@ def test_errors_of_small_data_by_size_and_seed():
     np.testing.assert_array_equal(errors, [[1, 2], [3, 4]])
     _, errors = small_data.at_step(rows[2:], "a", 5)  # a seed that diverged is missing
     assert [list(e) for e in errors] == [[1, 2], [4]]
+
+
+def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
+    rows = [{"training_seconds": s, "five_step_error": e} for s, e in (("9", "3"), ("10", "4"), ("8", "5"), ("11", "2"))]
+    seconds, errors = training_curves.least_so_far(rows)
+    assert seconds == [8, 9, 10, 11]
+    np.testing.assert_array_equal(errors, [5, 3, 3, 2])
+
+
+def test_trainings_are_read_by_the_names_of_the_comparison(tmp_path):
+    for label, fields in prediction_error.MODELS.items():
+        folder = tmp_path / label
+        folder.mkdir()
+        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+        (folder / "data.json").write_text(json.dumps({"dataset": "d", "transitions": 7}))
+        machine = dict.fromkeys(("device", "processor", "cores", "git_revision"), "x")
+        (folder / "environment.json").write_text(json.dumps(machine))
+        (folder / "eval.csv").write_text("updates,five_step_error,reward_mse,training_seconds\n2,0.5,0.1,3\n")
+        (row,) = training_curves.rows_of(folder)
+        assert row["model"] == label and row["five_step_error"] == "0.5" and row["transitions"] == 7
 
 
 @pytest.mark.parametrize("label", computation_time.MODELS)
