@@ -200,7 +200,8 @@ def test_errors_of_small_data_by_size_and_seed():
 
 
 def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
-    rows = [{"training_seconds": s, "five_step_error": e} for s, e in (("9", "3"), ("10", "4"), ("8", "5"), ("11", "2"))]
+    found = (("9", "3"), ("10", "4"), ("8", "5"), ("11", "2"))
+    rows = [{"training_seconds": seconds, "five_step_error": error} for seconds, error in found]
     seconds, errors = training_curves.least_so_far(rows)
     assert seconds == [8, 9, 10, 11]
     np.testing.assert_array_equal(errors, [5, 3, 3, 2])
