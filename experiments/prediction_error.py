@@ -12,10 +12,11 @@ actions from the stored simulator states, past terminations.
 ``--transitions`` trains on so many of the others, drawn as whole episodes (the paper's question about small data).
 Several datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and
 ``mse`` (in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
-dimensions and trajectories, ``median`` over trajectories, ``still``: the error of predicting that nothing moves,
-``reward_mse``, of the step that leads there. These count a trajectory until MuJoCo ends it (``alive``: the share that
-does), since what follows is in no data. The paper goes on past the end, and so does ``mse_raw_past_ends``; there a
-model that foresees ends loses to one that does not, which is why nothing is chosen by it.
+dimensions and trajectories (``mse_positions``: over those dimensions that ``--env.hide_velocities`` leaves), ``median``
+over trajectories, ``still``: the error of predicting that nothing moves, ``reward_mse``, of the step that leads there.
+These count a trajectory until MuJoCo ends it (``alive``: the share that does), since what follows is in no data. The
+paper goes on past the end, and so does ``mse_raw_past_ends``; there a model that foresees ends loses to one that does
+not, which is why nothing is chosen by it.
 For the whole trajectory: the shares that end in imagination and in MuJoCo (``ends_imagined``, ``ends_real``), how many
 of the first come within a step of a real end (``terminal_precision``), how many of the second within a step of an
 imagined one (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``told`` is the same denoiser
@@ -44,10 +45,11 @@ import sweep
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.config import Config, ConfigError, EnvConfig
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.envs import registry
 from polygrad_jax.envs.simulator import replay_actions
 from polygrad_jax.rl import a2c
 from polygrad_jax.training.fixed_data import FixedData, Schedule, Training, open_data, open_trained
@@ -165,6 +167,14 @@ def ends_found(imagined: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
+def positions(task: EnvConfig) -> int:
+    """How many observations are no velocities; all of them where a task does not say."""
+    env = registry.make(dataclasses.replace(task, hide_velocities=task.name in registry.NAMED_TASKS))
+    size = registry.spec_of(env).observation_size
+    env.close()
+    return size
+
+
 @dataclasses.dataclass
 class Measuring:
     """What every measure of one dataset shares, and the statistics that the model learnt with."""
@@ -211,10 +221,12 @@ class Measuring:
         taken = np.concatenate([np.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
         raw = squared_errors(segment.observations, real)
         scaled = squared_errors(segment.observations / unit, real / unit)
+        shown = slice(positions(self.data.env))
+        seen = squared_errors((segment.observations / unit)[..., shown], (real / unit)[..., shown])
         still = squared_errors(staying_still(real / unit), real / unit)
         reward = np.square(segment.rewards[:, :-1] - rewards)
         ends = ends_found(segment.terminals[:, :-1], terminals.astype(np.float32))
-        means = {"mse_raw": raw, "mse": scaled, "still": still}
+        means = {"mse_raw": raw, "mse": scaled, "mse_positions": seen, "still": still}
         means = {name: mean_where(values, alive) for name, values in means.items()}
         means |= {"reward_mse": mean_where(reward, taken), "mse_raw_past_ends": raw.mean(0), "alive": alive.mean(0)}
         for h in range(raw.shape[1]):

@@ -86,6 +86,12 @@ def test_ends_that_are_found():
     assert perfect["terminal_precision"] == perfect["terminal_recall"] == 1.0
 
 
+def test_positions_are_what_is_left_without_velocities():
+    task = configs.cpu("hopper").env
+    asked = (task, dataclasses.replace(task, hide_velocities=True), dataclasses.replace(task, name="Hopper-v5"))
+    assert [prediction_error.positions(each) for each in asked] == [5, 5, 11]  # of the last it is not known
+
+
 def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     """MuJoCo ends the first of two trajectories at its second step, and is 10 away from then on. The reward of that
     step counts, what it leads to does not; the unit is the whole data's although the model learnt with another."""
@@ -101,10 +107,12 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     )
     measuring = prediction_error.Measuring(data, data, None, 0)
     monkeypatch.setattr(measuring, "imagined", lambda *_: imagined)
+    monkeypatch.setattr(prediction_error, "positions", lambda _: 1)
     found = list(measuring.rows(data.collector, None))
     assert [r["alive"] for r in found] == [1.0, 0.5, 0.5] and [r["finite"] for r in found] == [1, 1, 1]
     np.testing.assert_allclose([r["mse_raw"] for r in found], [1, 0, 1])
     np.testing.assert_allclose([r["mse"] for r in found], np.array([1, 0, 1]) / unit**2)
+    np.testing.assert_allclose([r["mse_positions"] for r in found], np.array([1, 0, 1]) / unit**2)
     np.testing.assert_allclose([r["median"] for r in found], np.array([1, 0, 1]) / unit**2)
     np.testing.assert_allclose([r["still"] for r in found], np.array([1, 4, 9]) / unit**2)
     np.testing.assert_allclose([r["mse_raw_past_ends"] for r in found], [1, 32, 32.5])
