@@ -12,8 +12,9 @@ actions from the stored simulator states, past terminations.
 ``--transitions`` trains on so many of the others, drawn as whole episodes (the paper's question about small data).
 Several datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and
 ``mse`` (in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
-dimensions and trajectories (``mse_positions``: over those dimensions that ``--env.hide_velocities`` leaves), ``median``
-over trajectories, ``still``: the error of predicting that nothing moves, ``reward_mse``, of the step that leads there.
+dimensions and trajectories (``mse_positions``: over those dimensions that ``--env.hide_velocities`` leaves), ``median``,
+``percentile_95`` and ``worst`` over trajectories (few of them can be all of a mean), ``still``: the error of predicting
+that nothing moves, ``reward_mse``, of the step that leads there.
 These count a trajectory until MuJoCo ends it (``alive``: the share that does), since what follows is in no data. The
 paper goes on past the end, and so does ``mse_raw_past_ends``; there a model that foresees ends loses to one that does
 not, which is why nothing is chosen by it.
@@ -231,9 +232,10 @@ class Measuring:
         means |= {"reward_mse": mean_where(reward, taken), "mse_raw_past_ends": raw.mean(0), "alive": alive.mean(0)}
         for h in range(raw.shape[1]):
             living = scaled[alive[:, h], h]
-            median = np.median(living) if living.size else np.nan
+            ranks = np.percentile(living, (50, 95, 100)) if living.size else np.full(3, np.nan)
             row = {name: values[h] for name, values in means.items()}
-            yield {"finite": 1, "step": h + 1} | row | {"median": median} | ends
+            row |= dict(zip(("median", "percentile_95", "worst"), ranks, strict=True))
+            yield {"finite": 1, "step": h + 1} | row | ends
 
 
 def variants(config: Config, rules: dict[str, dict[str, Any]] = RULES) -> dict[str, Config]:

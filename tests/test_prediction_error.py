@@ -114,6 +114,7 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     np.testing.assert_allclose([r["mse"] for r in found], np.array([1, 0, 1]) / unit**2)
     np.testing.assert_allclose([r["mse_positions"] for r in found], np.array([1, 0, 1]) / unit**2)
     np.testing.assert_allclose([r["median"] for r in found], np.array([1, 0, 1]) / unit**2)
+    np.testing.assert_allclose([r["worst"] for r in found], np.array([1, 0, 1]) / unit**2)
     np.testing.assert_allclose([r["still"] for r in found], np.array([1, 4, 9]) / unit**2)
     np.testing.assert_allclose([r["mse_raw_past_ends"] for r in found], [1, 32, 32.5])
     np.testing.assert_allclose([r["reward_mse"] for r in found], [1, 1, 1])
