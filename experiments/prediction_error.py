@@ -12,7 +12,7 @@ actions from the stored simulator states, past terminations.
 ``--transitions`` trains on so many of the others, drawn as whole episodes (the paper's question about small data).
 Several datasets go to one CSV by one call each. Rows of ``prediction_error.csv``, one per step ahead: ``mse_raw`` and
 ``mse`` (in units of each observation's variance in all of the dataset; the raw one is mostly velocities), averaged over
-dimensions and trajectories (``mse_positions``: over those dimensions that ``--env.hide_velocities`` leaves), ``median``,
+dimensions and trajectories (``mse_positions``: over those that ``--env.hide_velocities`` leaves), ``median``,
 ``percentile_95`` and ``worst`` over trajectories (few of them can be all of a mean), ``still``: the error of predicting
 that nothing moves, ``reward_mse``, of the step that leads there.
 These count a trajectory until MuJoCo ends it (``alive``: the share that does), since what follows is in no data. The
