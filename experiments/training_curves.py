@@ -8,7 +8,8 @@ reads what ``train_world_model.py`` and the grids that train on fixed data leave
 ``five_step_error`` (mean squared error five steps ahead, raw, by which the training keeps its best parameters; judged
 on states of the data it learns from), ``reward_mse``, ``updates`` and ``training_seconds`` of gradient steps. Rows of
 trainings that are not named stay in the file. ``training_curves.png``: the least error so far against seconds, a line
-per training.
+per training. Printed, too: the least error within a tenth of the seconds and within all of them, and their ratio, each
+a geometric mean over trainings.
 """
 
 from __future__ import annotations
@@ -63,6 +64,18 @@ def least_so_far(rows: list[dict[str, str]]) -> tuple[list[float], np.ndarray]:
     return [float(r["training_seconds"]) for r in rows], np.minimum.accumulate(errors)
 
 
+def gains(rows: list[dict[str, str]]) -> dict[str, tuple[float, float]]:
+    """By model: ``(least error within a tenth of the seconds, within all)``, geometric means over trainings."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name in dict.fromkeys(r["training"] for r in rows):
+        own = [r for r in rows if r["training"] == name]
+        seconds, errors = least_so_far(own)
+        early = int(np.searchsorted(seconds, seconds[-1] / 10, side="right"))
+        if early > 0:
+            found.setdefault(own[0]["model"], []).append(np.log([errors[early - 1], errors[-1]]))
+    return {model: tuple(np.exp(np.mean(logs, axis=0))) for model, logs in found.items()}
+
+
 def draw(out: Path) -> None:
     """``training_curves.png``: a panel per task, horizon and size of the data; a model's name at its worst line."""
     import matplotlib
@@ -90,6 +103,8 @@ def draw(out: Path) -> None:
         axis.set_xlim(right=axis.get_xlim()[1] * 4)
         seeds = len({r["seed"] for r in there})
         axis.set_title(f"{panel[0]}, H = {panel[1]}, {panel[2]} transitions, {seeds} seed(s)", fontsize=8)
+        for model, (early, late) in gains(there).items():
+            print(f"{', '.join(panel)}, {model}: {early:.3g} -> {late:.3g}, {early / late:.2f} times less")
     figure.tight_layout()
     sweep.save_figure(figure, out / "training_curves.png")
     plt.close(figure)
