@@ -333,7 +333,7 @@ COLOURS: dict[tuple[str, str], str] = dict(
 
 
 def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str], str] = COLOURS) -> None:
-    """``<name>.png`` from ``<name>.csv``: error against steps ahead, raw and in variances; shaded: std over seeds."""
+    """``<name>.png`` from ``<name>.csv``: error against steps ahead, mean, median and raw; shaded: std over seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -341,11 +341,11 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
 
     rows = [r for r in sweep.read_csv(out / f"{name}.csv") if r.get("network") == "trained" and r["finite"] == "1"]
     panels = list(dict.fromkeys((r["env"], r["horizon"], r["transitions"]) for r in rows))
-    figure, axes = plt.subplots(2, len(panels), figsize=(5.2 * len(panels), 7.0), squeeze=False)
+    measures = {"mse": "mean", "median": "median", "mse_raw": "mean, raw units"}
+    figure, axes = plt.subplots(3, len(panels), figsize=(5.2 * len(panels), 10.5), squeeze=False)
     for j, panel in enumerate(panels):
         there = [r for r in rows if (r["env"], r["horizon"], r["transitions"]) == panel]
-        for i, (measure, unit) in enumerate((("mse", "variances of the data"), ("mse_raw", "raw units"))):
-            axis = axes[i, j]
+        for axis, (measure, what) in zip(axes[:, j], measures.items(), strict=True):
             for (model, variant), colour in colours.items():
                 own = [r for r in there if (r["model"], r["variant"]) == (model, variant)]
                 if own:
@@ -355,7 +355,7 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
                 draw_curve(axis, there, "still", "nothing moves", "#7F7F7F", "--")
             axis.set_yscale("log")
             axis.set_xlabel("steps ahead")
-            axis.set_ylabel(f"mean squared error [{unit}]")
+            axis.set_ylabel(f"squared error [{'' if measure == 'mse_raw' else 'variances; '}{what}]")
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.02)
             axis.set_xlim(right=axis.get_xlim()[1] * 1.45)
