@@ -140,6 +140,9 @@ class DenoiserConfig:
     padded_actions: Literal["repeated", "drawn"] = "repeated"
     """Actions behind the end of an episode in the windows learnt from: the last one again, or others from the replay,
     which do not tell a denoiser that sees all actions when the episode ends."""
+    shown_actions: Literal["sampled", "executed"] = "sampled"
+    """World model polygrad: the actions that the denoiser sees, as the policy sampled them (the paper's), or clipped to
+    what the environment executes of them."""
     ema_decay: float = 0.99
     """Decay of the averaged parameters used for imagination."""
     ema_every_updates: int = 10

@@ -11,8 +11,9 @@ import pytest
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, DenoiserConfig, DiffusionConfig, EnvConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.normaliser import normalise
+from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.diffusion.guidance import RULES
+from polygrad_jax.diffusion.schedule import coefficients
 from polygrad_jax.envs import registry, simulator
 from polygrad_jax.envs.stepping import Collector, uniform_action
 from polygrad_jax.types import MeanStd, Normaliser, Segment
@@ -160,6 +161,65 @@ def test_actions_that_are_given_lead_on_from_the_context(states, monkeypatch):
         [jnp.zeros((B, 1, 1)), steps[:, :-1]], axis=1
     )
     np.testing.assert_allclose(normalise(imagined.observations, NORMALISER.observations), expected, atol=0.02)
+
+
+def shown_config(which: str) -> Config:
+    denoiser = dataclasses.replace(CONFIG.denoiser, context_length=1, shown_actions=which)
+    return dataclasses.replace(CONFIG, denoiser=denoiser, guidance=GuidanceConfig(rule="correlated"))
+
+
+@pytest.mark.parametrize("which", ["sampled", "executed"])
+def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, monkeypatch):
+    """At every step; what is imagined are the policy's own, of which some lie beyond what is executed.
+
+    Kills: actions clipped in normalised units, clipped after the scaling, or imagined clipped.
+    """
+    from polygrad_jax.world_models import polygrad
+
+    shown = []
+
+    def make_spying(config, window):
+        def denoise(params, normed_traj, scaled_actions, step):
+            jax.debug.callback(lambda *x: shown.append(x), scaled_actions, step)
+            return 0.5 * normed_traj
+
+        return denoise
+
+    monkeypatch.setattr(polygrad, "make_denoise", make_spying)
+    config = shown_config(which)
+    model = make_polygrad(config, SPEC)
+    state, context = jax.jit(model.init)(jax.random.key(0)), segment(3, 1)
+    given = (policy_apply, jnp.full(A, 0.9), context, NORMALISER, jax.random.key(1), H)
+    _, imagined, _ = model.imagine(state, *given)
+    assert float(jnp.abs(imagined.actions).max()) > 1.3
+    scales = np.asarray(coefficients(8, 8, 0.1).sqrt_alpha_bar)
+    furthest = 0.0
+    for scaled, step in shown:
+        raw = unnormalise(jnp.asarray(scaled / scales[step[0]]), NORMALISER.actions)
+        furthest = max(furthest, float(jnp.abs(raw).max()))
+    assert len(shown) == 8
+    assert furthest > 1.3 if which == "sampled" else furthest == pytest.approx(1.0, abs=1e-5)
+    shown.clear()
+    imagine_given_actions(config, state, imagined.actions, context, NORMALISER, jax.random.key(2))
+    last = min(shown, key=lambda x: x[1].item())
+    wanted = imagined.actions if which == "sampled" else jnp.clip(imagined.actions, -1.0, 1.0)
+    np.testing.assert_allclose(last[0], scales[0] * normalise(wanted, NORMALISER.actions), rtol=1e-5, atol=1e-5)
+
+
+def test_a_denoiser_that_sees_executed_actions_learns_from_them():
+    """One that sees sampled ones takes the same step from a segment of clipped actions, and from no other."""
+    real = segment(5, H)
+    real = real.replace(actions=2.0 * real.actions)
+    clipped = real.replace(actions=jnp.clip(real.actions, -1.0, 1.0))
+
+    def learnt(which: str, segment: Segment):
+        model = make_polygrad(shown_config(which), SPEC)
+        state = jax.jit(model.init)(jax.random.key(0))
+        return jax.tree.leaves(jax.jit(model.update)(state, segment, NORMALISER, jax.random.key(1))[0].params)
+
+    own, same, other = learnt("executed", real), learnt("sampled", clipped), learnt("sampled", real)
+    jax.tree.map(np.testing.assert_array_equal, own, same)
+    assert any(not np.array_equal(a, b) for a, b in zip(own, other, strict=True))
 
 
 def test_short_contexts_are_padded_and_long_ones_cut():

@@ -127,6 +127,11 @@ def unnormalise(x: Array, statistics: MeanStd) -> Array:
     return x * std + mean
 
 
+def executed(actions: Array) -> Array:
+    """Raw actions as the environment executes them: clipped to [-1, 1]."""
+    return jnp.clip(actions, -1.0, 1.0)
+
+
 def _empty(size: int) -> Moments:
     # Four arrays, not one array four times: a donated state may not hold a buffer twice.
     mean, m2, mean_low, m2_low = (jnp.zeros(size, jnp.float32) for _ in range(4))

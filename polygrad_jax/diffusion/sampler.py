@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from polygrad_jax.config import GuidanceConfig
-from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
 from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
@@ -27,6 +27,7 @@ class Sampler(NamedTuple):
     policy_apply: PolicyApply
     guidance: GuidanceConfig
     prediction: Literal["clean", "noise"]
+    shown_actions: Literal["sampled", "executed"] = "sampled"
 
 
 class Given(NamedTuple):
@@ -60,9 +61,17 @@ class Draws(NamedTuple):
     actions: Array
 
 
+def shown(sampler: Sampler, given: Given, normed_actions: Array) -> Array:
+    """What the denoiser sees of normalised actions ``[B, H, A]``: they themselves, or what is executed of them."""
+    if sampler.shown_actions == "sampled":
+        return normed_actions
+    return normalise(executed(unnormalise(normed_actions, given.normaliser.actions)), given.normaliser.actions)
+
+
 def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients) -> Array:
     """Lines 7 and 9: the predicted clean trajectory ``[B, H, O+2]``, initial state written in."""
-    output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * actions, c.step[None])
+    seen = shown(sampler, given, actions)
+    output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
     clean = output if sampler.prediction == "clean" else clean_from_noise(traj, output, c)
     return set_initial_state(clean, given.initial)
 
@@ -208,11 +217,12 @@ def sample_given_actions(
       normed_actions: ``[B, H, A]``.
       noise: ``[K + 1, B, H, O+2]``, the draws of every step and, last, of the start.
     """
+    seen = shown(sampler, given, normed_actions)
 
     def body(traj: Array, c_and_noise: tuple[Coefficients, Array]):
         c, step_noise = c_and_noise
         traj = set_initial_state(traj, given.initial)
-        clean = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * normed_actions, c.step[None])
+        clean = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
         if sampler.prediction == "noise":
             clean = clean_from_noise(traj, clean, c)
         return posterior_mean(clean, traj, c) + c.posterior_std * step_noise, None

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from polygrad_jax.config import Config, EnvSpec
-from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import pack, unpack, with_terminal_std
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import init_denoising, make_denoise, make_gradient_step
-from polygrad_jax.world_models.roll_out import Prediction, begin, executed, roll_out
+from polygrad_jax.world_models.roll_out import Prediction, begin, roll_out
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 WINDOW = 2

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import Config, DenoiserConfig, EnvSpec
-from polygrad_jax.data.normaliser import normalise
+from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.diffusion.denoising_loss import (
     Denoise,
     denoising_loss,
@@ -63,7 +63,9 @@ def make_denoise(config: Config, window: int) -> Denoise:
 def make_sampler(config: Config, policy_apply: PolicyApply) -> Sampler:
     """Algorithm 2 with this configuration's denoiser and guidance, under ``policy_apply``."""
     denoise = make_denoise(config, diffused_length(config))
-    return Sampler(denoise, policy_apply, config.guidance, config.diffusion.prediction)
+    return Sampler(
+        denoise, policy_apply, config.guidance, config.diffusion.prediction, config.denoiser.shown_actions
+    )
 
 
 def given_context(
@@ -192,6 +194,8 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
     ) -> tuple[PolyGRADState, Metrics]:
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         seen = _last(segment, config.horizon)  # what pads a history never happened
+        if config.denoiser.shown_actions == "executed":
+            segment = segment.replace(actions=executed(segment.actions))
         return gradient_step(state, pack(segment, normaliser), seen, normaliser, key)
 
     def imagine(
@@ -242,8 +246,7 @@ def imagine_given_actions(
     normed_actions = normalise(actions, normaliser.actions)
     if given.past_actions is not None:
         normed_actions = jnp.concatenate([given.past_actions, normed_actions], axis=1)
-    denoise = make_denoise(config, diffused_length(config))
-    sampler = Sampler(denoise, _nobody, config.guidance, config.diffusion.prediction)
+    sampler = make_sampler(config, _nobody)
     schedule = sampling_coefficients(config.diffusion)
     shape = (schedule.step.shape[0] + 1, *normed_actions.shape[:2], given.initial.shape[-1] + 2)
     traj = sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from polygrad_jax.data.normaliser import executed
 from polygrad_jax.types import Array, Params, PolicyApply, Segment
 
 
@@ -29,11 +30,6 @@ class Standing(NamedTuple):
     observations: Array  # [B, O] raw
     ended: Array  # [B] bool: an earlier step ended the episode
     memory: Any  # the model's own
-
-
-def executed(actions: Array) -> Array:
-    """Raw actions as the environment executes them: clipped to [-1, 1]."""
-    return jnp.clip(actions, -1.0, 1.0)
 
 
 def begin(context: Segment, memory: Any) -> Standing:
