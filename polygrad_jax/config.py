@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from polygrad_jax.noise_levels import noise_std
 
@@ -141,8 +141,8 @@ class DenoiserConfig:
     """Actions behind the end of an episode in the windows learnt from: the last one again, or others from the replay,
     which do not tell a denoiser that sees all actions when the episode ends."""
     shown_actions: Literal["sampled", "executed"] = "sampled"
-    """World model polygrad: the actions that the denoiser sees, as the policy sampled them (the paper's), or clipped to
-    what the environment executes of them."""
+    """World model polygrad: the actions that the denoiser sees, as the policy sampled them (official code), or clipped
+    to what the environment executes of them."""
     ema_decay: float = 0.99
     """Decay of the averaged parameters used for imagination."""
     ema_every_updates: int = 10
@@ -547,6 +547,17 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{f.name}", value
 
 
+def _choices(kind: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """What fields of a few values may be, by their dotted name."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _choices(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is Literal:
+            found[f"{prefix}{name}"] = get_args(hint)
+    return found
+
+
 def planned_policy_updates(config: Config) -> int:
     """Policy updates of the whole run, at least 1; a few more than there will be, since the prefill ends an episode."""
     loop = config.loop
@@ -565,11 +576,15 @@ def validate(config: Config) -> Config:
     Raises:
       ConfigError: a value out of range, or two fields that contradict each other; one line.
     """
+    choices = _choices(Config)
+    del choices["world_model"]  # the registry knows: there may be others
     for name, value in flatten(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name} is {value}; allowed: a finite number")
         if name in _RANGES and not _RANGES[name][0](value):
             raise ConfigError(f"{name} is {value}; allowed: {_RANGES[name][1]}")
+        if name in choices and value not in choices[name]:
+            raise ConfigError(f"{name} is {value}; allowed: {', '.join(choices[name])}")
     d, loop, a2c, latent = config.diffusion, config.loop, config.a2c, config.latent_policy
     least_capacity = max(loop.prefill_env_steps + 10 * config.horizon, loop.env_steps_per_iteration, INSERT_CHUNK)
     tau = config.autoregressive.tau if config.world_model == "autoregressive" else d.tau
@@ -684,8 +699,10 @@ def from_dict(saved: dict[str, Any], kind: type = Config) -> Any:
     """The inverse of :func:`to_dict`. A field that an older version did not write has its default: what it did then.
 
     Raises:
-      ConfigError: a field that this version does not know.
+      ConfigError: a field that this version does not know, or a value in place of fields.
     """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"saved configuration: {saved!r} in place of {kind.__name__}; allowed: its fields by name")
     hints = get_type_hints(kind)
     unknown = sorted(set(saved) - set(hints))
     if unknown:

@@ -129,6 +129,18 @@ def test_a_saved_config_of_another_version_is_refused():
         configs.from_dict(saved)
 
 
+def test_a_value_that_is_none_of_the_few_allowed_is_refused():
+    """The command line knows them; a saved or a hand-made config may hold anything."""
+    config = configs.cpu("hopper")
+    wrong = dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, shown_actions="clipped"))
+    with pytest.raises(ConfigError, match=r"^denoiser.shown_actions is clipped; allowed: sampled, executed$"):
+        configs.validate(wrong)
+    with pytest.raises(ConfigError, match=r"^precision is float64; allowed: float32, bfloat16$"):
+        configs.validate(dataclasses.replace(config, precision="float64"))
+    own = dataclasses.replace(config, world_model="nothing_moves")  # the README's, which the registry may know
+    assert configs.validate(own) == own
+
+
 def test_a_saved_config_of_an_older_version_has_the_defaults_of_newer_fields():
     config = configs.cpu("hopper")
     saved = configs.to_dict(config)

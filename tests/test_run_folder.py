@@ -77,6 +77,21 @@ def test_another_config_is_refused_naming_the_fields_and_writing_nothing(tmp_pat
     assert contents(folder.path) == before
 
 
+def test_a_run_of_an_older_version_goes_on_with_what_that_did(tmp_path):
+    """Its config lacks the fields that have come since: their defaults are no conflict, other values are one."""
+    folder, config = a_run(tmp_path)
+    saved = folder.saved_config()
+    del saved["denoiser"]["shown_actions"]
+    (folder.path / "config.json").write_text(json.dumps(saved))
+    assert folder.check(config, ENVIRONMENT) == []
+    other = replace(config, denoiser=replace(config.denoiser, shown_actions="executed"))
+    with pytest.raises(ConfigError, match=r"denoiser\.shown_actions \(sampled, now executed\); allowed"):
+        folder.check(other, ENVIRONMENT)
+    (folder.path / "config.json").write_text(json.dumps(saved | {"denoiser": 3}))
+    with pytest.raises(ConfigError, match="3 in place of DenoiserConfig; allowed"):
+        folder.check(config, ENVIRONMENT)
+
+
 def test_a_longer_run_goes_on_and_is_recorded(tmp_path):
     folder, config = a_run(tmp_path)
     longer = replace(config, loop=replace(config.loop, total_env_steps=9_000, log_every_env_steps=7))

@@ -63,9 +63,9 @@ class Draws(NamedTuple):
 
 def shown(sampler: Sampler, given: Given, normed_actions: Array) -> Array:
     """What the denoiser sees of normalised actions ``[B, H, A]``: they themselves, or what is executed of them."""
-    if sampler.shown_actions == "sampled":
-        return normed_actions
-    return normalise(executed(unnormalise(normed_actions, given.normaliser.actions)), given.normaliser.actions)
+    if sampler.shown_actions == "executed":
+        return normalise(executed(unnormalise(normed_actions, given.normaliser.actions)), given.normaliser.actions)
+    return normed_actions
 
 
 def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients) -> Array:

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from polygrad_jax.config import Config, ConfigError, to_json
+from polygrad_jax.config import Config, ConfigError, from_dict, to_json
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -277,8 +277,9 @@ class RunFolder:
         if not self.holds_a_run():
             self._check_empty()
             return []
-        # Both through JSON, so that a tuple and a list are the same.
-        saved, current = self.saved_config(), json.loads(to_json(config))
+        # Both through JSON, so that a tuple and a list are the same. A field that an older version did not write has
+        # the value that does what it did.
+        saved, current = (json.loads(to_json(x)) for x in (from_dict(self.saved_config()), config))
         different = differing_fields(saved, current)
         if different:
             was, now = _leaves(saved), _leaves(current)

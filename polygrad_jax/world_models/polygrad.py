@@ -238,7 +238,7 @@ def imagine_given_actions(
 ) -> Segment:
     """``[B, H]`` imagined steps behind ``context [B, C', ...]`` under raw ``actions [B, H, A]``, unguided.
 
-    All of the actions are shown in every diffusion step, as in Algorithm 1: where a trajectory of Algorithm 2 is
+    All of the actions are shown in every diffusion step, as in training: where a trajectory of Algorithm 2 is
     further from the environment than this one under the same actions, that is its guidance's doing.
     """
     normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
