@@ -257,7 +257,7 @@ def main() -> int:
         keep = (f"--fields={options.fields}", *keep)
         cells = []
         for run, horizon in itertools.product((path.resolve() for path in options.runs), options.horizons):
-            name = f"{run.parent.name}-{run.name}-h{horizon}"
+            name = sweep.with_fields(f"{run.parent.name}-{run.name}-h{horizon}", options.fields)
             cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, "--horizon", horizon))
         code = sweep.run(cells, path, options)
     if path.exists():

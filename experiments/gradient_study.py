@@ -231,7 +231,8 @@ def main() -> int:
         keep = (f"--fields={options.fields}", "--data-rows", options.data_rows, "--updates", options.updates)
         cells = []
         for run in (path.resolve() for path in options.runs):
-            cells.append(sweep.own_cell(__file__, options.out, f"{run.parent.name}-{run.name}", *keep, "--cell", run))
+            name = sweep.with_fields(f"{run.parent.name}-{run.name}", options.fields)
+            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run))
         code = sweep.run(cells, path, options)
     if path.exists():
         draw(options.out)

@@ -605,7 +605,8 @@ def main() -> int:
         wanted = [t for name, t in TRIED.items() if not options.rules or name in options.rules]
         for group, run in itertools.product(dict.fromkeys(t.cell for t in wanted), options.runs):
             run = run.resolve()
-            name = f"{run.parent.name}-{run.name}{group}"  # runs of two tasks may have one name
+            # Runs of two tasks may have one name.
+            name = sweep.with_fields(f"{run.parent.name}-{run.name}{group}", options.fields)
             cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, f"--group={group}"))
         code = sweep.run(cells, path, options)
         keep_convergence(options.out)

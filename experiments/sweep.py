@@ -22,6 +22,7 @@ import io
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,11 @@ def own_cell(script: str | Path, out: Path, name: str, *words: Any, labels: tupl
     """A cell that is an experiment's script itself, run with these words and told where its rows go."""
     command = (sys.executable, Path(script).resolve(), "--out", out, *words, "--rows", "{rows}")
     return Cell(name, tuple(map(str, command)), labels)
+
+
+def with_fields(name: str, fields: str) -> str:
+    """The name of a cell whose config has these fields: one that is done is not taken for one with others."""
+    return name + re.sub(r"[^A-Za-z0-9.]+", "-", fields).rstrip("-")
 
 
 def machine() -> Row:

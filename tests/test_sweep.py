@@ -73,6 +73,12 @@ def test_a_grid_goes_on_from_the_csv_alone_and_keeps_rows_of_other_cells(tmp_pat
     ]
 
 
+def test_a_cell_with_other_fields_is_another_cell():
+    assert sweep.with_fields("hopper-seed0", "") == "hopper-seed0"
+    named = sweep.with_fields("hopper-seed0", "--denoiser.width 512 --a2c.gamma 0.9 ")
+    assert named == "hopper-seed0-denoiser.width-512-a2c.gamma-0.9"
+
+
 def test_a_name_that_no_cell_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--only is c; allowed: a, b"):
         sweep.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))

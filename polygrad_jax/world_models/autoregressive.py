@@ -3,6 +3,9 @@
 The denoiser of PolyGRAD, trained by the same Algorithm 1 on two states and asked about one given action. Of the second
 state only its observation is predicted: its action is not chosen yet, so that its action, reward and terminal stand at
 zero (normalised), in training as in imagination.
+
+DEVIATION from the paper, which takes SynthER's network (Lu et al. 2023) with the action beside its input: with
+PolyGRAD's own denoiser and schedule, one pass is compared with many and not one network with another.
 """
 
 from __future__ import annotations
