@@ -21,9 +21,9 @@ not, which is why nothing is chosen by it.
 For the whole trajectory: the shares that end in imagination and in MuJoCo (``ends_imagined``, ``ends_real``), how many
 of the first come within a step of a real end (``terminal_precision``), how many of the second within a step of an
 imagined one (``terminal_recall``). ``variant`` is the guidance rule where there is one; ``told`` is the same denoiser
-told the actions of ``relaxed`` from the start, which separates its own errors from guidance's; ``untrained`` is the
-same network before any update, which every measure must tell from the others; ``finite`` 0: it imagined numbers that
-are not finite, and has no errors.
+told the actions of ``relaxed`` from the start, which separates its own errors from guidance's; ``network`` is
+``trained`` (the best judged), ``newest`` (``--newest``: the last) or ``untrained``: the same before any update, which
+every measure must tell from the others; ``finite`` 0: it imagined numbers that are not finite, and has no errors.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     outcome = training.run()
     if outcome.stopped_by is not None:
         raise SystemExit(130)
-    trained = open_trained(options.folder, learnt_from)
+    trained = open_trained(options.folder, learnt_from, options.newest)
     measuring = Measuring(data, dataclasses.replace(data, transitions=apart), trained.normaliser, options.seed)
     common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
     common |= study.columns(options.dataset)
@@ -310,13 +310,15 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
         "fields": options.fields,
     }
     about = sweep.machine()
-    untrained = jax.jit(training.model.init)(jax.random.key(options.seed))
+    measured = {"newest" if options.newest else "trained": trained.state}
+    if not options.newest:
+        measured["untrained"] = jax.jit(training.model.init)(jax.random.key(options.seed))
     found = []
     for name, there in variants(config, study.rules).items():
-        for denoiser, state in (("trained", trained.state), ("untrained", untrained)):
+        for network, state in measured.items():
             for row in measuring.rows(there, state, told=name == TOLD):
                 short = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
-                found.append(common | {"variant": name, "network": denoiser} | short | about)
+                found.append(common | {"variant": name, "network": network} | short | about)
     return found
 
 
@@ -393,6 +395,7 @@ def add_arguments(parser: argparse.ArgumentParser, study: Study) -> None:
     parser.add_argument("--evaluate-every", type=int, default=2_000, help="updates between two five-step errors")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--fields", default="", help='fields of every config, as in "--denoiser.width 512"')
+    parser.add_argument("--newest", action="store_true", help="measure the last parameters, not the best judged")
     parser.add_argument("--trainings", type=Path, default=None, help="folders of the trainings (runs/<script>-<out>)")
     for hidden in ("--cell", "--rows", "--folder"):
         parser.add_argument(hidden, type=str if hidden == "--cell" else Path, help=argparse.SUPPRESS)
@@ -405,6 +408,7 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
     trainings = options.trainings or Path("runs") / f"{study.name}-{options.out.name}"
     same = ("--dataset", options.dataset, "--seconds", options.seconds, "--evaluate-every", options.evaluate_every)
     same += ("--preset", options.preset, f"--fields={options.fields}")
+    same += ("--newest",) if options.newest else ()
     cells = []
     # Horizons outermost: those that share a training are far apart, since a second one would find its folder locked.
     for horizon, model, seed, count in itertools.product(
@@ -415,7 +419,7 @@ def cells_of(options: argparse.Namespace, study: Study) -> list[sweep.Cell]:
         asked = f"{where.parent.name}-{where.name}-{model}-{options.preset}-{options.seconds:g}s{options.fields}"
         asked = re.sub(r"[^A-Za-z0-9.]+", "-", asked)
         trained = f"{asked}-h{horizon_of_training(study.models[model], horizon)}-n{size}-seed{seed}"
-        name = f"{asked}-h{horizon}-n{size}-seed{seed}"
+        name = f"{asked}-h{horizon}-n{size}-seed{seed}" + ("-newest" if options.newest else "")
         own = ("--cell", model, "--seed", seed, "--horizon", horizon, "--count", count)
         own += ("--folder", trainings / trained)
         labels = (("model", model), ("seed", seed), ("horizon", horizon), ("transitions", count))

@@ -21,7 +21,8 @@ from recorded import record
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
-from polygrad_jax.config import ConfigError
+from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.simulator import replay_actions
 from polygrad_jax.training import fixed_data, loop
@@ -207,9 +208,34 @@ def test_it_learns_and_keeps_the_best(whole, data):
     assert rows[-1]["error/five_step"] == found[60] and rows[-1]["loss/drift"] < 0.1 * rows[0]["loss/drift"]
     assert rows[-1]["seconds/training"] > 0 and rows[-1]["seconds/compiling"] > 0
     assert len(event_files(folder)) == 1
-    again = open_trained(folder, data)
-    assert again.updates == best_updates
+    last, again = open_trained(folder, data, newest=True), open_trained(folder, data)
+    assert (last.updates, again.updates) == (60, best_updates)
+    np.testing.assert_array_equal(last.state.change, learnt)
     np.testing.assert_array_equal(again.state.change, best["world_model"]["change"])
+
+
+@pytest.mark.parametrize(
+    "world_model, name",
+    [
+        *(("polygrad", "denoiser/loss"), ("autoregressive", "denoiser/loss"), ("transformer", "transformer/loss")),
+        *(("ensemble", "ensemble/loss"), ("dreamer", "loss/dreamer")),
+    ],
+)
+def test_the_loss_that_is_shown_is_the_one_that_is_descended(world_model, name):
+    """Not that of a part (sorted by name, Dreamer's first is one) or of the classifier that learns beside the model."""
+    base = configs.smoke("hopper")
+    diffusion = dataclasses.replace(base.diffusion, terminals="classified")
+    model = make_world_model(dataclasses.replace(base, world_model=world_model, diffusion=diffusion), EnvSpec(3, 2))
+    shape = (2, model.window or base.horizon)
+    given = Segment(jnp.zeros((*shape, 3)), jnp.zeros((*shape, 2)), jnp.zeros(shape), jnp.zeros(shape))
+    given = given.replace(rows=jnp.zeros(shape, jnp.int32))
+    normaliser = normalisers.to_normaliser(normalisers.init(EnvSpec(3, 2)))
+    key = jax.random.key(0)
+    _, metrics = jax.eval_shape(lambda s: model.update(s, given, normaliser, key), jax.eval_shape(model.init, key))
+    row = {metric: float(k) for k, metric in enumerate(sorted(metrics))}
+    assert fixed_data.whole_loss(row, world_model) == row[name]
+    assert fixed_data.whole_loss({"reward": 1.0, "a/loss": 2.0}, "a model of one's own") == 2.0
+    assert fixed_data.whole_loss({"reward": 1.0}, "a model of one's own") is None
 
 
 def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_training(whole, data, tmp_path):

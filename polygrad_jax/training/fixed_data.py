@@ -431,8 +431,8 @@ class Training:
                     if due:
                         state, looks = self._look(state)
                     row = self._log(metrics, looks, seconds / (end - first))
-                    loss = next((x for name, x in row.items() if "loss" in name), None)
-                    values = {"loss": loss, "five-step error": looks.get("error/five_step"), "best": at.best_error}
+                    values = {"loss": whole_loss(row, self.config.world_model)}
+                    values |= {"five-step error": looks.get("error/five_step"), "best": at.best_error}
                     progress.show(end, values, self._seconds_left())
                 progress.show(end, {}, self._seconds_left())
                 if due or over or time.monotonic() - saved >= schedule.checkpoint_every_seconds:
@@ -509,6 +509,14 @@ class _Chunks:
         self._size = int(np.clip(self._rate, 1, 10 * self._size))
 
 
+def whole_loss(row: dict[str, float], world_model: str) -> float | None:
+    """The loss that a model descends, of all that it logs; of a model that is not ours, the first that says so."""
+    for name in (f"{world_model}/loss", f"loss/{world_model}", "denoiser/loss"):
+        if name in row:
+            return row[name]
+    return next((x for name, x in row.items() if "loss" in name), None)
+
+
 # --- opening it again ------------------------------------------------------------------------------------------------
 
 
@@ -524,8 +532,10 @@ class TrainedModel:
     updates: int
 
 
-def open_trained(folder: Path | str, data: FixedData) -> TrainedModel:
+def open_trained(folder: Path | str, data: FixedData, newest: bool = False) -> TrainedModel:
     """What :class:`Training` left in a folder for the data that it was trained on: the best judged, or the newest.
+
+    The newest where none was judged, or where ``newest`` asks for it.
 
     Raises:
       ConfigError: the folder is not of such a training, or has nothing saved yet.
@@ -535,7 +545,7 @@ def open_trained(folder: Path | str, data: FixedData) -> TrainedModel:
     model = make_world_model(config, data.spec)
     shape = jax.eval_shape(model.init, jax.random.key(0))
     moments = jax.eval_shape(lambda: normalisers.init(data.spec))
-    if (folder / BEST_FILE).is_file():
+    if not newest and (folder / BEST_FILE).is_file():
         tree, wanted = load_npz(folder / BEST_FILE), {"world_model": shape, "moments": moments}
         updates = int(tree.pop("updates"))
         tree.pop("five_step_error")
