@@ -343,6 +343,9 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
 
     rows = [r for r in sweep.read_csv(out / f"{name}.csv") if r.get("network") == "trained" and r["finite"] == "1"]
     panels = list(dict.fromkeys((r["env"], r["horizon"], r["transitions"]) for r in rows))
+    if not panels:
+        print(f"{name}: nothing that was trained is in {out / f'{name}.csv'}: no figure")
+        return
     measures = {"mse": "mean", "median": "median", "mse_raw": "mean, raw units"}
     figure, axes = plt.subplots(3, len(panels), figsize=(5.2 * len(panels), 10.5), squeeze=False)
     for j, panel in enumerate(panels):
