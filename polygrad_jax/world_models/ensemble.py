@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec
-from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.networks.probabilistic_mlp import Prediction, ProbabilisticMLP
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
 from polygrad_jax.world_models.terminal_classifier import happened
@@ -71,7 +71,7 @@ class Lesson(NamedTuple):
 
 def inputs_of(raw_obs: Array, raw_actions: Array, normaliser: Normaliser) -> Array:
     """``[..., O]`` and ``[..., A]`` to ``[..., O + A]``: normalised observations, actions as they are executed."""
-    return jnp.concatenate([normalise(raw_obs, normaliser.observations), jnp.clip(raw_actions, -1.0, 1.0)], axis=-1)
+    return jnp.concatenate([normalise(raw_obs, normaliser.observations), executed(raw_actions)], axis=-1)
 
 
 def lesson_of(segment: Segment, normaliser: Normaliser) -> Lesson:

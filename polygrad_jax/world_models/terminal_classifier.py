@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import EnvSpec
-from polygrad_jax.data.normaliser import normalise
+from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.networks.actor_critic import MLP
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment
 
@@ -43,7 +43,7 @@ def init(key: Array, spec: EnvSpec) -> ClassifierState:
 def logits(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
     """``[B, H]``: log-odds that the step ends the episode. Actions count as they are executed, clipped to [-1, 1]."""
     observations = normalise(segment.observations, normaliser.observations)
-    x = jnp.concatenate([observations, jnp.clip(segment.actions, -1.0, 1.0)], axis=-1)
+    x = jnp.concatenate([observations, executed(segment.actions)], axis=-1)
     return _NETWORK.apply({"params": params}, x)[..., 0]
 
 
