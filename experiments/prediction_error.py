@@ -263,6 +263,8 @@ class Study:
     """How many are learnt from, unless the command line says otherwise."""
     columns: Callable[[str], dict[str, Any]] = lambda _: {}
     """More of every row, by the dataset's name."""
+    judged_apart: float = 0.0
+    """Share of what is learnt from, in whole episodes, that is kept for the five-step error; 0: it is the same data."""
 
     @property
     def name(self) -> str:
@@ -288,12 +290,16 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     data = study.prepare(options.dataset)
     config = config_for(options, data, study.models)
     rest, apart = held_out(data.transitions)
-    learnt_from = dataclasses.replace(data, transitions=drawn(rest, options.count, options.seed))
+    given = drawn(rest, options.count, options.seed)
+    seen, judging = held_out(given, study.judged_apart) if study.judged_apart else (given, None)
+    learnt_from = dataclasses.replace(data, transitions=seen)
+    judged_from = None if judging is None else dataclasses.replace(data, transitions=judging)
     schedule = Schedule(
         seconds=options.seconds, updates=None, evaluate_every_updates=options.evaluate_every, patience=10**6
     )
     horizon = horizon_of_training(study.models[options.cell], options.horizon)
-    training = Training(learnt_from, dataclasses.replace(config, horizon=horizon), options.folder, schedule.checked())
+    of_training = dataclasses.replace(config, horizon=horizon)
+    training = Training(learnt_from, of_training, options.folder, schedule.checked(), judged_from)
     outcome = training.run()
     if outcome.stopped_by is not None:
         raise SystemExit(130)
@@ -301,7 +307,7 @@ def run_cell(options: argparse.Namespace, study: Study) -> list[dict[str, Any]]:
     measuring = Measuring(data, dataclasses.replace(data, transitions=apart), trained.normaliser, options.seed)
     common = {"env": data.env.name, "env_version": data.env.version, "dataset": data.name, "model": options.cell}
     common |= study.columns(options.dataset)
-    common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(learnt_from.transitions)}
+    common |= {"seed": options.seed, "horizon": options.horizon, "transitions": len(given)}
     common |= {
         "training_seconds": round(outcome.at.training_seconds, 1),
         "updates": outcome.at.updates,

@@ -175,6 +175,33 @@ def test_what_a_model_adapts_settles_before_it_is_judged(data):
     assert same is state
 
 
+def part_of(data, rows):
+    columns = [f.name for f in dataclasses.fields(data.transitions)]
+    part = type(data.transitions)(**{name: getattr(data.transitions, name)[rows] for name in columns})
+    return dataclasses.replace(data, transitions=part)
+
+
+def test_what_is_judged_from_is_not_learnt_from_and_is_the_same_when_it_goes_on(data, tmp_path):
+    half = len(data.transitions) // 2
+    first, last = part_of(data, slice(0, half)), part_of(data, slice(half, None))
+    config, schedule = config_of(data, "drift"), dataclasses.replace(SCHEDULE, updates=20)
+    apart = Training(first, config, tmp_path / "apart", schedule, last)
+    apart.run()
+    drawn_from = last.transitions.observations
+    rows = np.asarray(apart.judge._contexts.rows)[:, -1]
+    np.testing.assert_array_equal(apart.judge._contexts.observations[:, -1], drawn_from[rows])
+    same = Training(first, config, tmp_path / "same", schedule)
+    same.run()
+    # Learnt from the same, judged from other states.
+    learnt = [newest(tmp_path / name)[1] for name in ("apart", "same")]
+    jax.tree.map(np.testing.assert_array_equal, learnt[0], learnt[1])
+    errors = [float(evaluations(tmp_path / name)[0]["five_step_error"]) for name in ("apart", "same")]
+    assert errors[0] != errors[1]
+    for other in (None, first):
+        with pytest.raises(ConfigError, match="was begun with judged_from .*; allowed: the same"):
+            Training(first, config, tmp_path / "apart", schedule, other)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

@@ -310,8 +310,18 @@ class Outcome:
 class Training:
     """A world model, its data, and the folder that it is trained in."""
 
-    def __init__(self, data: FixedData, config: Config, folder: Path, schedule: Schedule):
+    def __init__(
+        self,
+        data: FixedData,
+        config: Config,
+        folder: Path,
+        schedule: Schedule,
+        judged_from: FixedData | None = None,
+    ):
         """Checks everything and compiles; writes nothing before all is accepted.
+
+        ``judged_from``: whose states the five-step error begins in, where those of ``data`` are too few to do without
+        others: what a model has learnt by heart it predicts best.
 
         Raises:
           ConfigError: the simulator (it learns nothing), data without a window, a folder with something else in it.
@@ -325,20 +335,21 @@ class Training:
         fitting.require_windows(self.replay, window)
         self.normaliser = jax.jit(normalisers.to_normaliser)(self.replay.moments)
         judged = schedule.early_stopping or data.why_not_judged() is None
-        self.judge = Judge(data, config, self.model, schedule.contexts) if judged else None
+        self.judge = Judge(judged_from or data, config, self.model, schedule.contexts) if judged else None
         if self.judge is None:
             announce(f"no error five steps ahead, no best.npz: dataset {data.name}: {data.why_not_judged()}")
-        self._open_folder(data)
+        self._open_folder(data, judged_from)
         self.at = Progressing()
         self.key = jax.random.fold_in(jax.random.key(config.seed), STREAMS["updates"])
         self._finite = jax.jit(lambda tree: all_finite(tree))
 
-    def _open_folder(self, data: FixedData) -> None:
+    def _open_folder(self, data: FixedData, judged_from: FixedData | None) -> None:
         run_folder, environment = RunFolder(self.folder), describe_environment()
         for warning in run_folder.check(self.config, environment):
             announce(warning)
         told = {"dataset": data.name, **data.fingerprint()}
         told |= {name: getattr(self.schedule, name) for name in ("evaluate_every_updates", "contexts")}
+        told["judged_from"] = None if judged_from is None else judged_from.fingerprint()
         self._check_told(told)
         self.lock = run_folder.lock()
         run_folder.record(self.config, environment)
