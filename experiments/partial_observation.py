@@ -4,7 +4,7 @@ The paper's other open question. The observations of a recorded run are cut befo
 from the rest for the same seconds, and 500 trajectories are compared, in what is seen, with MuJoCo under the same
 actions from the stored simulator states (``prediction_error.py``, whose columns these are). PolyGRAD diffuses
 trajectories that begin with the last 1 (the paper's), 2 or 4 observed states and the actions between them; the
-transformer sees up to 15, Dreamer-v3 five before it predicts.
+transformer sees up to 15, Dreamer-v3 five before it predicts. All are shown actions as they are executed.
 
     python experiments/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
         --seeds 0 1 2 --jobs 2 --threads 1 --out results/partial_observation
@@ -39,6 +39,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     **{
         f"PolyGRAD, {states} state{'s' * (states > 1)}": (
             *prediction_error.MODELS["PolyGRAD MLP"],
+            *prediction_error.EXECUTED,
             *("--denoiser.context-length", str(states)),
         )
         for states in (1, 2, 4)

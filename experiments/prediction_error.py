@@ -85,6 +85,8 @@ MODELS: dict[str, tuple[str, ...]] = {
     "Dreamer-v3": ("--world-model", "dreamer", "--dreamer.learning-rate", "1e-3"),
 }
 """With the learning rates of ``results/learning_rates``."""
+EXECUTED = ("--denoiser.shown-actions", "executed")
+"""Of PolyGRAD, where it is to be shown what all other models are shown; neither here nor in the official code it is."""
 RULES = {"score": {"rule": "score"}, "relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}}
 TOLD = "told"
 """The variant that has the actions of ``relaxed``, told from the start: its errors are the denoiser's own."""

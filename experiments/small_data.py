@@ -4,7 +4,8 @@ Both, and the ensemble, are given 1,000, 10,000 and 100,000 transitions of the s
 the same seconds of gradient steps. They learn from nine tenths of these and to the best five-step error from the states
 of the last tenth (on what it learnt from, a model that knows little data by heart is always best); then 500
 trajectories from states of episodes that none was given are compared with MuJoCo (``prediction_error.py``, whose
-columns these are). The run has to be longer than 100,000 steps by what is held back: ``--loop.total-env-steps 115000``.
+columns these are). PolyGRAD is shown actions as they are executed, as the others are. The run has to be longer than
+100,000 steps by what is held back: ``--loop.total-env-steps 115000``.
 
     python experiments/small_data.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 --seeds 0 1 2 \\
         --jobs 2 --threads 1 --out results/small_data
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import sweep
-from prediction_error import COLOURS, MODELS, Study, main
+from prediction_error import COLOURS, EXECUTED, MODELS, Study, main
 
 COMPARED = ("PolyGRAD MLP", "autoregressive diffusion", "ensemble")
 RULES = {"score": {"rule": "score"}}
@@ -68,7 +69,7 @@ def draw_line(axis: Any, sizes: list[int], errors: list[np.ndarray], label: str,
 
 
 if __name__ == "__main__":
-    models = {name: MODELS[name] for name in COMPARED}
+    models = {name: MODELS[name] + (EXECUTED if name.startswith("PolyGRAD") else ()) for name in COMPARED}
     transitions = (1_000, 10_000, 100_000)
     study = Study(Path(__file__), __doc__, models, RULES, draw, transitions=transitions, judged_apart=JUDGED_APART)
     sys.exit(main(study))

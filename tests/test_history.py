@@ -163,14 +163,15 @@ def test_actions_that_are_given_lead_on_from_the_context(states, monkeypatch):
     np.testing.assert_allclose(normalise(imagined.observations, NORMALISER.observations), expected, atol=0.02)
 
 
-def shown_config(which: str) -> Config:
-    denoiser = dataclasses.replace(CONFIG.denoiser, context_length=1, shown_actions=which)
+def shown_config(which: str, states: int = 1) -> Config:
+    denoiser = dataclasses.replace(CONFIG.denoiser, context_length=states, shown_actions=which)
     return dataclasses.replace(CONFIG, denoiser=denoiser, guidance=GuidanceConfig(rule="correlated"))
 
 
+@pytest.mark.parametrize("states", [1, C])
 @pytest.mark.parametrize("which", ["sampled", "executed"])
-def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, monkeypatch):
-    """At every step; what is imagined are the policy's own, of which some lie beyond what is executed.
+def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, states, monkeypatch):
+    """At every step, those of the history too; what is imagined are the policy's own, some beyond what is executed.
 
     Kills: actions clipped in normalised units, clipped after the scaling, or imagined clipped.
     """
@@ -186,9 +187,10 @@ def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, mo
         return denoise
 
     monkeypatch.setattr(polygrad, "make_denoise", make_spying)
-    config = shown_config(which)
+    config = shown_config(which, states)
     model = make_polygrad(config, SPEC)
-    state, context = jax.jit(model.init)(jax.random.key(0)), segment(3, 1)
+    state, context = jax.jit(model.init)(jax.random.key(0)), segment(3, states)
+    context = context.replace(actions=3.0 * context.actions)
     given = (policy_apply, jnp.full(A, 0.9), context, NORMALISER, jax.random.key(1), H)
     _, imagined, _ = model.imagine(state, *given)
     assert float(jnp.abs(imagined.actions).max()) > 1.3
@@ -202,18 +204,21 @@ def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, mo
     shown.clear()
     imagine_given_actions(config, state, imagined.actions, context, NORMALISER, jax.random.key(2))
     last = min(shown, key=lambda x: x[1].item())
-    wanted = imagined.actions if which == "sampled" else jnp.clip(imagined.actions, -1.0, 1.0)
+    wanted = jnp.concatenate([context.actions[:, :-1], imagined.actions], axis=1)
+    assert states == 1 or float(jnp.abs(wanted[:, : states - 1]).max()) > 1.3
+    wanted = wanted if which == "sampled" else jnp.clip(wanted, -1.0, 1.0)
     np.testing.assert_allclose(last[0], scales[0] * normalise(wanted, NORMALISER.actions), rtol=1e-5, atol=1e-5)
 
 
-def test_a_denoiser_that_sees_executed_actions_learns_from_them():
+@pytest.mark.parametrize("states", [1, C])
+def test_a_denoiser_that_sees_executed_actions_learns_from_them(states):
     """One that sees sampled ones takes the same step from a segment of clipped actions, and from no other."""
-    real = segment(5, H)
+    real = segment(5, states - 1 + H)
     real = real.replace(actions=2.0 * real.actions)
     clipped = real.replace(actions=jnp.clip(real.actions, -1.0, 1.0))
 
     def learnt(which: str, segment: Segment):
-        model = make_polygrad(shown_config(which), SPEC)
+        model = make_polygrad(shown_config(which, states), SPEC)
         state = jax.jit(model.init)(jax.random.key(0))
         return jax.tree.leaves(jax.jit(model.update)(state, segment, NORMALISER, jax.random.key(1))[0].params)
 
