@@ -26,7 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import paired
 import prediction_error
+import sweep
 from prediction_error import Study, draw, main
 
 from polygrad_jax.config import ConfigError
@@ -54,6 +56,7 @@ COLOURS = {
     ("transformer", ""): "#009E73",
     ("Dreamer-v3", ""): "#E69F00",
 }
+FIRST, STEPS = "PolyGRAD, 1 state", (1, 5, 9)
 REGRESSION_UPDATES, REGRESSION_BATCH, REGRESSION_LEARNING_RATE = 5_000, 256, 1e-3
 
 
@@ -120,15 +123,26 @@ def hidden(where: str) -> tuple[FixedData, float]:
     return data, share
 
 
-if __name__ == "__main__":
+def compared(rows: list[dict[str, str]]) -> list[str]:
+    """Tables: the errors of every model over those of the paper's PolyGRAD, which sees one state."""
+    pairs = [(model, {"model": model}, {"model": FIRST}) for model in MODELS if model != FIRST]
+    return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
+
+
+def shown(out: Path) -> None:
+    """``partial_observation.png``, and the ratios said."""
     name = Path(__file__).stem
-    picture = functools.partial(draw, name=name, colours=COLOURS)
+    draw(out, name, COLOURS)
+    print(*compared(sweep.read_csv(out / f"{name}.csv")), sep="\n")
+
+
+if __name__ == "__main__":
     study = Study(
         Path(__file__),
         __doc__,
         MODELS,
         RULES,
-        picture,
+        shown,
         prepare=lambda where: hidden(where)[0],
         columns=lambda where: {"policy_explained": hidden(where)[1]},
     )

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paired
 import sweep
 from prediction_error import COLOURS, EXECUTED, MODELS, Study, main
 
-COMPARED = ("PolyGRAD MLP", "autoregressive diffusion", "ensemble")
+OTHER = "autoregressive diffusion"
+COMPARED = ("PolyGRAD MLP", OTHER, "ensemble")
 RULES = {"score": {"rule": "score"}}
 STEPS = (1, 5, 9)
 JUDGED_APART = 0.1
@@ -37,13 +39,14 @@ def at_step(rows: list[dict[str, str]], model: str, step: int) -> tuple[list[int
 
 
 def draw(out: Path) -> None:
-    """``small_data.png``: error against transitions, one panel per step ahead; shaded: std over seeds."""
+    """``small_data.png``: error against transitions, one panel per step ahead; shaded: std over seeds. Says ratios."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [r for r in sweep.read_csv(out / "small_data.csv") if r.get("network")]
+    print(*compared(rows), sep="\n")
     figure, axes = plt.subplots(1, len(STEPS), figsize=(4.4 * len(STEPS), 3.8), sharey=True, squeeze=False)
     for axis, step in zip(axes[0], STEPS, strict=True):
         for (model, _), colour in ((k, c) for k, c in COLOURS.items() if k[0] in COMPARED and k[1] in ("score", "")):
@@ -58,6 +61,17 @@ def draw(out: Path) -> None:
     figure.tight_layout()
     sweep.save_figure(figure, out / "small_data.png")
     plt.close(figure)
+
+
+def compared(rows: list[dict[str, str]]) -> list[str]:
+    """Tables: the errors of PolyGRAD and the ensemble over those of autoregressive diffusion, by size."""
+    pairs = [
+        (f"{model}, {size:,}", {"model": model, "transitions": str(size)}, {"model": OTHER, "transitions": str(size)})
+        for model in COMPARED
+        for size in sorted({int(r["transitions"]) for r in rows})
+        if model != OTHER
+    ]
+    return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
 
 
 def draw_line(axis: Any, sizes: list[int], errors: list[np.ndarray], label: str, colour: str) -> None:

@@ -7,6 +7,7 @@ import computation_time
 import jax
 import learning_rates
 import numpy as np
+import paired
 import partial_observation
 import prediction_error
 import pytest
@@ -206,6 +207,30 @@ def test_errors_of_small_data_by_size_and_seed():
     np.testing.assert_array_equal(errors, [[1, 2], [3, 4]])
     _, errors = small_data.at_step(rows[2:], "a", 5)  # a seed that diverged is missing
     assert [list(e) for e in errors] == [[1, 2], [4]]
+
+
+def test_ratios_are_within_seeds_and_their_interval_is_students():
+    """By hand: ratios 1, 2 and 4 have the geometric mean 2 and, of logs ln 2 apart, t(0.975, 2) = 4.3027 / sqrt(3)."""
+    rows = [
+        {"model": m, "network": "trained", "finite": "1", "step": "5", "seed": str(seed), "mse": str(mse)}
+        for m, errors in (("a", (3.0, 2.0, 40.0)), ("b", (3.0, 1.0, 10.0)))
+        for seed, mse in enumerate(errors)
+    ]
+    rows += [rows[0] | {"network": "untrained", "mse": "9"}, rows[0] | {"step": "9", "mse": "9"}]
+    a, b = (paired.by_seed(rows, "mse", model=m, step="5") for m in "ab")
+    assert paired.ratios(a, b) == [1.0, 2.0, 4.0]
+    mean, low, high = paired.interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(2.0) and low * high == pytest.approx(4.0)
+    assert high == pytest.approx(2.0 * 2.0 ** (4.30265 / np.sqrt(3)), rel=1e-5)
+    assert paired.ratios(a, {"2": 10.0, "7": 1.0}) == [4.0]
+    assert np.isnan(paired.interval([4.0])[1:]).all()
+    assert paired.table(rows, [("a/b", {"model": "a"}, {"model": "b"})], (5, 9), "mse")[-1] == (
+        "| a/b | 2 (0.36 to 11; 1, 2, 4) | - |"
+    )
+    diverged = [rows[1] | {"finite": "0", "step": "", "mse": ""}, *(r for r in rows if r["seed"] != "1")]
+    assert paired.by_seed(diverged, "mse", model="a", step="5")["1"] == np.inf
+    with pytest.raises(ValueError, match="several rows of seed 0"):
+        paired.by_seed(rows, "mse", model="a")
 
 
 def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
