@@ -8,8 +8,9 @@ reads what ``train_world_model.py`` and the grids that train on fixed data leave
 ``five_step_error`` (mean squared error five steps ahead, raw, by which the training keeps its best parameters; judged
 on states of the data it learns from), ``reward_mse``, ``updates`` and ``training_seconds`` of gradient steps. Rows of
 trainings that are not named stay in the file. ``training_curves.png``: the least error so far against seconds, a line
-per training. Printed, too: the least error within a tenth of the seconds and within all of them, and their ratio, each
-a geometric mean over trainings.
+per training. Printed, too: the least error until a tenth of the seconds (on a line between the judgements before and
+after, both axes logarithmic, as in the figure) and within all of them, and their ratio, each a geometric mean over
+trainings.
 """
 
 from __future__ import annotations
@@ -65,14 +66,15 @@ def least_so_far(rows: list[dict[str, str]]) -> tuple[list[float], np.ndarray]:
 
 
 def gains(rows: list[dict[str, str]]) -> dict[str, tuple[float, float]]:
-    """By model: ``(least error within a tenth of the seconds, within all)``, geometric means over trainings."""
+    """By model: ``(least error until a tenth of the seconds, within all)``, geometric means over trainings."""
     found: dict[str, list[np.ndarray]] = {}
     for name in dict.fromkeys(r["training"] for r in rows):
         own = [r for r in rows if r["training"] == name]
         seconds, errors = least_so_far(own)
-        early = int(np.searchsorted(seconds, seconds[-1] / 10, side="right"))
-        if early > 0:
-            found.setdefault(own[0]["model"], []).append(np.log([errors[early - 1], errors[-1]]))
+        tenth = seconds[-1] / 10
+        if seconds[0] <= tenth:
+            early = np.interp(np.log(tenth), np.log(seconds), np.log(errors))
+            found.setdefault(own[0]["model"], []).append(np.array([early, np.log(errors[-1])]))
     return {model: tuple(np.exp(np.mean(logs, axis=0))) for model, logs in found.items()}
 
 

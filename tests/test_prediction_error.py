@@ -242,14 +242,18 @@ def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
 
 
 def test_what_ten_times_the_seconds_gain_is_by_model_and_training():
-    """9 and 1 (a third training judged too late to count), so sqrt(9 * 1) = 3 early; 1 and 1 at the end."""
-    found = {"a": [(10, 9.0), (11, 2.0), (100, 1.0)], "b": [(9, 1.0), (100, 4.0)], "c": [(11, 7.0), (100, 7.0)]}
+    """9, and 2, half-way between 4 and 1 (a third training is judged too late to count), so sqrt(9 * 2) early; then 1."""
+    found = {
+        "a": [(10, 9.0), (11, 2.0), (100, 1.0)],
+        "b": [(5, 4.0), (20, 1.0), (100, 4.0)],
+        "c": [(11, 7.0), (100, 7.0)],
+    }
     rows = [
         {"training": name, "model": "m", "training_seconds": str(seconds), "five_step_error": str(error)}
         for name, points in found.items()
         for seconds, error in points
     ]
-    assert training_curves.gains(rows)["m"] == pytest.approx((3.0, 1.0))
+    assert training_curves.gains(rows)["m"] == pytest.approx((np.sqrt(18.0), 1.0))
 
 
 def test_trainings_are_read_by_the_names_of_the_comparison(tmp_path):
