@@ -242,7 +242,7 @@ def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
 
 
 def test_what_ten_times_the_seconds_gain_is_by_model_and_training():
-    """9, and 2, half-way between 4 and 1 (a third training is judged too late to count), so sqrt(9 * 2) early; then 1."""
+    """9, and 2, half-way between 4 and 1 (a third training is judged too late), so sqrt(9 * 2) early; then 1."""
     found = {
         "a": [(10, 9.0), (11, 2.0), (100, 1.0)],
         "b": [(5, 4.0), (20, 1.0), (100, 4.0)],
