@@ -48,9 +48,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def said(values: Sequence[float]) -> str:
-    """``1.4 (0.9 to 2.1; 1.2, 1.5, 1.4)``: mean, interval, and each."""
-    if not values:
-        return "-"
+    """``1.4 (0.9 to 2.1; 1.2, 1.5, 1.4)``: mean, interval, and each; of one value that alone."""
+    if len(values) < 2:
+        return f"{values[0]:.2g}" if values else "-"
     mean, low, high = (f"{x:.2g}" for x in interval(values))
     return f"{mean} ({low} to {high}; {', '.join(f'{x:.2g}' for x in values)})"
 

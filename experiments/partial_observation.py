@@ -124,8 +124,13 @@ def hidden(where: str) -> tuple[FixedData, float]:
 
 
 def compared(rows: list[dict[str, str]]) -> list[str]:
-    """Tables: the errors of every model over those of the paper's PolyGRAD, which sees one state."""
-    pairs = [(model, {"model": model}, {"model": FIRST}) for model in MODELS if model != FIRST]
+    """Tables: the errors of every model over those of the paper's PolyGRAD, and over those of the transformer."""
+    pairs = [
+        (f"{model} / {other}", {"model": model}, {"model": other})
+        for other in (FIRST, "transformer")
+        for model in MODELS
+        if model != other and (model, other) != (FIRST, "transformer")
+    ]
     return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
 
 

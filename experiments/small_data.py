@@ -31,11 +31,13 @@ JUDGED_APART = 0.1
 """Share of the given transitions, in whole episodes, that decides which parameters are best."""
 
 
-def at_step(rows: list[dict[str, str]], model: str, step: int) -> tuple[list[int], list[np.ndarray]]:
+def at_step(
+    rows: list[dict[str, str]], model: str, step: int, measure: str = "mse"
+) -> tuple[list[int], list[np.ndarray]]:
     """``(transitions, errors [seeds] of each)`` of a trained model so many steps ahead, in variances."""
     own = [r for r in rows if (r["model"], r["network"], r["step"]) == (model, "trained", str(step))]
     sizes = sorted({int(r["transitions"]) for r in own})
-    return sizes, [np.array([float(r["mse"]) for r in own if int(r["transitions"]) == n]) for n in sizes]
+    return sizes, [np.array([float(r[measure]) for r in own if int(r["transitions"]) == n]) for n in sizes]
 
 
 def draw(out: Path) -> None:
@@ -52,7 +54,10 @@ def draw(out: Path) -> None:
         for (model, _), colour in ((k, c) for k, c in COLOURS.items() if k[0] in COMPARED and k[1] in ("score", "")):
             if any(r["model"] == model for r in rows):
                 draw_line(axis, *at_step(rows, model, step), model, colour)
-        axis.set(xscale="log", yscale="log", xlabel="transitions", title=f"{step} step(s) ahead")
+        draw_line(axis, *at_step(rows, OTHER, step, "still"), "nothing moves", "#7F7F7F", "--")
+        axis.set(xscale="log", yscale="log", xlabel="transitions", title=f"{step} step{'s' * (step > 1)} ahead")
+        axis.set_xticks(sizes := sorted({int(r["transitions"]) for r in rows}), [f"{n:,}" for n in sizes])
+        axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(right=axis.get_xlim()[1] * 8)
     axes[0, 0].set_ylabel("mean squared error [variances of the data]")
@@ -74,10 +79,10 @@ def compared(rows: list[dict[str, str]]) -> list[str]:
     return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
 
 
-def draw_line(axis: Any, sizes: list[int], errors: list[np.ndarray], label: str, colour: str) -> None:
+def draw_line(axis: Any, sizes: list[int], errors: list[np.ndarray], label: str, colour: str, style: str = "-") -> None:
     """Mean over seeds, labelled at its end, and one standard deviation."""
     mean, std = (np.array([of(e) for e in errors]) for of in (np.mean, np.std))
-    axis.plot(sizes, mean, color=colour, marker="o", markersize=3, linewidth=1.6)
+    axis.plot(sizes, mean, style, color=colour, marker="o", markersize=3, linewidth=1.6)
     axis.fill_between(sizes, np.maximum(mean - std, mean * 0.05), mean + std, color=colour, alpha=0.15, linewidth=0)
     sweep.label_end(axis, sizes[-1], mean[-1], label, colour, size=7)
 

@@ -227,6 +227,7 @@ def test_ratios_are_within_seeds_and_their_interval_is_students():
     assert paired.table(rows, [("a/b", {"model": "a"}, {"model": "b"})], (5, 9), "mse")[-1] == (
         "| a/b | 2 (0.36 to 11; 1, 2, 4) | - |"
     )
+    assert (paired.said([4.0]), paired.said([])) == ("4", "-")
     diverged = [rows[1] | {"finite": "0", "step": "", "mse": ""}, *(r for r in rows if r["seed"] != "1")]
     assert paired.by_seed(diverged, "mse", model="a", step="5")["1"] == np.inf
     with pytest.raises(ValueError, match="several rows of seed 0"):
