@@ -56,7 +56,7 @@ COLOURS = {
     ("transformer", ""): "#009E73",
     ("Dreamer-v3", ""): "#E69F00",
 }
-FIRST, STEPS = "PolyGRAD, 1 state", (1, 5, 9)
+FIRST, STEPS = "PolyGRAD, 1 state", (1, 2, 5, 9)
 REGRESSION_UPDATES, REGRESSION_BATCH, REGRESSION_LEARNING_RATE = 5_000, 256, 1e-3
 
 
@@ -124,13 +124,11 @@ def hidden(where: str) -> tuple[FixedData, float]:
 
 
 def compared(rows: list[dict[str, str]]) -> list[str]:
-    """Tables: the errors of every model over those of the paper's PolyGRAD, and over those of the transformer."""
-    pairs = [
-        (f"{model} / {other}", {"model": model}, {"model": other})
-        for other in (FIRST, "transformer")
-        for model in MODELS
-        if model != other and (model, other) != (FIRST, "transformer")
-    ]
+    """Tables: errors over those of the paper's PolyGRAD, and those of PolyGRAD with a history over the others'."""
+    with_history = [model for model in MODELS if model.startswith("PolyGRAD") and model != FIRST]
+    pairs = [(model, FIRST) for model in MODELS if model != FIRST]
+    pairs += [(model, other) for other in ("transformer", "Dreamer-v3") for model in with_history]
+    pairs = [(f"{model} / {other}", {"model": model}, {"model": other}) for model, other in pairs]
     return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
 
 
