@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import computation_time
+import error_table
 import jax
 import learning_rates
 import numpy as np
@@ -12,6 +13,7 @@ import partial_observation
 import prediction_error
 import pytest
 import small_data
+import sweep
 import training_curves
 from prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
 
@@ -232,6 +234,31 @@ def test_ratios_are_within_seeds_and_their_interval_is_students():
     assert paired.by_seed(diverged, "mse", model="a", step="5")["1"] == np.inf
     with pytest.raises(ValueError, match="several rows of seed 0"):
         paired.by_seed(rows, "mse", model="a")
+
+
+def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monkeypatch):
+    """By hand: means 0.02 and 2 one and five steps ahead; the model that diverged comes last."""
+    same = {"env": "hopper", "horizon": "10", "transitions": "1000", "network": "trained", "finite": "1", "variant": ""}
+    same |= {"best_updates": "2000", "updates": "4400", "median": "1", "percentile_95": "3", "still": "0.5"}
+    rows = [
+        same | {"model": model, "seed": seed, "step": step, "mse": mse}
+        for model in ("b", "a")
+        for seed, errors in (("1", ("0.03", "1")), ("0", ("0.01", "3")))
+        for step, mse in zip(("1", "5"), errors, strict=True)
+    ]
+    rows = [r for r in rows if r["model"] == "a" or r["seed"] == "1"]
+    rows += [rows[0] | {"seed": "0", "finite": "0", "step": "", "mse": ""}, rows[0] | {"network": "untrained"}]
+    sweep.write_csv(tmp_path / "study.csv", rows)
+    monkeypatch.setattr("sys.argv", ["error_table.py", str(tmp_path / "study.csv")])
+    assert error_table.main() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "hopper, H = 10, 1,000 transitions"
+    assert said[-2] == "| a | 0.02 | 3, 1 | 1 | 3 | 0.5 | 2 of 4 |"
+    assert said[-1] == "| b | inf | inf, 1 | inf | inf | inf | 2 of 4 |"
+    monkeypatch.setattr("sys.argv", ["error_table.py", str(tmp_path / "study.csv"), "--steps", "7"])
+    with pytest.raises(SystemExit, match="2"):
+        error_table.main()
+    assert "--steps has 7; allowed: 1 to 5" in capsys.readouterr().err
 
 
 def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
