@@ -146,17 +146,19 @@ def draw(out: Path) -> None:
         offset = 0.22 * (horizons.index(int(r["horizon"])) - (len(horizons) - 1) / 2)
         seconds = float(r["seconds"])
         axis.plot(seconds, y - offset, "o", color=COLOURS.get(int(r["horizon"]), "#D55E00"), markersize=5)
+        said = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
         axis.annotate(
-            f"H {r['horizon']}: {seconds:.3g}", (seconds, y - offset), xytext=(5, 0), textcoords="offset points",
+            f"H {r['horizon']}: {said}", (seconds, y - offset), xytext=(5, 0), textcoords="offset points",
             va="center", fontsize=6,
         )
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_xscale("log")
-    axis.margins(x=0.12)
-    axis.set_xlabel(f"seconds for {rows[0]['rollouts']} rollouts, compile time apart")
+    axis.margins(x=0.15)
+    axis.set_xlabel(f"seconds for {int(rows[0]['rollouts']):,} rollouts, compile time apart")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", linewidth=0.3)
-    axis.set_title(f"{TASK}, the paper's sizes, {rows[0]['precision']}, {rows[0]['processor']}", fontsize=8)
+    machine = f"{rows[0]['precision']}, {rows[0]['processor']}, {rows[0]['cores']} core(s)"
+    axis.set_title(f"{TASK}, the paper's sizes, {machine}", fontsize=8)
     figure.tight_layout()
     sweep.save_figure(figure, out / "computation_time.png")
     plt.close(figure)
