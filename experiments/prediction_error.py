@@ -372,9 +372,9 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.02)
             axis.set_xlim(right=axis.get_xlim()[1] * 1.45)
-        seeds = len({r["seed"] for r in there})
+        seeds, seconds = len({r["seed"] for r in there}), float(there[0]["training_seconds"])
         axes[0, j].set_title(
-            f"{panel[0]}, {panel[2]} transitions, {there[0]['training_seconds']} s of training each, {seeds} seed(s)",
+            f"{panel[0]}, H = {panel[1]}, {int(panel[2]):,} transitions, {seconds:.0f} s of training, {seeds} seed(s)",
             fontsize=8,
         )
     figure.tight_layout()
