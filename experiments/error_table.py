@@ -1,8 +1,8 @@
-"""The tables of the READMEs: how far is each world model from MuJoCo, from the CSV of a study of prediction errors?
+"""The numbers of the READMEs' tables: how far is each world model from MuJoCo, from the CSV of a study?
 
 Of ``prediction_error.py``, ``small_data.py`` and ``partial_observation.py``: a Markdown table per task, horizon and
 number of transitions, a line per model and rule, by the median of its seeds at the last step. Trained networks, in
-variances of the data; means over seeds but for the last step, which has every seed, in order.
+variances of the data; means over seeds but for the error at the last step, which has every seed, in order ("-": none).
 
     python experiments/error_table.py results/prediction_error/prediction_error.csv
     python experiments/error_table.py results/small_data/small_data.csv --steps 1 5 9
@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import sweep
 
 Row = dict[str, str]
-TABLE_OF, LINE_OF = ("env", "horizon", "transitions"), ("model", "variant", "fields")
+TABLE_OF, LINE_OF = ("env", "horizon", "transitions", "preset"), ("model", "variant", "fields")
 
 
 def shortly(value: float) -> str:
-    """Two significant digits, never with an exponent for what is small."""
-    if not np.isfinite(value):
-        return str(value)
+    """About two significant digits."""
+    if not np.isfinite(value) or value < 0.000095:
+        return f"{value:.1e}" if np.isfinite(value) else str(value)
+    if value >= 99.5:
+        return f"{value:,.0f}"
     return f"{value:.2g}" if value >= 0.0095 else f"{value:.4f}" if value >= 0.00095 else f"{value:.5f}"
 
 
@@ -43,37 +45,46 @@ def groups(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...],
     return found
 
 
-def column_of(rows: Sequence[Row]) -> Callable[[str, int], list[float]]:
-    """``(measure, step)`` to the values of the seeds, in order of seeds; infinite of what was not finite."""
+def by_seed(rows: Sequence[Row], measure: str, step: int) -> dict[str, float]:
+    """The values by seed; infinite of what was not finite, but for ``still``, which was not measured then.
 
-    def column(measure: str, step: int) -> list[float]:
-        asked = [r for r in rows if r["step"] == str(step) or r["finite"] == "0"]
-        asked.sort(key=lambda r: int(r["seed"]))
-        return [float("inf") if r["finite"] == "0" else float(r[measure]) for r in asked]
+    Raises:
+      ValueError: a seed has several rows (as of two budgets), which are no two seeds.
+    """
+    found: dict[str, float] = {}
+    for row in rows:
+        lost = row["finite"] == "0"
+        if (row["step"] != str(step) and not lost) or (lost and measure == "still"):
+            continue
+        if row["seed"] in found:
+            raise ValueError(f"several rows of {row['model']}, seed {row['seed']}, {step} steps ahead")
+        found[row["seed"]] = float("inf") if lost else float(row[measure])
+    return found
 
-    return column
 
-
-def line(name: tuple[str, ...], rows: Sequence[Row], steps: Sequence[int]) -> tuple[float, str]:
+def line(name: tuple[str, ...], rows: Sequence[Row], steps: Sequence[int], seeds: Sequence[str]) -> tuple[float, str]:
     """What a model is sorted by, and its line."""
-    column, last = column_of(rows), steps[-1]
-    means = [shortly(float(np.mean(column("mse", k)))) for k in steps[:-1]]
-    each = ", ".join(shortly(x) for x in column("mse", last))
-    ranks = [shortly(float(np.mean(column(measure, last)))) for measure in ("median", "percentile_95")]
-    still = shortly(float(np.mean(column("still", last))))
+
+    def mean(measure: str, step: int) -> str:
+        values = list(by_seed(rows, measure, step).values())
+        return shortly(float(np.mean(values))) if values else "-"
+
+    last = by_seed(rows, "mse", steps[-1])
+    each = ", ".join(shortly(last[s]) if s in last else "-" for s in seeds)
     counts = [thousands([float(r[k]) for r in rows]) for k in ("best_updates", "updates")]
-    cells = [" ".join(filter(None, name)), *means, each, *ranks, still, " of ".join(counts)]
-    return float(np.median(column("mse", last))), f"| {' | '.join(cells)} |"
+    cells = [" ".join(filter(None, name)), *(mean("mse", k) for k in steps[:-1]), each]
+    cells += [mean(measure, steps[-1]) for measure in ("median", "percentile_95", "still")]
+    return float(np.median(list(last.values()))), f"| {' | '.join(cells)} | {' of '.join(counts)} |"
 
 
 def table(rows: Sequence[Row], steps: Sequence[int]) -> list[str]:
     """The lines of one table."""
-    seeds = ", ".join(sorted({r["seed"] for r in rows}, key=int))
+    seeds = sorted({r["seed"] for r in rows}, key=int)
     said = [f"{k} step{'s' * (k > 1)}" for k in steps]
-    said[-1] += f": seed{'s' * (', ' in seeds)} {seeds}"
+    said[-1] += f": seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
     head = ["", *said, f"median, {steps[-1]}", f"95 %, {steps[-1]}", f"nothing moves, {steps[-1]}"]
     head.append("best after updates (thousands)")
-    lines = sorted(line(name, own, steps) for name, own in groups(rows, LINE_OF).items())
+    lines = sorted(line(name, own, steps, seeds) for name, own in groups(rows, LINE_OF).items())
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(text for _, text in lines)]
 
 
@@ -87,12 +98,20 @@ def main() -> int:
     rows = [r for r in sweep.read_csv(options.csv) if r.get("network") == "trained"]
     if not rows:
         parser.error(f"csv is {options.csv}, which has no trained model; allowed: a study's CSV file")
-    for name, own in groups(rows, TABLE_OF).items():
+    for row in sweep.read_csv(options.csv):
+        if row["outcome"] == "diverged":  # such a row has no measures
+            print(f"diverged, in no table: {row['cell']}")
+    tables = groups(rows, TABLE_OF)
+    for name in sorted(tables, key=lambda x: (x[0], int(x[1]), int(x[2]), x[3])):
+        own = tables[name]
         there = sorted({int(r["step"]) for r in own if r["finite"] != "0"})
+        if not there:
+            parser.error(f"csv has no finite error of {', '.join(name)}; allowed: one in which a model did not diverge")
         steps = options.steps or sorted({1, 5, there[-1]} & set(there))
         if missing := set(steps) - set(there):
             parser.error(f"--steps has {min(missing)}; allowed: 1 to {there[-1]}")
-        print(f"\n{name[0]}, H = {name[1]}, {int(name[2]):,} transitions\n", *table(own, steps), sep="\n")
+        print(f"\n{name[0]}, H = {name[1]}, {int(name[2]):,} transitions, preset {name[3]}\n")
+        print(*table(own, steps), sep="\n")
     return 0
 
 

@@ -239,6 +239,7 @@ def test_ratios_are_within_seeds_and_their_interval_is_students():
 def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monkeypatch):
     """By hand: means 0.02 and 2 one and five steps ahead; the model that diverged comes last."""
     same = {"env": "hopper", "horizon": "10", "transitions": "1000", "network": "trained", "finite": "1", "variant": ""}
+    same |= {"preset": "cpu", "outcome": "finished"}
     same |= {"best_updates": "2000", "updates": "4400", "median": "1", "percentile_95": "3", "still": "0.5"}
     rows = [
         same | {"model": model, "seed": seed, "step": step, "mse": mse}
@@ -252,13 +253,15 @@ def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monke
     monkeypatch.setattr("sys.argv", ["error_table.py", str(tmp_path / "study.csv")])
     assert error_table.main() == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == "hopper, H = 10, 1,000 transitions"
+    assert said[1] == "hopper, H = 10, 1,000 transitions, preset cpu"
     assert said[-2] == "| a | 0.02 | 3, 1 | 1 | 3 | 0.5 | 2 of 4 |"
-    assert said[-1] == "| b | inf | inf, 1 | inf | inf | inf | 2 of 4 |"
+    assert said[-1] == "| b | inf | inf, 1 | inf | inf | 0.5 | 2 of 4 |"
     monkeypatch.setattr("sys.argv", ["error_table.py", str(tmp_path / "study.csv"), "--steps", "7"])
     with pytest.raises(SystemExit, match="2"):
         error_table.main()
     assert "--steps has 7; allowed: 1 to 5" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="several rows of a, seed 1"):
+        error_table.by_seed([r for r in rows if r["model"] == "a"] * 2, "mse", 5)
 
 
 def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
