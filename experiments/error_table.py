@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import paired
 import sweep
 
 Row = dict[str, str]
@@ -45,31 +46,16 @@ def groups(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[str, ...],
     return found
 
 
-def by_seed(rows: Sequence[Row], measure: str, step: int) -> dict[str, float]:
-    """The values by seed; infinite of what was not finite, but for ``still``, which was not measured then.
-
-    Raises:
-      ValueError: a seed has several rows (as of two budgets), which are no two seeds.
-    """
-    found: dict[str, float] = {}
-    for row in rows:
-        lost = row["finite"] == "0"
-        if (row["step"] != str(step) and not lost) or (lost and measure == "still"):
-            continue
-        if row["seed"] in found:
-            raise ValueError(f"several rows of {row['model']}, seed {row['seed']}, {step} steps ahead")
-        found[row["seed"]] = float("inf") if lost else float(row[measure])
-    return found
-
-
 def line(name: tuple[str, ...], rows: Sequence[Row], steps: Sequence[int], seeds: Sequence[str]) -> tuple[float, str]:
     """What a model is sorted by, and its line."""
 
+    finite = [r for r in rows if r["finite"] != "0"]  # of others it was not measured how far nothing moves
+
     def mean(measure: str, step: int) -> str:
-        values = list(by_seed(rows, measure, step).values())
+        values = list(paired.by_seed(rows if measure != "still" else finite, measure, step=str(step)).values())
         return shortly(float(np.mean(values))) if values else "-"
 
-    last = by_seed(rows, "mse", steps[-1])
+    last = paired.by_seed(rows, "mse", step=str(steps[-1]))
     each = ", ".join(shortly(last[s]) if s in last else "-" for s in seeds)
     counts = [thousands([float(r[k]) for r in rows]) for k in ("best_updates", "updates")]
     cells = [" ".join(filter(None, name)), *(mean("mse", k) for k in steps[:-1]), each]

@@ -260,8 +260,8 @@ def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monke
     with pytest.raises(SystemExit, match="2"):
         error_table.main()
     assert "--steps has 7; allowed: 1 to 5" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="several rows of a, seed 1"):
-        error_table.by_seed([r for r in rows if r["model"] == "a"] * 2, "mse", 5)
+    with pytest.raises(ValueError, match="several rows of seed 1"):
+        error_table.table([r for r in rows if r["model"] == "a" and r["network"] == "trained"] * 2, (1, 5))
 
 
 def test_the_least_error_so_far_is_in_the_order_of_the_seconds():
