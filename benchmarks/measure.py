@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from polygrad_jax.training.run_folder import describe_environment
+from polygrad_jax.runs.run_folder import describe_environment
 
 CHAINED_PRODUCTS = 50
 PRODUCT_SIZE = 1024

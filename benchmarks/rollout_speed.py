@@ -38,9 +38,9 @@ import measure
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.networks.actor_critic import Actor
-from polygrad_jax.rl import a2c
+from polygrad_jax.agents import a2c
 from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model
 
 HOPPER = EnvSpec(observation_size=11, action_size=3)
 PRECISIONS = ("float32", "bfloat16")

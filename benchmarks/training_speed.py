@@ -27,14 +27,14 @@ from polygrad_jax.cli import override
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.envs.stepping import Collector, uniform_action
-from polygrad_jax.rl import a2c
-from polygrad_jax.training.evaluation import make_act
-from polygrad_jax.training.iteration import Iterations, TrainState, make_iterations
+from polygrad_jax.envs.collector import Collector, uniform_action
+from polygrad_jax.agents import a2c
+from polygrad_jax.training.evaluating import make_act
+from polygrad_jax.training.step import Iterations, TrainState, make_iterations
 from polygrad_jax.training.loop import empty_chunk
 from polygrad_jax.training.programs import compile_learning
 from polygrad_jax.types import Params, Transitions
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500

@@ -43,9 +43,9 @@ from polygrad_jax.data.normaliser import normalise
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, sigma_of, standardise, update_log_delta
 from polygrad_jax.diffusion.sampler import Given, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
-from polygrad_jax.training.finished_run import FinishedRun, open_finished
-from polygrad_jax.training.measures import spread_of, standardised_actions
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.analysis.opened_run import FinishedRun, open_finished
+from polygrad_jax.analysis.action_spread import spread_of, standardised_actions
+from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Array
 from polygrad_jax.world_models.polygrad import make_sampler, unpack
 

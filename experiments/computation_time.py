@@ -31,12 +31,12 @@ import sweep
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
-from polygrad_jax.envs import registry
-from polygrad_jax.rl import a2c
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.envs import tasks as registry
+from polygrad_jax.agents import a2c
+from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.training.simulator_host import host_for
 from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model
 
 TASK = "walker2d"
 FEWER_STEPS = 16

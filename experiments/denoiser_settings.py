@@ -34,14 +34,14 @@ import sweep
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, ConfigError
-from polygrad_jax.envs.simulator import replay_actions
+from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.training import gradient_error
-from polygrad_jax.training.finished_run import FinishedRun, open_finished, untrained_state
-from polygrad_jax.training.measures import squared_errors, staying_still
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, untrained_state
+from polygrad_jax.analysis.action_spread import squared_errors, staying_still
+from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
 from polygrad_jax.types import Normaliser, Params, Segment
-from polygrad_jax.world_models import fitting
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.data import recordings as fitting
+from polygrad_jax.world_models.model_table import make_world_model
 
 CONTEXTS = 4000
 SETTLING = 128

@@ -2,7 +2,7 @@
 
 import sys
 
-from polygrad_jax.training.looking import evaluate_command, exit_code
+from polygrad_jax.analysis.reports import evaluate_command, exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code("evaluate", evaluate_command, sys.argv[1:]))

@@ -39,12 +39,12 @@ from polygrad_jax.cli import override
 from polygrad_jax.config import Config
 from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.training import gradient_error
-from polygrad_jax.training.finished_run import FinishedRun, open_finished, require_raw_policy
+from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, require_raw_policy
 from polygrad_jax.training.gradient_error import Learning, absorbing, cosine
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
-from polygrad_jax.world_models import fitting
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.data import recordings as fitting
+from polygrad_jax.world_models.model_table import make_world_model
 
 STEPS = (8, 16, 32, 128)
 WITH_NOBODY = {name: tried for name, tried in TRIED.items() if not tried.z_of} | {

@@ -58,14 +58,14 @@ from polygrad_jax.diffusion.denoising_loss import set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, delta_bounds, sigma_of, standardise, update_log_delta
 from polygrad_jax.diffusion.sampler import Given, predict_clean, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, sampling_coefficients
-from polygrad_jax.envs.simulator import close_loop, replay_actions
-from polygrad_jax.training.finished_run import FinishedRun, open_finished
-from polygrad_jax.training.measures import spread_of, squared_errors, standardised_actions
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
+from polygrad_jax.analysis.opened_run import FinishedRun, open_finished
+from polygrad_jax.analysis.action_spread import spread_of, squared_errors, standardised_actions
+from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
-from polygrad_jax.world_models import fitting
+from polygrad_jax.data import recordings as fitting
 from polygrad_jax.world_models.polygrad import PolyGRADState, make_sampler, unpack, with_terminal_std
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model
 
 TRAJECTORIES = 1000
 SETTLING_ACTIONS, ROUNDS = 2560, 80

@@ -2,7 +2,7 @@
 
 import sys
 
-from polygrad_jax.training.looking import exit_code, imagine_command
+from polygrad_jax.analysis.reports import exit_code, imagine_command
 
 if __name__ == "__main__":
     sys.exit(exit_code("imagine", imagine_command, sys.argv[1:]))

@@ -40,7 +40,7 @@ import sweep
 from linear_gaussian import LinearPolicy, Problem, System
 
 from polygrad_jax.noise_levels import spaced_steps
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.runs.run_folder import write_text_atomically
 
 NUM_STEPS, TAU = 128, 1.0
 SAMPLING_STEPS = (4, 8, 16, 32, 64, 128)

@@ -32,9 +32,9 @@ import sweep
 from prediction_error import Study, draw, main
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.envs import registry
-from polygrad_jax.rl import a2c
-from polygrad_jax.training.fixed_data import FixedData, open_data
+from polygrad_jax.envs import tasks as registry
+from polygrad_jax.agents import a2c
+from polygrad_jax.training.fitting import FixedData, open_data
 from polygrad_jax.types import Array, Params
 
 MODELS: dict[str, tuple[str, ...]] = {

@@ -2,7 +2,7 @@
 
 import sys
 
-from polygrad_jax.training.looking import exit_code, plot_run_command
+from polygrad_jax.analysis.reports import exit_code, plot_run_command
 
 if __name__ == "__main__":
     sys.exit(exit_code("plot_run", plot_run_command, sys.argv[1:]))

@@ -50,18 +50,18 @@ from polygrad_jax.config import Config, ConfigError, EnvConfig
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.envs import registry
-from polygrad_jax.envs.simulator import replay_actions
-from polygrad_jax.rl import a2c
-from polygrad_jax.training.fixed_data import FixedData, Schedule, Training, open_data, open_trained
+from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs.mujoco_state import replay_actions
+from polygrad_jax.agents import a2c
+from polygrad_jax.training.fitting import FixedData, Schedule, Training, open_data, open_trained
 from polygrad_jax.training.gradient_error import absorbing
 from polygrad_jax.training.loop import NonFiniteError
-from polygrad_jax.training.measures import before_ends, mean_where, squared_errors, staying_still
-from polygrad_jax.training.run_folder import write_text_atomically
+from polygrad_jax.analysis.action_spread import before_ends, mean_where, squared_errors, staying_still
+from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
-from polygrad_jax.world_models import fitting
+from polygrad_jax.data import recordings as fitting
 from polygrad_jax.world_models.polygrad import imagine_given_actions
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model
 
 ALL = 10**9
 """Transitions: as many as there are."""

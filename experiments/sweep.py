@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from polygrad_jax.training.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
 
 Row = dict[str, Any]
 LINE_END = "line end"

@@ -70,9 +70,9 @@ def config_for(options: argparse.Namespace, fields: list[str], env: configs.EnvC
 
 def train(options: argparse.Namespace, fields: list[str], arguments: list[str]) -> int:
     """Opens the data, trains, and says what came of it; the exit code."""
-    from polygrad_jax.training.fixed_data import Schedule, Training, open_data
+    from polygrad_jax.training.fitting import Schedule, Training, open_data
     from polygrad_jax.training.loop import NonFiniteError
-    from polygrad_jax.training.progress import clock_time
+    from polygrad_jax.runs.console import clock_time
 
     names = Schedule.__dataclass_fields__
     schedule = Schedule(**{name: getattr(options, name) for name in names}).checked()

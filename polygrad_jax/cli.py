@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError
-from polygrad_jax.training.run_folder import CONFIG_FILE, RunFolder
+from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
 
 BAD_INPUT = 2
 DIVERGED = 3
@@ -109,7 +109,7 @@ def _checked_early(options: argparse.Namespace, fields: Sequence[str]) -> Config
 
 def _cost_of_other(options: argparse.Namespace, fields: Sequence[str], preset: str) -> str:
     """The line on the preset that was not taken."""
-    from polygrad_jax.training import opening
+    from polygrad_jax.runs import first_screen as opening
 
     other = "paper" if preset == "cpu" else "cpu"
     try:
@@ -133,7 +133,7 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
 
 def _check_task(config: Config) -> None:
     """Refuses a task that there is not, or that the world model cannot do."""
-    from polygrad_jax.envs import registry, simulator
+    from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
 
     env = registry.make(config.env)
     if config.world_model == "simulator":
@@ -147,7 +147,7 @@ def default_run_folder(config: Config) -> Path:
 
 
 def _prepare_jax(config: Config) -> None:
-    """Settings that JAX reads when it starts; said aloud in :func:`polygrad_jax.training.opening.describe`."""
+    """Settings that JAX reads when it starts; said aloud in :func:`polygrad_jax.runs.first_screen.describe`."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if config.preallocate_gpu_memory else "false"
 
 
@@ -177,8 +177,8 @@ def train_command(arguments: Sequence[str]) -> int:
     RunFolder(folder).check(config, {})  # before anything is compiled
 
     from polygrad_jax.data.transition_log import TransitionLogError
-    from polygrad_jax.envs.stepping import EnvRestartError, EnvStepError
-    from polygrad_jax.training import opening
+    from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
+    from polygrad_jax.runs import first_screen as opening
     from polygrad_jax.training.loop import NonFiniteError, train
 
     print(opening.describe(config, folder, why), flush=True)
@@ -255,7 +255,7 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
 
 
 def _export(run: Path, out: Path) -> int:
-    from polygrad_jax.training.dataset_export import export
+    from polygrad_jax.analysis.dataset_export import export
 
     written = export(run, out)
     name = written.relative_to(out).as_posix()
@@ -266,21 +266,21 @@ def _export(run: Path, out: Path) -> int:
 
 def evaluate_command(arguments: Sequence[str]) -> int:
     """``polygrad evaluate RUN``: episodes with the mean action, and a video."""
-    from polygrad_jax.training import looking
+    from polygrad_jax.analysis import reports as looking
 
     return looking.evaluate_command(arguments)
 
 
 def imagine_command(arguments: Sequence[str]) -> int:
     """``polygrad imagine RUN``: imagined trajectories beside the simulator."""
-    from polygrad_jax.training import looking
+    from polygrad_jax.analysis import reports as looking
 
     return looking.imagine_command(arguments)
 
 
 def plot_command(arguments: Sequence[str]) -> int:
     """``polygrad plot RUN``: the training curves."""
-    from polygrad_jax.training import looking
+    from polygrad_jax.analysis import reports as looking
 
     return looking.plot_run_command(arguments)
 

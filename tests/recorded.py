@@ -6,7 +6,7 @@ import jax
 
 from polygrad_jax import config as configs
 from polygrad_jax.training import loop
-from polygrad_jax.training.iteration import make_iterations
+from polygrad_jax.training.step import make_iterations
 from polygrad_jax.training.loop import Actors
 
 

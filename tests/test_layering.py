@@ -9,7 +9,7 @@ import pytest
 
 import polygrad_jax.config
 
-PACKAGE = Path(polygrad_jax.config.__file__).parent
+PACKAGE = Path(polygrad_jax.config.__file__).parents[1]
 FLOORS = {
     "cli": 6,  # the door
     "training": 5,

@@ -13,11 +13,11 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.training.finished_run import imagine, open_finished
-from polygrad_jax.training.metrics import read_rows
-from polygrad_jax.world_models import fitting
-from polygrad_jax.world_models.fitting import Episode, contexts_at, fit, replay_of, transitions_of
-from polygrad_jax.world_models.registry import WORLD_MODELS, make_world_model
+from polygrad_jax.analysis.opened_run import imagine, open_finished
+from polygrad_jax.runs.metrics_log import read_rows
+from polygrad_jax.data import recordings as fitting
+from polygrad_jax.data.recordings import Episode, contexts_at, fit, replay_of, transitions_of
+from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((Path(__file__).parent / "readme_examples").glob("*.py"))

@@ -16,7 +16,7 @@ from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
 from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
-from polygrad_jax.networks.parts import in_parts
+from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from polygrad_jax.config import DenoiserConfig
 from polygrad_jax.networks.residual_mlp import ResidualMLPDenoiser
-from polygrad_jax.networks.transformer import TransformerDenoiser
+from polygrad_jax.networks.causal_transformer import TransformerDenoiser
 
 __all__ = ["ResidualMLPDenoiser", "TransformerDenoiser", "make_denoiser"]
 

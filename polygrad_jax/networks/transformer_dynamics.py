@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from polygrad_jax.networks.dense import Dense
-from polygrad_jax.networks.transformer import INITS, Block, KeysValues, residual_std
+from polygrad_jax.networks.causal_transformer import INITS, Block, KeysValues, residual_std
 from polygrad_jax.types import Array
 
 

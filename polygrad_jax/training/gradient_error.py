@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
-from polygrad_jax.envs.simulator import close_loop, replay_actions
-from polygrad_jax.rl import a2c
-from polygrad_jax.rl.gae import gae
+from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
+from polygrad_jax.agents import a2c
+from polygrad_jax.agents.gae import gae
 from polygrad_jax.types import Array, Params, PolicyApply, Segment
 
 
@@ -75,7 +75,7 @@ class Learning(NamedTuple):
 
 
 def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: EnvSpec) -> Learning:
-    """The first-order part of :func:`polygrad_jax.rl.a2c.update`, entropy bonus left out."""
+    """The first-order part of :func:`polygrad_jax.agents.a2c.update`, entropy bonus left out."""
     policy_apply, value_apply = a2c.make_policy_apply(spec, config), a2c.make_value_apply(config)
 
     @jax.jit

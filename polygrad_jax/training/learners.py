@@ -15,7 +15,8 @@ import jax
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.rl import a2c, dreamer
+from polygrad_jax.agents import a2c
+from polygrad_jax.agents import dreamer_actor_critic as dreamer
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment, WorldModel
 from polygrad_jax.world_models.dreamer import make_latent_model
 

@@ -23,11 +23,11 @@ from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
-from polygrad_jax.envs.simulator import has_simulator_state
-from polygrad_jax.envs.stepping import Collector, uniform_action
-from polygrad_jax.training import evaluation
-from polygrad_jax.training.checkpoints import Checkpoints, save_best
-from polygrad_jax.training.iteration import (
+from polygrad_jax.envs.mujoco_state import has_simulator_state
+from polygrad_jax.envs.collector import Collector, uniform_action
+from polygrad_jax.training import evaluating as evaluation
+from polygrad_jax.runs.checkpoints import Checkpoints, save_best
+from polygrad_jax.training.step import (
     FINITE_OUTPUTS,
     FINITE_STATES,
     Iterations,
@@ -36,11 +36,11 @@ from polygrad_jax.training.iteration import (
     make_iterations,
 )
 from polygrad_jax.training.learners import shown_actor
-from polygrad_jax.training.metrics import Histogram, MetricsLog
+from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.training.programs import compile_learning
-from polygrad_jax.training.progress import Progress, announce, announced
-from polygrad_jax.training.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
-from polygrad_jax.training.signals import StopOnSignal
+from polygrad_jax.runs.console import Progress, announce, announced
+from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
+from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.simulator_host import MuJoCoHost, host_for
 from polygrad_jax.types import Params, Transitions
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from polygrad_jax.config import Config
-from polygrad_jax.training.iteration import Iteration, Iterations, Output, TrainState
+from polygrad_jax.training.step import Iteration, Iterations, Output, TrainState
 from polygrad_jax.types import Transitions
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from polygrad_jax.config import Config, EnvConfig
-from polygrad_jax.envs import registry, simulator
-from polygrad_jax.world_models.registry import SIMULATOR
+from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.world_models.model_table import SIMULATOR
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class MuJoCoHost:
     states_at: Callable[[np.ndarray], np.ndarray]
 
     def step(self, states: np.ndarray, actions: np.ndarray) -> simulator.After:
-        """See :func:`polygrad_jax.envs.simulator.step_copies`."""
+        """See :func:`polygrad_jax.envs.mujoco_state.step_copies`."""
         return simulator.step_copies(self.env, states, actions)
 
 

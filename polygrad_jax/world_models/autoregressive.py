@@ -25,7 +25,7 @@ from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import init_denoising, make_denoise, make_gradient_step
-from polygrad_jax.world_models.roll_out import Prediction, begin, roll_out
+from polygrad_jax.world_models.rollout import Prediction, begin, roll_out
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 WINDOW = 2

@@ -17,12 +17,12 @@ import optax
 from polygrad_jax.config import Config, EnvSpec, TransformerConfig
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
-from polygrad_jax.networks.parts import in_parts
-from polygrad_jax.networks.transformer import KeysValues
+from polygrad_jax.networks.batch_parts import in_parts
+from polygrad_jax.networks.causal_transformer import KeysValues
 from polygrad_jax.networks.transformer_dynamics import TransformerDynamics
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
-from polygrad_jax.world_models.roll_out import Predict, Prediction, begin, roll_out
+from polygrad_jax.world_models.rollout import Predict, Prediction, begin, roll_out
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from polygrad_jax.config import smoke
 from polygrad_jax.training.loop import train
 from polygrad_jax.types import Segment, WorldModel
-from polygrad_jax.world_models.registry import WORLD_MODELS
+from polygrad_jax.world_models.model_table import WORLD_MODELS
 
 
 def nothing_moves(config, spec):  # predicts the last state for ever, and learns the mean reward

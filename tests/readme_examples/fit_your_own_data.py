@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from polygrad_jax.config import EnvSpec, GuidanceConfig, smoke
-from polygrad_jax.world_models.fitting import Episode, contexts_at, fit, settle
-from polygrad_jax.world_models.registry import make_world_model
+from polygrad_jax.data.recordings import Episode, contexts_at, fit, settle
+from polygrad_jax.world_models.model_table import make_world_model
 
 random = np.random.default_rng(0)  # a spinning point that is pushed: 100 episodes of 50 steps
 x, pushes = random.normal(size=(100, 50, 2)), random.uniform(-1, 1, (100, 50, 1))

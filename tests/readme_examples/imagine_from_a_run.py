@@ -2,7 +2,7 @@ import sys
 
 import jax
 
-from polygrad_jax.training.finished_run import imagine, open_finished
+from polygrad_jax.analysis.opened_run import imagine, open_finished
 
 run = open_finished(sys.argv[1])  # the folder of a run; which="best" for its best evaluation
 context_key, imagine_key = jax.random.split(jax.random.key(0))

@@ -1,0 +1,309 @@
+"""Advantage actor-critic on imagined trajectories (paper, Algorithm 3, line 8; Table 1 and Appendix A).
+
+The policy's log-probability of the imagined actions is weighted by normalised advantages (GAE under a slowly
+following target critic); the step's length is searched so that the policy changes by a set amount.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from polygrad_jax.config import A2CConfig, EnvSpec
+from polygrad_jax.networks.actor_critic import Actor, Critic
+from polygrad_jax.agents import gaussian
+from polygrad_jax.agents.gae import gae
+from polygrad_jax.agents.line_search import search
+from polygrad_jax.types import Array, Metrics, Params, PolicyApply, Segment
+
+ValueApply = Callable[[Params, Array], Array]
+"""``(params, raw_obs [..., O]) -> value [...]``."""
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+_LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default of AdamW, which the official code leaves
+
+
+@flax.struct.dataclass
+class A2CState:
+    """Everything that learning the policy carries from one update to the next."""
+
+    actor: Params  # {"network": ..., "log_std": [A]}
+    critic: Params
+    target_critic: Params
+    actor_adam: Any
+    critic_adam: Any
+    log_actor_lr: Array  # scalar: log of the learning rate that the next search starts from
+    log_actor_lr_adam: Any
+    averaged_actor: Params | None = None  # exponential average of ``actor``, where ``actor_ema`` asks for one
+
+
+def evaluated_actor(state: A2CState) -> Params:
+    """The policy that evaluations and finished runs show: the average where there is one."""
+    return state.actor if state.averaged_actor is None else state.averaged_actor
+
+
+def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> A2CState:
+    """The state before the first update; the target critic starts as the critic."""
+    actor_key, critic_key = jax.random.split(key)
+    raw_obs = jnp.zeros((1, spec.observation_size))
+    actor = _actor(spec, config, precision).init(actor_key, raw_obs)["params"]
+    critic = Critic(config.hidden_size, precision).init(critic_key, raw_obs)["params"]
+    log_actor_lr = jnp.log(jnp.float32(config.max_actor_lr))
+    return A2CState(
+        actor=actor,
+        critic=critic,
+        target_critic=jax.tree.map(jnp.copy, critic),  # a copy: a state whose buffers are shared cannot be donated
+        actor_adam=_ADAM.init(actor),
+        critic_adam=_ADAM.init(critic),
+        log_actor_lr=log_actor_lr,
+        log_actor_lr_adam=_ADAM.init(log_actor_lr),
+        averaged_actor=jax.tree.map(jnp.copy, actor) if config.actor_ema > 0 else None,
+    )
+
+
+@functools.lru_cache
+def make_policy_apply(spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> PolicyApply:
+    """``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give the same object."""
+    actor = _actor(spec, config, precision)
+    return lambda params, raw_obs: actor.apply({"params": params}, raw_obs)
+
+
+@functools.lru_cache
+def make_value_apply(config: A2CConfig, precision: str = "float32") -> ValueApply:
+    """``(state.critic, raw_obs [..., O]) -> value [...]``, in raw reward; equal arguments give the same object."""
+    critic = Critic(config.hidden_size, precision)
+    return lambda params, raw_obs: critic.apply({"params": params}, raw_obs)
+
+
+def update(
+    state: A2CState,
+    segment: Segment,
+    config: A2CConfig,
+    spec: EnvSpec,
+    precision: str = "float32",
+    target_change: Array | float | None = None,
+) -> tuple[A2CState, Metrics]:
+    """One policy update on ``segment [B, H]`` in raw units (paper, Algorithm 3, line 8).
+
+    ``config``, ``spec`` and ``precision`` are static. In order: target critic, advantages, critic, actor with its line
+    search, and the learning rate that the next search starts from. ``target_change`` takes the place of the config's
+    where it is given (:func:`target_change_at`).
+    """
+    target = config.target_change if target_change is None else target_change
+    policy_apply = make_policy_apply(spec, config, precision)
+    value_apply = make_value_apply(config, precision)
+    raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
+
+    target_critic = follow(state.target_critic, state.critic, config.target_critic_ema)
+    values = value_apply(target_critic, segment.observations)
+    advantages, targets = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
+    weights = reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
+    scaled = standardise(advantages) if config.normalise_advantages else advantages
+
+    critic, critic_adam, critic_metrics = _update_critic(state, value_apply, raw_obs, targets, weights, config)
+    actor, actor_adam, first_change, actor_metrics = _update_actor(
+        state, policy_apply, raw_obs, actions, scaled, weights, config, target
+    )
+    log_actor_lr, log_actor_lr_adam = _adapt_learning_rate(state, first_change, config, target)
+
+    metrics = critic_metrics | actor_metrics
+    metrics["policy/advantage_std"] = jnp.std(advantages, ddof=1)
+    metrics["imagined/reward_mean"] = jnp.mean(segment.rewards)
+    metrics["imagined/terminal_rate"] = jnp.mean(jnp.any(segment.terminals > 0.5, axis=1).astype(jnp.float32))
+    new_state = A2CState(
+        actor=actor,
+        critic=critic,
+        target_critic=target_critic,
+        actor_adam=actor_adam,
+        critic_adam=critic_adam,
+        log_actor_lr=log_actor_lr,
+        log_actor_lr_adam=log_actor_lr_adam,
+        averaged_actor=follow(state.averaged_actor, actor, config.actor_ema) if config.actor_ema > 0 else None,
+    )
+    return new_state, metrics
+
+
+def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
+    """``target_change`` at ``progress`` (0 to 1, clipped) of the policy updates: on a line to ``final_target_change``.
+
+    DEVIATION from paper and official code, whose target stays: where the gradient is mostly noise, steps of constant
+    size make a policy walk away from what it has found.
+    """
+    if config.final_target_change == 0:
+        return config.target_change
+    progress = jnp.clip(progress, 0.0, 1.0)
+    return config.target_change + progress * (config.final_target_change - config.target_change)
+
+
+def follow(target: Params, source: Params, decay: float) -> Params:
+    """The exponential average ``decay * target + (1 - decay) * source``."""
+    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, target, source)
+
+
+def reality_weights(terminals: Array, train_terminal_transitions: bool) -> Array:
+    """How real a transition is, ``[B, H - 1] -> [B, H - 1]``: the running product of ``1 - terminal``.
+
+    The terminal transition itself weighs 0, as in the official code, unless ``train_terminal_transitions``: then only
+    what follows it does.
+    """
+    alive = jnp.cumprod(1.0 - terminals, axis=1)
+    if train_terminal_transitions:
+        return jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
+    return alive
+
+
+def standardise(advantages: Array) -> Array:
+    """Mean 0 and unbiased standard deviation 1 over all entries, those of weight 0 included."""
+    return (advantages - jnp.mean(advantages)) / (jnp.std(advantages, ddof=1) + 1e-8)
+
+
+def actor_loss(
+    params: Params,
+    policy_apply: PolicyApply,
+    raw_obs: Array,
+    actions: Array,
+    advantages: Array,
+    weights: Array,
+    entropy_weight: float,
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Policy gradient with entropy bonus, averaged over all B * (H - 1) transitions, also those of weight 0.
+
+    ``raw_obs [B, H - 1, O]``, ``actions [B, H - 1, A]`` raw, ``advantages`` and ``weights [B, H - 1]``. Actions and
+    advantages are data: no gradient flows through them, wherever they came from. Returns the loss and
+    ``(mean, std, log-probability)`` of the policy.
+    """
+    actions, advantages = lax.stop_gradient((actions, advantages))
+    mean, std = policy_apply(params, raw_obs)
+    log_prob = gaussian.log_prob(mean, std, actions)
+    losses = -log_prob * advantages - entropy_weight * gaussian.entropy(std)
+    return jnp.mean(losses * weights), (mean, std, log_prob)
+
+
+def critic_loss(
+    params: Params, value_apply: ValueApply, raw_obs: Array, targets: Array, weights: Array
+) -> tuple[Array, Array]:
+    """Half the squared error to ``targets [B, H - 1]``, averaged over all B * (H - 1) transitions; and the values."""
+    values = value_apply(params, raw_obs)
+    losses = 0.5 * jnp.square(lax.stop_gradient(targets) - values)
+    return jnp.mean(losses * weights), values
+
+
+def clip_by_norm(gradients: Params, max_norm: float) -> tuple[Params, Array]:
+    """Gradients scaled to a joint norm of at most ``max_norm``, and their norm before."""
+    norm = optax.tree.norm(gradients)
+    scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))  # 1e-6 as in PyTorch's clip_grad_norm_
+    return jax.tree.map(lambda g: g * scale, gradients), norm
+
+
+def adam_direction(gradients: Params, adam: Any) -> tuple[Params, Any]:
+    """Adam's step for a learning rate of 1 (to be subtracted), and its advanced moments."""
+    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        return _ADAM.update(gradients, adam)
+
+
+def adamw_step(params: Params, direction: Params, learning_rate: Array | float, weight_decay: float) -> Params:
+    """``params`` after a step along ``direction``; the decoupled weight decay scales with the learning rate too."""
+    return jax.tree.map(lambda p, d: p * (1.0 - learning_rate * weight_decay) - learning_rate * d, params, direction)
+
+
+def _actor(spec: EnvSpec, config: A2CConfig, precision: str) -> Actor:
+    return Actor(spec.action_size, config.hidden_size, config.initial_std, config.min_std, precision)
+
+
+def _update_critic(
+    state: A2CState, value_apply: ValueApply, raw_obs: Array, targets: Array, weights: Array, config: A2CConfig
+) -> tuple[Params, Any, Metrics]:
+    """``critic_updates`` AdamW steps on the same targets; metrics are those of the critic before the first."""
+
+    def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], tuple[Array, Array, Array]]:
+        params, adam = carry
+        grad = jax.value_and_grad(critic_loss, has_aux=True)
+        (loss, values), gradients = grad(params, value_apply, raw_obs, targets, weights)
+        gradients, norm = clip_by_norm(gradients, config.grad_clip)
+        direction, adam = adam_direction(gradients, adam)
+        return (adamw_step(params, direction, config.critic_lr, config.weight_decay), adam), (loss, values, norm)
+
+    start = (state.critic, state.critic_adam)
+    (critic, adam), history = lax.scan(step, start, None, length=config.critic_updates)
+    loss, values, norm = jax.tree.map(lambda x: x[0], history)
+    metrics = {
+        "loss/critic": loss,
+        "gradients/critic_norm": norm,
+        "critic/explained_variance": _explained_variance(targets, values, weights),
+        "policy/value_first": jnp.mean(values[:, 0]),
+        "policy/value_mean": jnp.mean(values),
+    }
+    return critic, adam, metrics
+
+
+def _update_actor(
+    state: A2CState,
+    policy_apply: PolicyApply,
+    raw_obs: Array,
+    actions: Array,
+    advantages: Array,
+    weights: Array,
+    config: A2CConfig,
+    target_change: Array | float,
+) -> tuple[Params, Any, Array, Metrics]:
+    """One AdamW step of searched length. Returns actor, its Adam state, the first change tried, metrics."""
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss, (mean, std, log_prob)), gradients = grad(
+        state.actor, policy_apply, raw_obs, actions, advantages, weights, config.entropy_weight
+    )
+    network_gradients, norm = clip_by_norm(gradients["network"], config.grad_clip)
+    gradients = {"network": network_gradients, "log_std": gradients["log_std"]}  # the log-std's is not clipped
+    # DEVIATION: the official code's every retry advances Adam's moments again and starts from the log-std where the
+    # last try left it. Here Adam's direction is computed once and all parameters are searched along it.
+    direction, adam = adam_direction(gradients, state.actor_adam)
+
+    def step_to(learning_rate: Array) -> Params:
+        return adamw_step(state.actor, direction, learning_rate, config.weight_decay)
+
+    def change_at(learning_rate: Array) -> Array:
+        new_mean, new_std = policy_apply(step_to(learning_rate), raw_obs)
+        return jnp.mean(jnp.abs(log_prob - gaussian.log_prob(new_mean, new_std, actions)))
+
+    found = search(change_at, jnp.exp(state.log_actor_lr), config, target_change)
+    standardised = (actions - mean) / std
+    metrics = {
+        "loss/actor": loss,
+        "gradients/actor_norm": norm,
+        "policy/entropy": jnp.mean(gaussian.entropy(std)),
+        "policy/std": jnp.mean(std),
+        "policy/change_first": found.first_change,
+        "policy/change_final": found.change,
+        "policy/search_steps": found.retries + 1,
+        "policy/learning_rate": found.learning_rate,
+        "policy/standardised_action_mean": jnp.mean(standardised),
+        "policy/standardised_action_std": jnp.mean(jnp.std(standardised, axis=(0, 1), ddof=1)),
+    }
+    return step_to(found.learning_rate), adam, found.first_change, metrics
+
+
+def _adapt_learning_rate(
+    state: A2CState, first_change: Array, config: A2CConfig, target_change: Array | float
+) -> tuple[Array, Any]:
+    """One AdamW step on the log learning rate, down where the first step tried went too far; at most the maximum."""
+    direction, adam = adam_direction(first_change - target_change, state.log_actor_lr_adam)
+    log_lr = adamw_step(state.log_actor_lr, direction, config.log_lr_step, _LOG_LR_WEIGHT_DECAY)
+    return jnp.minimum(log_lr, jnp.log(jnp.float32(config.max_actor_lr))), adam
+
+
+def _explained_variance(targets: Array, values: Array, weights: Array) -> Array:
+    """Share of the targets' weighted variance that the values account for; 1 is perfect."""
+
+    def variance(x: Array) -> Array:
+        total = jnp.maximum(jnp.sum(weights), 1e-8)
+        mean = jnp.sum(weights * x) / total
+        return jnp.sum(weights * jnp.square(x - mean)) / total
+
+    return 1.0 - variance(targets - values) / jnp.maximum(variance(targets), 1e-8)

@@ -1,0 +1,271 @@
+"""Dreamer-v3's actor-critic in latent space (Hafner et al. 2023, arXiv 2301.04104v1, 'Actor Critic Learning').
+
+It knows nothing of the world model but what it is handed: a function that takes one imagined step, and one that turns a
+latent state into features. The critic is learnt from lambda returns of imagined trajectories, and the actor from the
+same, scaled by a running distance between their percentiles.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from polygrad_jax.config import LatentPolicyConfig
+from polygrad_jax.networks.latent_actor_critic import LatentActor
+from polygrad_jax.networks.silu_mlp import SiluHead
+from polygrad_jax.networks.symlog import two_hot, two_hot_mean
+from polygrad_jax.agents import gaussian
+from polygrad_jax.types import Array, Metrics, Params
+
+ImagineStep = Callable[[Any, Array, Array], tuple[Any, Array, Array]]
+"""``(latents [B], actions [B, A], key) -> (next latents [B], rewards [B] raw, continues [B])``; actions as sampled."""
+
+Features = Callable[[Any], Array]
+"""``latents [...] -> [..., F]``."""
+
+
+@flax.struct.dataclass
+class LatentPolicyState:
+    """Everything that the learner carries from one update to the next."""
+
+    actor: Params
+    critic: Params
+    slow_critic: Params
+    actor_optimiser: Any
+    critic_optimiser: Any
+    low_return: Array  # scalar: average of the low percentile of returns
+    high_return: Array  # scalar: average of the high one
+
+
+@flax.struct.dataclass
+class Imagined:
+    """Trajectories of T steps, the axis of time in front."""
+
+    features: Array  # [T + 1, B, F]
+    actions: Array  # [T, B, A] raw, as sampled
+    rewards: Array  # [T, B] raw, of the step from t to t + 1
+    continues: Array  # [T, B] 0 or 1: that step did not end the episode
+
+
+@functools.lru_cache
+def make_policy(action_size: int, config: LatentPolicyConfig, precision: str = "float32"):
+    """``(state.actor, features [..., F]) -> (mean [..., A], std [..., A])``; equal arguments give the same object."""
+    actor = LatentActor(action_size, config.layers, config.units, config.min_std, config.max_std, precision)
+    return lambda params, read: actor.apply({"params": params}, read)
+
+
+@functools.lru_cache
+def make_critic(config: LatentPolicyConfig, precision: str = "float32"):
+    """``(state.critic, features [..., F]) -> logits [..., bins]`` of a two-hot value; see ``two_hot_mean``."""
+    critic = _critic(config, precision)
+    return lambda params, read: critic.apply({"params": params}, read)
+
+
+def init(
+    key: Array, feature_size: int, action_size: int, config: LatentPolicyConfig, precision: str = "float32"
+) -> LatentPolicyState:
+    """The state before the first update: the critic says 0 everywhere, and its average is itself."""
+    actor_key, critic_key = jax.random.split(key)
+    read = jnp.zeros((1, feature_size))
+    module = LatentActor(action_size, config.layers, config.units, config.min_std, config.max_std, precision)
+    actor = module.init(actor_key, read)["params"]
+    critic = _critic(config, precision).init(critic_key, read)["params"]
+    optimiser = _optimiser(config)
+    return LatentPolicyState(
+        actor=actor,
+        critic=critic,
+        slow_critic=jax.tree.map(jnp.copy, critic),
+        actor_optimiser=optimiser.init(actor),
+        critic_optimiser=optimiser.init(critic),
+        low_return=jnp.float32(0.0),
+        high_return=jnp.float32(0.0),
+    )
+
+
+def update(
+    state: LatentPolicyState,
+    starts: Any,
+    real: Array,
+    imagine_step: ImagineStep,
+    features: Features,
+    config: LatentPolicyConfig,
+    action_size: int,
+    key: Array,
+    precision: str = "float32",
+) -> tuple[LatentPolicyState, Metrics]:
+    """One gradient step of actor and critic on trajectories imagined from ``starts [B]``.
+
+    ``real [B]``: 0 for starts that do not count (padding behind a terminal), else 1. All but ``state``, ``starts``,
+    ``real`` and ``key`` is static, though ``imagine_step`` may close over the world model's traced parameters.
+    """
+    policy, critic = make_policy(action_size, config, precision), make_critic(config, precision)
+
+    def actor_loss(actor: Params) -> tuple[Array, tuple[Any, ...]]:
+        through_dynamics = config.gradient == "backprop"
+        acting = actor if through_dynamics else lax.stop_gradient(actor)
+        imagined = imagine(policy, acting, starts, imagine_step, features, config.horizon, key)
+        values = two_hot_mean(critic(state.critic, imagined.features))
+        returns = lambda_returns(
+            imagined.rewards, values, imagined.continues, config.gamma, config.return_lambda
+        )
+        weights = step_weights(real, imagined.continues, config.gamma)
+        low, high = average_percentiles(state, returns, real, config)
+        advantages = (returns - values[:-1]) / jnp.maximum(high - low, config.least_scale)
+
+        imagined_only = lax.stop_gradient(imagined)
+        mean, std = policy(actor, imagined_only.features[:-1])
+        entropy = gaussian.entropy(std)
+        log_prob = gaussian.log_prob(mean, std, imagined_only.actions)
+        gain = advantages if through_dynamics else log_prob * lax.stop_gradient(advantages)
+        by_step = -gain - config.entropy_weight * entropy
+        loss = weighted_mean(by_step, weights, real)
+        found = (imagined_only, lax.stop_gradient(returns), weights, low, high)
+        return loss, (*found, weighted_mean(entropy, weights, real))
+
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss, (imagined, returns, weights, low, high, entropy)), gradients = grad(state.actor)
+    actor, actor_optimiser, actor_norm = _step(gradients, state.actor, state.actor_optimiser, config)
+
+    def loss_of_critic(params: Params) -> Array:
+        return critic_loss(params, state.slow_critic, critic, imagined.features[:-1], returns, weights, real, config)
+
+    value, gradients = jax.value_and_grad(loss_of_critic)(state.critic)
+    new_critic, critic_optimiser, critic_norm = _step(gradients, state.critic, state.critic_optimiser, config)
+    metrics = {
+        "loss/latent_actor": loss,
+        "loss/latent_critic": value,
+        "gradients/latent_actor_norm": actor_norm,
+        "gradients/latent_critic_norm": critic_norm,
+        "latent_policy/entropy": entropy,
+        "latent_policy/return_mean": weighted_mean(returns, jnp.broadcast_to(real[None], returns.shape), real),
+        "latent_policy/return_scale": jnp.maximum(high - low, config.least_scale),
+    }
+    return LatentPolicyState(
+        actor=actor,
+        critic=new_critic,
+        slow_critic=follow(state.slow_critic, new_critic, config.slow_critic_rate),
+        actor_optimiser=actor_optimiser,
+        critic_optimiser=critic_optimiser,
+        low_return=low,
+        high_return=high,
+    ), metrics
+
+
+def imagine(
+    policy: Callable[..., tuple[Array, Array]],
+    actor: Params,
+    starts: Any,
+    imagine_step: ImagineStep,
+    features: Features,
+    horizon: int,
+    key: Array,
+) -> Imagined:
+    """``horizon`` (T) steps of the policy from latents ``starts [B]``; the actor's view of them passes no gradient."""
+
+    def step(latent: Any, key: Array) -> tuple[Any, tuple[Array, ...]]:
+        action_key, step_key = jax.random.split(key)
+        read = features(latent)
+        mean, std = policy(actor, lax.stop_gradient(read))
+        action = mean + std * jax.random.normal(action_key, mean.shape)
+        latent, reward, continues = imagine_step(latent, action, step_key)
+        return latent, (read, action, reward, continues)
+
+    last, (read, actions, rewards, continues) = lax.scan(step, starts, jax.random.split(key, horizon))
+    return Imagined(jnp.concatenate([read, features(last)[None]]), actions, rewards, continues)
+
+
+def lambda_returns(rewards: Array, values: Array, continues: Array, gamma: float, lam: float) -> Array:
+    """Returns ``[T, B]`` of ``rewards, continues [T, B]`` and ``values [T + 1, B]``.
+
+    return_t = r_t + gamma c_t ((1 - lam) V_{t+1} + lam return_{t+1}), and V_T behind the last.
+    """
+    discounts = gamma * continues
+
+    def backwards(later: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        reward, discount, value = step
+        found = reward + discount * ((1.0 - lam) * value + lam * later)
+        return found, found
+
+    return lax.scan(backwards, values[-1], (rewards, discounts, values[1:]), reverse=True)[1]
+
+
+def step_weights(real: Array, continues: Array, gamma: float) -> Array:
+    """``[T, B]``: how much step t counts, gamma^t while the imagined episode lasts, from ``real [B]`` starts."""
+    before = jnp.cumprod(gamma * continues[:-1], axis=0)
+    return lax.stop_gradient(real[None] * jnp.concatenate([jnp.ones_like(continues[:1]), before]))
+
+
+def weighted_mean(x: Array, weights: Array, real: Array) -> Array:
+    """The mean of ``weights * x [T, B]`` over all steps of all starts that count."""
+    return jnp.sum(weights * x) / (x.shape[0] * real.sum())
+
+
+def percentile(x: Array, counts: Array, percent: float) -> Array:
+    """The percentile, linearly interpolated, of those entries of ``x [M]`` for which ``counts [M]`` is 1."""
+    ordered = jnp.sort(jnp.where(counts > 0, x, jnp.inf))
+    last = jnp.maximum(counts.sum() - 1.0, 0.0)
+    place = percent / 100.0 * last
+    below = jnp.floor(place)
+    low, high = ordered[below.astype(jnp.int32)], ordered[jnp.minimum(below + 1.0, last).astype(jnp.int32)]
+    return low + (place - below) * (high - low)
+
+
+def average_percentiles(
+    state: LatentPolicyState, returns: Array, real: Array, config: LatentPolicyConfig
+) -> tuple[Array, Array]:
+    """The averages of the low and high percentile after ``returns [T, B]``; they start at 0, uncorrected."""
+    returns = lax.stop_gradient(returns)
+    counts = jnp.broadcast_to(real[None], returns.shape).reshape(-1)
+
+    def follow_percentile(average: Array, percent: float) -> Array:
+        new = percentile(returns.reshape(-1), counts, percent)
+        return config.return_decay * average + (1.0 - config.return_decay) * new
+
+    low = follow_percentile(state.low_return, config.low_percentile)
+    return low, follow_percentile(state.high_return, config.high_percentile)
+
+
+def critic_loss(
+    params: Params,
+    slow_params: Params,
+    critic: Callable[[Params, Array], Array],
+    read: Array,
+    returns: Array,
+    weights: Array,
+    real: Array,
+    config: LatentPolicyConfig,
+) -> Array:
+    """Cross-entropy towards the two-hot ``returns [T, B]`` and towards what the averaged critic says."""
+    log_probs = jax.nn.log_softmax(critic(params, read))
+    slow = two_hot_mean(critic(slow_params, read))
+    target = two_hot(returns, config.bins) + config.slow_critic_weight * two_hot(slow, config.bins)
+    return weighted_mean(-jnp.sum(lax.stop_gradient(target) * log_probs, axis=-1), weights, real)
+
+
+def follow(slow: Params, params: Params, rate: float) -> Params:
+    """``slow + rate * (params - slow)``."""
+    return jax.tree.map(lambda s, p: s + rate * (p - s), slow, params)
+
+
+def _critic(config: LatentPolicyConfig, precision: str) -> SiluHead:
+    return SiluHead(config.bins, config.layers, config.units, zero=True, precision=precision)
+
+
+def _optimiser(config: LatentPolicyConfig) -> optax.GradientTransformation:
+    adam = optax.adam(config.learning_rate, eps=config.adam_eps)
+    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adam)
+
+
+def _step(gradients: Params, params: Params, optimiser: Any, config: LatentPolicyConfig) -> tuple[Params, Any, Array]:
+    """One clipped step of Adam: parameters, optimiser's state, and the gradients' norm before clipping."""
+    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimiser = _optimiser(config).update(gradients, optimiser)
+    return optax.apply_updates(params, updates), optimiser, optax.tree.norm(gradients)

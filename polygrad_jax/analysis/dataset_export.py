@@ -1,0 +1,169 @@
+"""From a run folder to a Minari dataset: all transitions, simulator states, the final policy, config and versions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.data import minari_dataset
+from polygrad_jax.data.minari_dataset import RecordedEpisode
+from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs.collector import Collector, EnvRestartError
+from polygrad_jax.runs.checkpoints import npz_bytes
+from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, require_raw_policy
+from polygrad_jax.runs.console import announce
+from polygrad_jax.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
+
+POLICY_FILE = "policy.npz"
+NAMESPACE = "polygrad"
+DESCRIPTION = (
+    "Every transition of a training run, from the random prefill to the last policy. Actions are those executed, in "
+    "[-1, 1] (rescaled where the task has other bounds); infos/sampled_actions are those sampled, "
+    "infos/simulator_states MuJoCo's before each step and after the last."
+)
+
+STEPPED = "the last step of each episode was taken again from the simulator's state: exact"
+INEXACT = "the last step of each episode was taken again from the simulator's state; its rewards are not those stored"
+FROM_SEEDS = "each episode was gone through again from its seed: exact"
+REPEATED = "the last observation of each episode is repeated: what its last step led to is not known"
+
+
+class Ends(NamedTuple):
+    """What the last step of each of E episodes led to, which the log of transitions does not have."""
+
+    observations: np.ndarray  # [E, O] float32
+    simulator_states: np.ndarray  # [E, S] float64
+    how: str
+
+
+def episode_bounds(t: TransitionRecord) -> list[tuple[int, int]]:
+    """First row and the row behind the last of every episode; the recording may stop within the last one."""
+    ends = np.flatnonzero(t.terminals | t.truncations) + 1
+    if len(ends) == 0 or ends[-1] < len(t):
+        ends = np.append(ends, len(t))
+    return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+
+
+def ends_of(t: TransitionRecord, config: Config) -> Ends:
+    """Where MuJoCo's states are stored, by taking the last steps again; elsewhere by going through whole episodes."""
+    last = np.array([end - 1 for _, end in episode_bounds(t)])
+    if t.simulator_states.shape[1] == 0:
+        return _ends_from_seeds(t, config)
+    after = simulator.step_copies(config.env, t.simulator_states[last], t.actions[last])
+    same = np.array_equal(after.rewards.astype(np.float32), t.rewards[last])
+    if not (same and np.array_equal(after.terminals, t.terminals[last])):
+        worst = np.abs(after.rewards - t.rewards[last]).max()
+        announce(
+            f"warning: final observations are not exact: rewards of the steps taken again differ by up to {worst:.3g} "
+            "(another version of MuJoCo or Gymnasium than the run's)"
+        )
+        return Ends(after.observations.astype(np.float32), after.states, INEXACT)
+    return Ends(after.observations.astype(np.float32), after.states, STEPPED)
+
+
+def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
+    collector, found = Collector(config.env, config.seed), []
+    try:
+        for index, (first, end) in enumerate(episode_bounds(t)):
+            executed = np.clip(t.actions[first : end - 1], -1.0, 1.0)
+            before = t.observations[end - 1]
+            collector.restore({"episode_index": index, "executed_actions": executed, "observation": before})
+            found.append(collector.step(t.actions[end - 1]).next_observation)
+    except EnvRestartError as error:
+        announce(f"warning: final observations are repeated ones: {error}")
+        found = [t.observations[end - 1] for _, end in episode_bounds(t)]
+        return Ends(np.stack(found), np.empty((len(found), 0)), REPEATED)
+    finally:
+        collector.close()
+    return Ends(np.stack(found), np.empty((len(found), 0)), FROM_SEEDS)
+
+
+def recorded_episodes(t: TransitionRecord, ends: Ends) -> Iterator[RecordedEpisode]:
+    """The episodes with what they led to; one within which the recording stops counts as truncated."""
+    for number, (first, end) in enumerate(episode_bounds(t)):
+        part = t[first:end]
+        yield RecordedEpisode(
+            observations=np.concatenate([part.observations, ends.observations[number][None]]),
+            sampled_actions=part.actions,
+            rewards=part.rewards,
+            terminated=bool(part.terminals[-1]),
+            truncated=not part.terminals[-1],
+            simulator_states=np.concatenate([part.simulator_states, ends.simulator_states[number][None]]),
+        )
+
+
+def dataset_id(config: Config) -> str:
+    """``polygrad/<task>/<preset>-seed<seed>-v0``, in the letters that Minari takes."""
+    task, preset = (re.sub(r"[^\w-]", "_", name) for name in (config.env.name, config.preset))
+    return f"{NAMESPACE}/{task}/{preset}-seed{config.seed}-v0"
+
+
+def export(folder: Path, root: Path) -> Path:
+    """Writes the dataset of a run below ``root``; its folder.
+
+    Beside Minari's ``data``: ``policy.npz`` (the policy that acted last, ``actor/...``), ``config.json`` and
+    ``environment.json`` of the run.
+
+    Raises:
+      ConfigError: minari is not installed, the folder is not a run's or has nothing saved, or the dataset exists.
+    """
+    minari_dataset.require_minari()
+    target = Path(root) / dataset_id(configs.from_dict(RunFolder(folder).saved_config()))
+    if target.exists():
+        raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
+    run = open_finished(folder)
+    require_raw_policy(run)
+    config, t = run.config, run.transitions
+    _say_what(run)
+    ends = ends_of(t, config)
+    announce(f"final observations: {ends.how}")
+    env = registry.make(config.env)
+    environment = RunFolder(folder).saved_environment()
+    packages = environment.get("packages", {})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = minari_dataset.write(
+        Path(root),
+        dataset_id(config),
+        recorded_episodes(t, ends),
+        _env_spec(env),
+        (env.observation_space, env.action_space),
+        {
+            "algorithm_name": f"PolyGRAD's loop with world model {config.world_model}",
+            "description": DESCRIPTION,
+            "requirements": [f"{name}=={packages[name]}" for name in ("mujoco", "gymnasium") if packages.get(name)],
+            "final_observations": ends.how,
+            "polygrad_config": json.dumps(configs.to_dict(config)),
+            "polygrad_environment": json.dumps(environment),
+            "policy": f"{POLICY_FILE}: parameters of the policy after {run.env_steps} environment steps",
+        },
+        {
+            POLICY_FILE: npz_bytes({"actor": run.learner.actor}),
+            CONFIG_FILE: configs.to_json(config).encode(),
+            ENVIRONMENT_FILE: (json.dumps(environment, indent=2) + "\n").encode(),
+        },
+    )
+    env.close()
+    return written
+
+
+def _say_what(run: FinishedRun) -> None:
+    t, total = run.transitions, run.config.loop.total_env_steps
+    unfinished = "" if run.env_steps >= total else f", unfinished: {run.env_steps:,} of {total:,} steps"
+    announce(f"run {run.folder}{unfinished}: {len(t):,} transitions in {len(episode_bounds(t)):,} episodes")
+
+
+def _env_spec(env: Any) -> Any:
+    """The environment as Gymnasium makes it again from JSON, which takes no NumPy numbers."""
+    spec = copy.deepcopy(env.spec)
+    for wrapper in spec.additional_wrappers:
+        wrapper.kwargs.update({name: x.item() for name, x in wrapper.kwargs.items() if isinstance(x, np.generic)})
+    return spec

@@ -1,0 +1,244 @@
+"""Pictures of the simulator without a screen, and films made of them.
+
+A film is written under another name and then renamed, so a killed or failing command leaves a whole film or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from polygrad_jax.config import ConfigError, EnvConfig
+from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs.mujoco_state import has_simulator_state, set_state
+from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
+
+FILM_FORMATS = {".mp4": "FFMPEG", ".gif": "GIF"}
+_LIBRARIES = {
+    # Each inner tuple: one of these must be there. PyOpenGL takes its functions from libOpenGL or libGL.
+    "egl": ((("libEGL.so.1",), "libegl1"), (("libOpenGL.so.0", "libGL.so.1"), "libopengl0")),
+    "osmesa": ((("libOSMesa.so.8", "libOSMesa.so.6"), "libosmesa6"),),
+}
+_REMEDY = "Debian: apt install libegl1 libopengl0 (or libosmesa6, with MUJOCO_GL=osmesa)"
+
+
+# --- the GL library --------------------------------------------------------------------------------------------------
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def missing_packages(backend: str) -> list[str]:
+    """Debian's packages that ``backend`` (egl or osmesa) would need and that are not there."""
+    return [package for names, package in _LIBRARIES[backend] if not any(_loads(name) for name in names)]
+
+
+def choose_backend() -> str:
+    """Sets ``MUJOCO_GL`` to what can render without a screen, egl before osmesa, unless it is set; returns it.
+
+    Raises:
+      ConfigError: the library for it is missing; names Debian's package.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    candidates = [asked] if asked else list(_LIBRARIES)
+    usable = [b for b in candidates if b not in _LIBRARIES or not missing_packages(b)]
+    if not usable:
+        lacking = " ".join(missing_packages(candidates[0]))
+        raise ConfigError(
+            f"rendering with {candidates[0]} needs a GL library that is missing ({lacking}); allowed: a machine with "
+            f"it. {_REMEDY}"
+        )
+    os.environ["MUJOCO_GL"] = usable[0]
+    return usable[0]
+
+
+def require_rendering(config: EnvConfig) -> None:
+    """Renders one frame, so that what is missing is said before any work.
+
+    Raises:
+      ConfigError: the environment cannot be rendered here; one line.
+    """
+    env = registry.make(config)
+    needs_gl = has_simulator_state(env)
+    env.close()
+    backend = choose_backend() if needs_gl else None
+    with _quiet_destructors():
+        try:
+            env = registry.make(config, "rgb_array")
+            env.reset(seed=0)
+            frame = env.render()
+            env.close()
+        except Exception as error:  # what a broken GL library raises depends on where it is noticed
+            words = " ".join(str(error).split())[:150]
+            remedy = f"; allowed: a working GL library. {_REMEDY}" if needs_gl else "; allowed: an environment that can"
+            how = f" with MUJOCO_GL={backend}" if backend else ""
+            raise ConfigError(f"env.name {config.name} cannot be rendered{how} ({words}){remedy}") from error
+    if np.ndim(frame) != 3:
+        raise ConfigError(f"env.name {config.name} renders nothing as rgb_array; allowed: an environment that does")
+
+
+@contextlib.contextmanager
+def _quiet_destructors() -> Iterator[None]:
+    """A viewer whose making failed complains again when it is thrown away."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+# --- films -----------------------------------------------------------------------------------------------------------
+
+
+def check_film_path(path: Path) -> None:
+    """Raises ConfigError where a film cannot have this name."""
+    if path.suffix.lower() not in FILM_FORMATS:
+        raise ConfigError(f"video is {path}; allowed: a name that ends with {' or '.join(FILM_FORMATS)}")
+    if path.is_dir():
+        raise ConfigError(f"video is {path}, which is a folder; allowed: the name of a file")
+
+
+@contextlib.contextmanager
+def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that appends a frame ``[height, width, 3]`` uint8; the film is there when the block ends.
+
+    Raises:
+      ConfigError: a name of another kind, a full disk, no permission.
+    """
+    check_film_path(path)
+    import imageio.v2 as imageio
+
+    suffix = path.suffix.lower()
+    # The encoder knows the kind of film by the end of the name.
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}{suffix}")
+    how = {".mp4": {"fps": frames_per_second}, ".gif": {"duration": 1000.0 / frames_per_second, "loop": 0}}[suffix]
+    with one_line_on_disk_trouble(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                # imageio starts the encoder as a process of its own; JAX warns of every fork.
+                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+                with imageio.get_writer(temporary, format=FILM_FORMATS[suffix], **how) as writer:
+                    yield writer.append_data
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def frames_per_second_of(config: EnvConfig) -> float:
+    """At which a film of the environment runs as fast as the simulated world; 30 where it does not tell."""
+    env = registry.make(config)
+    rate = float(env.metadata.get("render_fps") or 30)
+    env.close()
+    return rate
+
+
+# --- imagined states in the simulator -------------------------------------------------------------------------------
+
+
+def observation_holds(env: gym.Env) -> str | None:
+    """How the observation ``[O]`` of a MuJoCo environment (reset once) is made of the simulator's state.
+
+    ``pose`` for qpos then qvel, ``pose but x`` for the same without qpos[0], None for anything else. Found by asking
+    the environment at a few states, velocities compared up to the +-10 at which some tasks clip them.
+    """
+    if not has_simulator_state(env):
+        return None
+    base, random = env.unwrapped, np.random.default_rng(0)
+    nq, nv = base.model.nq, base.model.nv
+    size = env.observation_space.shape[0]
+    skipped = nq + nv - size
+    if nq != nv or skipped not in (0, 1):  # a free joint has a quaternion, which an imagined one would not keep unit
+        return None
+    for _ in range(3):
+        qpos, qvel = base.init_qpos + random.normal(0, 0.1, nq), random.normal(0, 1.0, nv)
+        base.set_state(qpos, qvel)
+        if not np.allclose(base._get_obs(), np.concatenate([qpos, qvel])[skipped:]):
+            return None
+    return "pose but x" if skipped else "pose"
+
+
+def imagined_poses(raw_obs: np.ndarray, first_x: float, seconds_per_step: float, nq: int) -> np.ndarray:
+    """Positions ``[H, nq]`` for imagined observations ``[H, O]`` that hold qpos, with or without qpos[0], then qvel.
+
+    A missing x starts at ``first_x`` and is the imagined velocity integrated (trapezoid rule).
+    """
+    raw_obs = np.asarray(raw_obs, np.float64)
+    if raw_obs.shape[1] == 2 * nq:
+        return raw_obs[:, :nq]
+    velocity = raw_obs[:, nq - 1]
+    travelled = np.append(0.0, np.cumsum((velocity[1:] + velocity[:-1]) / 2 * seconds_per_step))
+    return np.concatenate([(first_x + travelled)[:, None], raw_obs[:, : nq - 1]], axis=1)
+
+
+class SideBySide:
+    """Draws imagined trajectories (left) beside the simulator doing the same actions (right)."""
+
+    def __init__(self, config: EnvConfig):
+        """Builds the environment that draws both.
+
+        Raises:
+          ConfigError: its observations do not hold positions and velocities, or it cannot be rendered.
+        """
+        choose_backend()
+        self._env = registry.make(config, "rgb_array")
+        self._env.reset(seed=0)
+        if observation_holds(self._env) is None:
+            self._env.close()
+            raise ConfigError(
+                f"env.name {config.name}: observations are not the simulator's positions and velocities; allowed for "
+                "the film: hopper, walker2d, halfcheetah, inverted_pendulum and their like"
+            )
+        # Without the time limit: the trajectories go on past the end of an episode.
+        self._stepped = gym.wrappers.RescaleAction(self._env.unwrapped, np.float32(-1.0), np.float32(1.0))
+
+    def frames(self, raw_obs: np.ndarray, actions: np.ndarray, simulator_state: np.ndarray) -> Iterator[np.ndarray]:
+        """H frames ``[height, 2 * width, 3]`` of an imagined trajectory ``[H, O]``, ``[H, A]`` from a state ``[S]``."""
+        replayed = self.replayed_poses(actions, simulator_state)
+        base = self._env.unwrapped
+        imagined = imagined_poses(raw_obs, replayed[0, 0], base.dt, base.model.nq)
+        for poses in zip(imagined, replayed, strict=True):
+            yield np.concatenate([self._picture(pose) for pose in poses], axis=1)
+
+    def replayed_poses(self, actions: np.ndarray, simulator_state: np.ndarray) -> np.ndarray:
+        """Positions ``[H, nq]`` of the simulator under actions ``[H, A]`` (the last unused) from a state ``[S]``."""
+        set_state(self._env, simulator_state)
+        data = self._env.unwrapped.data
+        poses = [data.qpos.copy()]
+        for action in np.clip(np.asarray(actions[:-1], np.float32), -1.0, 1.0):
+            self._stepped.step(action)
+            poses.append(data.qpos.copy())
+        return np.stack(poses)
+
+    def _picture(self, pose: np.ndarray) -> np.ndarray:
+        base = self._env.unwrapped
+        base.set_state(pose, np.zeros(base.model.nv))  # after a step MuJoCo would draw the bodies one substep late
+        return np.array(base.render())
+
+    def close(self) -> None:
+        """Frees the environment and its window."""
+        self._env.close()
+
+
+def captioned(frame: np.ndarray, left: str, right: str) -> np.ndarray:
+    """The frame with a line of text over each half."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(frame)
+    draw, size = ImageDraw.Draw(picture), max(12, frame.shape[0] // 24)
+    for text, x in ((left, 0), (right, frame.shape[1] // 2)):
+        draw.text((x + size // 2, size // 2), text, fill=(255, 255, 255), font_size=size, stroke_width=2, stroke_fill=0)
+    return np.asarray(picture)

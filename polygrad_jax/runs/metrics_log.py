@@ -1,0 +1,329 @@
+"""The numbers of a run: ``metrics.jsonl``, ``eval.csv`` and TensorBoard events, all by environment step.
+
+Everything is written at once and in order of environment steps, by the caller's thread: what was written before a
+checkpoint is on the disk with it, a full disk is noticed where it happens, and going back to a checkpoint is cutting
+off the end of each file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorboardX import summary as tb_summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs.run_folder import one_line_on_disk_trouble
+
+STEP = "env_steps"
+_X_AXIS_TEXTS = {
+    STEP: "The x-axis of every chart ('Step') is environment steps, counted from the start of the run and including "
+    "the random prefill.",
+    "updates": "The x-axis of every chart ('Step') is gradient steps of the world model.",
+}
+HISTOGRAM_BINS = 30
+
+
+class Histogram(NamedTuple):
+    """Counts ``[n]`` between edges ``[n + 1]``."""
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+def histogram_of(values: Any, bins: int = HISTOGRAM_BINS) -> Histogram:
+    """The histogram of the finite ones among the values, in ``bins`` equal bins from the least to the greatest."""
+    flat = np.asarray(values, np.float64).reshape(-1)
+    counts, edges = np.histogram(flat[np.isfinite(flat)], bins=bins)
+    return Histogram(edges, counts)
+
+
+class MetricsLog:
+    """Appends to the three records of a run folder. Steps never go back, except by :meth:`truncate`.
+
+    ``step`` is what is counted: environment steps, or ``updates`` where a world model alone is trained.
+    """
+
+    def __init__(self, folder: Path | str, say: Callable[[str], None] | None = None, step: str = STEP):
+        self.folder = Path(folder)
+        self.rows = self.folder / "metrics.jsonl"
+        self.evaluations = self.folder / "eval.csv"
+        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._named_non_finite: set[str] = set()
+        self._events: _EventFile | None = None
+        self._latest = -1
+        self._step, self._axis = step, f"(x: {step.replace('_', ' ')})"
+        with one_line_on_disk_trouble(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def write(
+        self, env_steps: int, scalars: Mapping[str, Any], histograms: Mapping[str, Histogram | Any] | None = None
+    ) -> None:
+        """One row of ``metrics.jsonl`` and the same numbers as events.
+
+        Scalars may be Python numbers or arrays of one element. Numbers that are not finite become null in the row,
+        and the first of each name is said. Histograms are given as such or as the values to be counted.
+        """
+        self._forward(env_steps)
+        numbers = {name: float(np.asarray(value).item()) for name, value in scalars.items()}
+        counted = {n: h if isinstance(h, Histogram) else histogram_of(h) for n, h in (histograms or {}).items()}
+        row: dict[str, Any] = {self._step: int(env_steps)}
+        row |= {name: self._finite_or_none(name, number, env_steps) for name, number in numbers.items()}
+        row |= {name: _histogram_row(h) for name, h in counted.items()}
+        _append(self.rows, (json.dumps(row, allow_nan=False) + "\n").encode())
+        self._write_events(env_steps, numbers, counted)
+
+    def write_evaluation(self, env_steps: int, results: Mapping[str, Any]) -> None:
+        """One line of ``eval.csv`` (the first one brings the header), and events under ``evaluation/``.
+
+        Raises:
+          ValueError: other columns than in the lines before.
+        """
+        self._forward(env_steps)
+        numbers = {name: float(np.asarray(value).item()) for name, value in results.items()}
+        columns = [self._step, *numbers]
+        new = not self.evaluations.exists() or self.evaluations.stat().st_size == 0
+        if not new and (before := self._columns()) != columns:
+            raise ValueError(f"eval.csv has the columns {before}, not {columns}")
+        cells = [self._finite_or_none(f"evaluation/{name}", n, env_steps) for name, n in numbers.items()]
+        line = _csv_line([int(env_steps), *("" if c is None else repr(c) for c in cells)])
+        _append(self.evaluations, ((_csv_line(columns) if new else "") + line).encode())
+        self._write_events(env_steps, {f"evaluation/{name}": n for name, n in numbers.items()}, {})
+
+    def _forward(self, env_steps: int) -> None:
+        if env_steps < self._latest:
+            raise ValueError(f"metrics of step {env_steps} after those of step {self._latest}")
+        self._latest = env_steps
+
+    def _finite_or_none(self, name: str, number: float, env_steps: int) -> float | None:
+        if math.isfinite(number):
+            return number
+        if name not in self._named_non_finite:
+            self._named_non_finite.add(name)
+            self._say(f"warning: {name} is {number} at {_one(self._step)} {env_steps}; written as null")
+        return None
+
+    def _columns(self) -> list[str]:
+        with open(self.evaluations, newline="") as file:
+            return next(csv.reader(file))
+
+    def _write_events(self, env_steps: int, numbers: dict[str, float], histograms: dict[str, Histogram]) -> None:
+        if self._events is None:
+            self._events = _EventFile(self.folder, from_step=env_steps, axis=_X_AXIS_TEXTS[self._step])
+        summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
+        summaries += [_histogram_summary(f"{n} {self._axis}", h) for n, h in histograms.items() if h.counts.sum() > 0]
+        self._events.add(env_steps, tb_summary.Summary(value=summaries))
+
+    def close(self) -> None:
+        """Closes the event file; the other two are closed after every row."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    # --- going back --------------------------------------------------------------------------------------------------
+
+    def truncate(self, env_steps: int) -> None:
+        """Cuts all three records back to what had been written when the environment step was ``env_steps``.
+
+        Rows of later steps, and a last row that a killed program left incomplete, are gone; rows of ``env_steps``
+        itself stay. Each file is cut by one call to the system, so it is never half rewritten.
+        """
+        self.close()
+        self._latest = env_steps
+        for path, ends in ((self.rows, _ends_of_rows), (self.evaluations, _ends_of_lines)):
+            if path.exists():
+                _cut(path, ends(path.read_bytes()), env_steps)
+        for path in event_files(self.folder):
+            _cut(path, ((end, event.step) for end, event in _records(path.read_bytes())), env_steps)
+
+
+# --- the ends of files -----------------------------------------------------------------------------------------------
+
+
+def _one(step: str) -> str:
+    return "environment step" if step == STEP else step.removesuffix("s")
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Appends all of it or nothing."""
+    with one_line_on_disk_trouble(path):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            _write_all(handle, content)
+        finally:
+            os.close(handle)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    """Writes at the end of the file; where that fails (a full disk) the file is as before."""
+    before, rest = os.fstat(handle).st_size, memoryview(content)
+    try:
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+    except OSError:
+        os.ftruncate(handle, before)
+        raise
+
+
+def _cut(path: Path, ends: Iterator[tuple[int, int]], env_steps: int) -> None:
+    """Shortens the file to behind its last record that belongs to ``env_steps`` or before.
+
+    ``ends`` gives the byte behind each complete record, and its step, in order.
+    """
+    kept = 0
+    for end, step in ends:
+        if step > env_steps:
+            break
+        kept = end
+    if kept < path.stat().st_size:
+        with one_line_on_disk_trouble(path):
+            os.truncate(path, kept)
+
+
+def _ends_of_rows(content: bytes) -> Iterator[tuple[int, int]]:
+    end = 0
+    for line in content.splitlines(keepends=True):
+        end += len(line)
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield end, next(iter(json.loads(line).values()))  # the step comes first, whatever is counted
+        except (ValueError, StopIteration, AttributeError):
+            return
+
+
+def _ends_of_lines(content: bytes) -> Iterator[tuple[int, int]]:
+    end = 0
+    for number, line in enumerate(content.splitlines(keepends=True)):
+        end += len(line)
+        first = line.split(b",")[0]
+        if not line.endswith(b"\n") or (number > 0 and not first.isdigit()):
+            return
+        yield end, int(first) if number else -1  # the header belongs to no step
+
+
+def _csv_line(cells: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+# --- TensorBoard events ----------------------------------------------------------------------------------------------
+
+
+def event_files(folder: Path | str) -> list[Path]:
+    """The event files of a run, oldest first."""
+    return sorted(Path(folder).glob("events.out.tfevents.*"))
+
+
+class _EventFile:
+    """One file of events, new for every start of the program.
+
+    tensorboardX's own writer works in a thread that dies silently when the disk is full; its record format and
+    messages are used here, its thread is not.
+    """
+
+    def __init__(self, folder: Path, from_step: int, axis: str):
+        files = event_files(folder)
+        number = int(files[-1].name.split(".")[-2]) + 1 if files else 0
+        # TensorBoard reads the files in the order of their names.
+        self._path = folder / f"events.out.tfevents.{number:010d}.polygrad"
+        with one_line_on_disk_trouble(self._path):
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if number == 0:
+            self.add(0, tb_summary.text("x-axis", axis))
+        else:
+            # A TensorBoard that was watching drops what it read of this step and later before the run went back.
+            self._write(
+                Event(wall_time=time.time(), step=from_step, session_log=SessionLog(status=SessionLog.START))
+            )
+
+    def add(self, env_steps: int, summary: Any) -> None:
+        self._write(Event(wall_time=time.time(), step=int(env_steps), summary=summary))
+
+    def _write(self, event: Event) -> None:
+        with one_line_on_disk_trouble(self._path):
+            _write_all(self._handle, _framed(event.SerializeToString()))
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def _framed(data: bytes) -> bytes:
+    """One record of an event file: length, its checksum, the data, their checksum."""
+    record = RecordWriter.__new__(RecordWriter)  # for its format, without the file that it would open
+    record._writer = buffer = io.BytesIO()
+    record.write(data)
+    return buffer.getvalue()
+
+
+def _records(content: bytes) -> Iterator[tuple[int, Event]]:
+    """``(byte behind it, event)`` of every complete record of an event file."""
+    start = 0
+    while len(content) >= start + 12:
+        (length,) = struct.unpack_from("<Q", content, start)
+        end = start + 12 + length + 4
+        if end > len(content):
+            return
+        data = content[start + 12 : end - 4]
+        if _framed(data) != content[start:end]:
+            return
+        yield end, Event.FromString(data)
+        start = end
+
+
+def _histogram_summary(tag: str, histogram: Histogram) -> Any:
+    """TensorBoard's message; its sums, which no chart shows, are those of the middles of the bins."""
+    edges, counts = np.asarray(histogram.edges, np.float64), np.asarray(histogram.counts, np.float64)
+    middles = (edges[:-1] + edges[1:]) / 2
+    proto = tb_summary.HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=counts.sum(),
+        sum=(counts * middles).sum(),
+        sum_squares=(counts * middles**2).sum(),
+        # A bucket is known by its upper limit only, so an empty one says where the first begins.
+        bucket_limit=edges.tolist(),
+        bucket=[0.0, *counts.tolist()],
+    )
+    return tb_summary.Summary.Value(tag=tag, histo=proto)
+
+
+def _histogram_row(histogram: Histogram) -> dict[str, list[float]]:
+    """For ``metrics.jsonl``: six digits are more than a figure shows and keep a long run's file small."""
+    return {
+        "edges": [float(f"{e:.6g}") for e in np.asarray(histogram.edges)],
+        "counts": [int(c) for c in np.asarray(histogram.counts)],
+    }
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_rows(folder: Path | str) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; one that a killed program left incomplete is passed over.
+
+    Raises:
+      ConfigError: there is no such file.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; allowed: the folder of a run")
+    content = path.read_bytes()
+    end = max((end for end, _ in _ends_of_rows(content)), default=0)
+    return [json.loads(line) for line in content[:end].splitlines()]

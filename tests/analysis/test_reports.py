@@ -1,0 +1,502 @@
+"""Looking at a run: the numbers shown are those of the environment and of the model, and looking changes nothing."""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v2 as imageio
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+import scipy.stats
+from recorded import record
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, ConfigError, EnvConfig
+from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs.episodes import run_episodes
+from polygrad_jax.analysis import action_spread as measures, figures, films as rendering, opened_run as finished_run, reports as looking
+from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz
+from polygrad_jax.analysis.opened_run import diffuse, imagine, open_finished, read_evaluations
+from polygrad_jax.training.loop import train, without_optimisers
+from polygrad_jax.runs.metrics_log import read_rows
+
+pytestmark = [
+    # imageio's encoder is a process of its own, and so are the entry points; JAX warns of every fork.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    # imageio leaves the pipes to its encoder to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed file <_io.Buffered:ResourceWarning"),
+]
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+needs_gl = pytest.mark.skipif(
+    all(rendering.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
+)
+
+
+def tiny(env: str, total_env_steps: int) -> Config:
+    base = configs.smoke(env)
+    return replace(
+        base,
+        horizon=6,
+        diffusion=replace(base.diffusion, num_steps=4, sampling_steps=4),
+        denoiser=replace(base.denoiser, width=32, num_blocks=1, batch_size=16),
+        a2c=replace(base.a2c, trajectories=8, hidden_size=16),
+        loop=replace(
+            base.loop,
+            total_env_steps=total_env_steps,
+            prefill_env_steps=600,
+            denoiser_warmup_env_steps=50,
+            replay_capacity=1_000,  # the oldest transitions of the longer run are no longer drawn
+            eval_every_env_steps=300,
+            checkpoint_every_env_steps=300,
+            error_trajectories=4,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "hopper"
+    train(tiny("hopper", 1_300), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory) -> Path:
+    """Gymnasium's own pendulum has no MuJoCo state."""
+    folder = tmp_path_factory.mktemp("runs") / "pendulum"
+    return record(folder, env="Pendulum-v1", steps=600)
+
+
+@pytest.fixture(scope="module")
+def run(hopper):
+    return open_finished(hopper)
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*")}
+
+
+def table(path: Path) -> dict[str, np.ndarray]:
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_checkpoint_is_what_is_opened(run, hopper):
+    checkpoints = Checkpoints(hopper / "checkpoints")
+    step = checkpoints.steps()[-1]
+    stored, _ = checkpoints._read(step)
+    checkpoints.close()
+    assert run.env_steps == step >= 1_300
+    for name, value in flatten_named(run.actor).items():
+        # the preset evaluates an average of the policy; what learns is beside it
+        np.testing.assert_array_equal(value, stored[f"train_state/learner/averaged_actor/{name}"])
+        assert np.any(value != stored[f"train_state/learner/actor/{name}"])
+    for name, value in flatten_named(run.learner.actor).items():
+        np.testing.assert_array_equal(value, stored[f"train_state/learner/actor/{name}"])
+    for name, value in flatten_named(run.model_state).items():
+        np.testing.assert_array_equal(value, stored[f"train_state/world_model/{name}"])
+
+
+def test_the_normaliser_is_the_statistics_of_the_finished_episodes(run):
+    stored = run.transitions
+    finished = np.flatnonzero(stored.terminals | stored.truncations)[-1] + 1
+    np.testing.assert_allclose(
+        run.normaliser.observations.mean, stored.observations[:finished].mean(0, np.float64), rtol=1e-5, atol=1e-6
+    )
+    assert len(stored) == run.env_steps
+
+
+def test_the_best_evaluation_is_opened_when_asked_for(hopper):
+    best, written = open_finished(hopper, "best"), load_npz(hopper / "best.npz")
+    for name, value in flatten_named(best.actor).items():
+        np.testing.assert_array_equal(value, flatten_named(written["actor"])[name])
+    newest = without_optimisers(open_finished(hopper).model_state)
+    assert newest.adam is None and jax.tree.structure(best.model_state) == jax.tree.structure(newest)
+    evaluations = read_evaluations(hopper)
+    assert best.env_steps == evaluations["env_steps"][evaluations["return_mean"].argmax()]
+
+
+def test_contexts_are_starts_of_windows_and_know_their_simulator_state(run):
+    contexts = run.contexts(50, jax.random.key(1))
+    rows = np.asarray(contexts.rows)[:, 0]
+    np.testing.assert_array_equal(contexts.observations[:, 0], run.transitions.observations[rows])
+    # The replay keeps 1,000; the last row of an episode starts no window.
+    assert rows.min() >= run.env_steps - 1_000 - replays_slack(run) and not run.transitions.terminals[rows].any()
+    env = registry.make(run.config.env)
+    env.reset(seed=0)
+    for row, state in zip(rows, run.simulator_states(contexts), strict=True):
+        np.testing.assert_array_equal(
+            simulator.set_state(env, state).astype(np.float32), run.transitions.observations[row]
+        )
+
+
+def replays_slack(run) -> int:
+    """The replay of a look is at least one chunk of sending long."""
+    return int(run.replay.rewards.shape[0]) - 1_000
+
+
+def test_looking_changes_nothing_not_even_what_a_running_training_has_not_finished(hopper, tmp_path):
+    folder = tmp_path / "watched"
+    shutil.copytree(hopper, folder)
+    unfinished = folder / "checkpoints" / "9999.orbax-checkpoint-tmp-0"
+    unfinished.mkdir()
+    (folder / "replay" / "transitions_000000009999_000000010000.npz.tmp").write_bytes(b"half")
+    before = files(folder)
+    watched = open_finished(folder)
+    imagine(watched, watched.contexts(2, jax.random.key(0)), jax.random.key(1))
+    open_finished(folder, "best")
+    assert files(folder) == before
+
+
+def test_a_damaged_newest_checkpoint_is_said_and_left_alone(hopper, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(hopper, folder)
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
+    shutil.rmtree(folder / "checkpoints" / str(steps[-1]) / "arrays" / "d")
+    for file in (folder / "checkpoints" / str(steps[-1]) / "arrays").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    before = files(folder)
+    assert open_finished(folder).env_steps == steps[-2]
+    assert f"warning: checkpoint {folder}/checkpoints/{steps[-1]} cannot be read" in capsys.readouterr().err
+    assert files(folder) == before
+
+
+# --- imagining -------------------------------------------------------------------------------------------------------
+
+
+def test_imagining_begins_at_the_contexts_and_the_strip_ends_in_it(run):
+    contexts, key = run.contexts(5, jax.random.key(2)), jax.random.key(3)
+    segment = imagine(run, contexts, key)
+    np.testing.assert_allclose(segment.observations[:, 0], contexts.observations[:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(segment.rows, contexts.rows)
+    stages = diffuse(run, contexts, key)
+    assert stages.steps.tolist() == [3, 2, 1, 0, -1]
+    np.testing.assert_allclose(stages.observations[-1], segment.observations, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stages.actions[-1], segment.actions, rtol=1e-4, atol=1e-4)
+    # The start is standard normal in normalised units: 5 * 6 * 3 draws.
+    n = run.normaliser.actions
+    start = (stages.actions[0] - np.asarray(n.mean)) / np.asarray(n.std)
+    assert abs(start.mean()) < 4 / np.sqrt(90) and abs(start.std() - 1) < 4 / np.sqrt(180)
+
+
+def test_imagined_trajectories_are_exported_as_plain_arrays(run, tmp_path):
+    segment = imagine(run, run.contexts(3, jax.random.key(0)), jax.random.key(1))
+    finished_run.export_segment(tmp_path / "t.npz", segment, policy_mean=np.zeros(2))
+    with np.load(tmp_path / "t.npz") as stored:
+        assert sorted(stored) == ["actions", "observations", "policy_mean", "rewards", "rows", "terminals"]
+        np.testing.assert_array_equal(stored["observations"], segment.observations)
+
+
+# --- measures, by hand -----------------------------------------------------------------------------------------------
+
+
+def test_squared_errors_by_hand():
+    # One trajectory of 3 states in 2 dimensions; the first state does not count.
+    # Horizon 1: (1^2 + 3^2) / 2 = 5. Horizon 2: (2^2 + 0^2) / 2 = 2.
+    replayed = np.array([[[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]])
+    predicted = replayed + np.array([[[9.0, 9.0], [1.0, -3.0], [2.0, 0.0]]])
+    assert measures.squared_errors(predicted, replayed).tolist() == [[5.0, 2.0]]
+    # Nothing moves: horizon 1 off by (1, 1), horizon 2 by (2, 2).
+    assert measures.squared_errors(measures.staying_still(replayed), replayed).tolist() == [[1.0, 4.0]]
+
+
+def test_mean_and_quartiles_are_over_trajectories():
+    error = measures.by_horizon(np.array([[0.0], [1.0], [2.0], [3.0], [14.0]]))
+    assert (error.mean[0], error.lower_quartile[0], error.upper_quartile[0]) == (4.0, 1.0, 3.0)
+
+
+def test_spread_is_scipys():
+    values = np.random.default_rng(0).standard_t(5, (7, 11, 3)) * 1.3 + 0.2
+    spread = measures.spread_of(values)
+    assert spread.ks_distance == pytest.approx(scipy.stats.kstest(values.ravel(), "norm").statistic, rel=1e-12)
+    assert spread.excess_kurtosis == pytest.approx(scipy.stats.kurtosis(values.ravel()), rel=1e-9)
+    assert (spread.mean, spread.std) == pytest.approx((values.mean(), values.std(ddof=1)))
+
+
+def test_standardised_actions_leave_the_last_state_out():
+    # (a - mu) / sigma: (3 - 1) / 2 = 1; the second state is the last.
+    z = measures.standardised_actions(np.array([[[3.0], [99.0]]]), np.array([[[1.0], [0.0]]]), np.full((1, 2, 1), 2.0))
+    assert z.tolist() == [[[1.0]]]
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_whole_episodes_with_the_mean_action(run, hopper, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(hopper, folder)
+
+    def mean_action(raw_obs):
+        return np.asarray(run.policy_apply(run.actor, raw_obs)[0])
+
+    expected = run_episodes(run.config.env, mean_action, 3, seed=5)
+    assert looking.evaluate_command([str(folder), "--episodes", "3", "--seed", "5"]) == 0
+    row = table_row(folder / "evaluations.csv")[0]
+    assert float(row["return_mean"]) == pytest.approx(expected.returns.mean(), rel=1e-6)
+    assert float(row["distance_std"]) == pytest.approx(expected.distances.std(), rel=1e-3, abs=1e-7)
+    assert (row["env_steps"], row["which"], row["seed"], row["episodes"]) == (str(run.env_steps), "newest", "5", "3")
+    said = capsys.readouterr().out
+    assert f"return {expected.returns.mean():.1f} ± {expected.returns.std():.1f} over 3 episodes" in said
+    assert f"length {expected.lengths.mean():.1f} ±" in said and "distance" in said
+    assert looking.evaluate_command([str(folder), "--episodes", "1", "--which", "best"]) == 0
+    assert [row["which"] for row in table_row(folder / "evaluations.csv")] == ["newest", "best"]
+
+
+def table_row(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+@needs_gl
+def test_the_video_has_one_frame_per_state_of_the_first_episode(run, tmp_path):
+    video = tmp_path / "new" / "episode.mp4"
+    row = looking.evaluate_run(run, 1, 0, video)
+    reader = imageio.get_reader(video)
+    assert reader.count_frames() == row["length_mean"] + 1
+    assert reader.get_meta_data()["fps"] == 125.0  # Hopper's
+    reader.close()
+    assert [p.name for p in video.parent.iterdir()] == ["episode.mp4"]
+
+
+# --- imagine ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(run, tmp_path, capsys):
+    arguments = [str(run.folder), "--trajectories", "4", "--out", str(tmp_path / "look"), "--no-video", "--seed", "7"]
+    assert looking.imagine_command(arguments) == 0
+    out = tmp_path / "look"
+    with np.load(out / "trajectories.npz") as stored:
+        segment = {name: stored[name] for name in stored}
+    env = gym.make("Hopper-v5").unwrapped
+    env.reset(seed=0)
+    errors = np.zeros((4, run.config.horizon - 1))
+    still = np.zeros_like(errors)
+    for b, row in enumerate(segment["rows"][:, 0]):
+        first = simulator.set_state(env, run.transitions.simulator_states[row])
+        for k in range(run.config.horizon - 1):
+            real, *_ = env.step(np.clip(segment["actions"][b, k], -1.0, 1.0))
+            errors[b, k] = np.mean((segment["observations"][b, k + 1] - real) ** 2)
+            still[b, k] = np.mean((first - real) ** 2)
+    found = table(out / "error_against_horizon.csv")
+    assert found["horizon"].tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(found["imagined_mean"], errors.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found["imagined_lower_quartile"], np.quantile(errors, 0.25, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found["nothing_moves_mean"], still.mean(0), rtol=1e-9)
+    assert (found["untrained_mean"] > 0).all()
+    z = (segment["actions"] - segment["policy_mean"])[:, :-1] / segment["policy_std"][:, :-1]
+    spread = table_row(out / "action_distribution.csv")
+    assert [row["action"] for row in spread] == ["all", "0", "1", "2"]
+    assert float(spread[0]["std"]) == pytest.approx(z.std(ddof=1), rel=1e-5)
+    assert float(spread[2]["ks_distance"]) == pytest.approx(scipy.stats.kstest(z[..., 1].ravel(), "norm")[0], rel=1e-4)
+    said = capsys.readouterr().out
+    assert f"horizon 1 -> 5: imagined {errors.mean(0)[0]:.4g} -> {errors.mean(0)[-1]:.4g}" in said
+    for name in ("error_against_horizon", "action_distribution", "diffusion_strip"):
+        assert matplotlib.image.imread(out / f"{name}.png").std() > 0.01
+
+
+def test_an_environment_without_simulator_state_gets_everything_but_the_replay(pendulum, tmp_path, capsys):
+    out = tmp_path / "look"
+    assert looking.imagine_command([str(pendulum), "--trajectories", "5", "--out", str(out)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "action_distribution.csv",
+        "action_distribution.png",
+        "diffusion_strip.png",
+        "trajectories.npz",
+    ]
+    said = capsys.readouterr().out.splitlines()
+    assert "Pendulum-v1 has no simulator state (qpos, qvel) to replay from: no error against horizon, no film" in said
+    assert looking.evaluate_command([str(pendulum), "--episodes", "1"]) == 0
+    assert "distance" not in capsys.readouterr().out
+
+
+# --- the film --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    [
+        ("hopper", "pose but x"),
+        ("walker2d", "pose but x"),
+        ("halfcheetah", "pose but x"),
+        ("inverted_pendulum", "pose"),
+        ("Ant-v5", None),
+        ("Reacher-v5", None),
+        ("Pendulum-v1", None),
+    ],
+)
+def test_which_observations_hold_a_pose(name, holds):
+    env = registry.make(EnvConfig(name))
+    env.reset(seed=0)
+    assert rendering.observation_holds(env) == holds
+
+
+def test_imagined_poses_by_hand():
+    # qpos = (x, z), qvel = (vx, vz), observation (z, vx, vz); half a second per step.
+    # x: 10, then + 0.5 * (1 + 3) / 2 = 11, then + 0.5 * (3 + 3) / 2 = 12.5.
+    raw_obs = np.array([[0.1, 1.0, 0.0], [0.2, 3.0, 0.0], [0.3, 3.0, 0.0]])
+    assert rendering.imagined_poses(raw_obs, 10.0, 0.5, nq=2).tolist() == [[10.0, 0.1], [11.0, 0.2], [12.5, 0.3]]
+    assert rendering.imagined_poses(np.ones((1, 4)), 10.0, 0.5, nq=2).tolist() == [[1.0, 1.0]]
+
+
+@needs_gl
+def test_a_trajectory_imagined_without_error_looks_like_its_replay():
+    config = EnvConfig("inverted_pendulum")
+    env = registry.make(config)
+    env.reset(seed=3)
+    state, actions = simulator.read_state(env), np.full((4, 1), 0.7, np.float32)
+    real, _, _ = simulator.replay_actions(config, state[None], actions[None, :-1])
+    stage = rendering.SideBySide(config)
+    frames = list(stage.frames(real[0], actions, state))
+    np.testing.assert_allclose(stage.replayed_poses(actions, state), real[0, :, :2], rtol=0, atol=1e-12)
+    stage.close()
+    assert len(frames) == 4
+    left, right = np.split(np.stack(frames), 2, axis=2)
+    np.testing.assert_array_equal(left, right)
+    assert (left[0] != left[-1]).any()
+
+
+@needs_gl
+def test_the_film_shows_every_state_and_rests_on_the_first_and_last(run, tmp_path):
+    out = tmp_path / "look"
+    arguments = ["--trajectories", "2", "--shown", "1", "--video", "--out", str(out)]
+    assert looking.imagine_command([str(run.folder), *arguments]) == 0
+    reader = imageio.get_reader(out / "side_by_side.mp4")
+    # 6 states; the first and the last four times each.
+    assert (reader.count_frames(), reader.get_meta_data()["size"]) == (6 + 2 * 3, (960, 480))
+    reader.close()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_film_is_whole_or_absent(tmp_path, suffix):
+    path = tmp_path / f"film{suffix}"
+    path.write_bytes(b"the one before")
+    with pytest.raises(ZeroDivisionError), rendering.film(path, 10) as add:
+        add(np.zeros((16, 16, 3), np.uint8))
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"the one before" and len(list(tmp_path.iterdir())) == 1
+    with rendering.film(path, 10) as add:
+        for shade in (0, 100, 200):
+            add(np.full((16, 16, 3), shade, np.uint8))
+    reader = imageio.get_reader(path)
+    assert sum(1 for _ in reader) == 3  # list() asks imageio for the length, which it does not know of an mp4
+    reader.close()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_curves_draw_the_numbers_of_the_run(hopper, tmp_path, capsys):
+    figure = figures.training_curves(read_rows(hopper), read_evaluations(hopper), "title")
+    returns, distances, losses, guidance = figure.axes
+    evaluations = read_evaluations(hopper)
+    np.testing.assert_array_equal(returns.get_lines()[0].get_ydata(), evaluations["return_mean"])
+    np.testing.assert_array_equal(distances.get_lines()[0].get_ydata(), evaluations["distance_mean"])
+    rows = read_rows(hopper)
+    np.testing.assert_array_equal(losses.get_lines()[0].get_xdata(), [row["env_steps"] for row in rows])
+    sigma = [row["guidance/sigma"] for row in rows if "guidance/sigma" in row]
+    np.testing.assert_array_equal(guidance.get_lines()[0].get_ydata(), sigma)
+    assert looking.plot_run_command([str(hopper), "-o", str(tmp_path / "new" / "curves.png")]) == 0
+    assert matplotlib.image.imread(tmp_path / "new" / "curves.png").std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(129, [0, 26, 51, 77, 102, 128]), (6, [0, 1, 2, 3, 4, 5]), (3, [0, 1, 2]), (2, [0, 1])]
+)
+def test_the_strip_begins_random_and_ends_finished(count, shown):
+    assert figures.strip_columns(count).tolist() == shown
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def complaint(capsys, name: str, *arguments: str) -> str:
+    """The one line that a command says before it ends with exit code 2."""
+    command = getattr(looking, f"{name}_command")
+    assert looking.exit_code(name, command, arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1, said
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("evaluate", ["{none}"], "has no config.json; allowed: the folder of a run"),
+        ("evaluate", ["{foreign}"], "has no config.json; allowed: the folder of a run"),
+        ("evaluate", ["{unfinished}"], "has no checkpoint yet; allowed: a run that has saved one"),
+        ("evaluate", ["{unfinished}", "--which", "best"], "has no best.npz yet; allowed: --which newest"),
+        ("evaluate", ["{run}", "--which", "worst"], "invalid choice: 'worst'"),
+        ("evaluate", ["{run}", "--episodes", "0"], "--episodes: '0'; allowed: a whole number, 1 or greater"),
+        ("evaluate", ["{run}", "--seed", "-1"], "--seed"),
+        ("evaluate", ["{run}", "--video", "out.avi"], "video is out.avi; allowed: a name that ends with .mp4 or .gif"),
+        ("evaluate", [], "RUN"),
+        ("imagine", ["{run}", "--trajectories", "many"], "--trajectories: 'many'; allowed: a whole number"),
+        ("imagine", ["{run}", "--video", "--gif"], "not allowed with argument"),
+        ("imagine", ["{run}", "--out", "{file}"], "which is a file; allowed: a folder"),
+        ("imagine", ["{foreign}"], "has no config.json; allowed: the folder of a run"),
+        ("plot_run", ["{run}", "-o", "curves.bmp"], "allowed: a name that ends with .png, .pdf, .svg"),
+        ("plot_run", ["{unfinished}"], "metrics.jsonl does not exist; allowed: the folder of a run"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(hopper, tmp_path, monkeypatch, capsys, name, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("foreign", "unfinished"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("not a run")
+    shutil.copy(hopper / "config.json", tmp_path / "unfinished")
+    (tmp_path / "file").write_text("")
+    places = {n: str(tmp_path / n) for n in ("none", "foreign", "unfinished", "file")} | {"run": str(hopper)}
+    before = files(tmp_path)
+    assert words in complaint(capsys, name, *(a.format(**places) for a in arguments))
+    assert files(tmp_path) == before
+
+
+def test_a_config_that_names_an_unknown_world_model_says_so(hopper, tmp_path, capsys):
+    saved = (hopper / "config.json").read_text().replace('"world_model": "polygrad"', '"world_model": "crystal_ball"')
+    (tmp_path / "config.json").write_text(saved)
+    assert "world_model is crystal_ball; allowed: polygrad" in complaint(capsys, "evaluate", str(tmp_path))
+
+
+def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "_loads", lambda name: False)
+    video, out = tmp_path / "v.mp4", tmp_path / "look"
+    assert "apt install libegl1" in complaint(capsys, "evaluate", str(run.folder), "--video", str(video))
+    assert "libosmesa6" in complaint(capsys, "imagine", str(run.folder), "--gif", "--out", str(out))
+    assert list(tmp_path.iterdir()) == []
+    # Where no film was asked for, the rest is made.
+    assert looking.imagine_command([str(run.folder), "--trajectories", "2", "--out", str(out)]) == 0
+    assert "no film: rendering with egl needs a GL library that is missing (libegl1" in capsys.readouterr().out
+    assert not list(out.glob("side_by_side*")) and (out / "error_against_horizon.png").is_file()
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(ConfigError, match="rendering with osmesa needs a GL library that is missing \\(libosmesa6\\)"):
+        rendering.choose_backend()
+
+
+def test_what_there_is_is_taken(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "_loads", lambda name: name.startswith("libOSMesa"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "imagine", "plot_run"])
+def test_the_entry_points_are_thin(name, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), str(tmp_path / "none")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"{name}: ") and "config.json" in done.stderr

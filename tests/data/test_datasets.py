@@ -1,0 +1,412 @@
+"""Runs as Minari datasets and back, other people's datasets, and the official code's arrays.
+
+What needs the package ``minari`` (an optional extra) is skipped without it.
+"""
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+from recorded import record
+
+from polygrad_jax import cli
+from polygrad_jax import config as configs
+from polygrad_jax.config import ConfigError
+from polygrad_jax.data import minari_dataset, official_npy, pickled_arrays
+from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs.collector import EnvRestartError
+from polygrad_jax.analysis import dataset_export
+from polygrad_jax.training import fitting as fixed_data
+from polygrad_jax.analysis.opened_run import open_finished
+
+FIELDS = TransitionRecord.__dataclass_fields__
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("runs") / "pendulum")
+
+
+@pytest.fixture(scope="module")
+def minari():
+    return pytest.importorskip("minari", reason="the extra minari is not installed")
+
+
+@pytest.fixture(scope="module")
+def exported(folder, minari, tmp_path_factory):
+    pytest.importorskip("h5py", reason="the extra minari is not installed")
+    root = tmp_path_factory.mktemp("datasets")
+    return root, dataset_export.export(folder, root)
+
+
+# --- what the last steps led to --------------------------------------------------------------------------------------
+
+
+def test_episodes_by_hand():
+    flags = np.zeros(6, bool)
+    t = TransitionRecord(np.zeros((6, 1)), np.zeros((6, 1)), np.zeros(6), flags.copy(), flags.copy(), np.zeros((6, 0)))
+    assert dataset_export.episode_bounds(t) == [(0, 6)]
+    t.terminals[2], t.truncations[4] = True, True
+    assert dataset_export.episode_bounds(t) == [(0, 3), (3, 5), (5, 6)]
+    t.terminals[5] = True
+    assert dataset_export.episode_bounds(t) == [(0, 3), (3, 5), (5, 6)]
+
+
+def test_final_observations_are_exact_by_two_ways(folder, capsys):
+    """From the simulator's states, and by going through whole episodes from their seeds, which uses none of them; the
+    observations inside of episodes show what exact means."""
+    run = open_finished(folder)
+    stepped = dataset_export.ends_of(run.transitions, run.config)
+    from_seeds = dataset_export._ends_from_seeds(run.transitions, run.config)
+    assert (stepped.how, from_seeds.how) == (dataset_export.STEPPED, dataset_export.FROM_SEEDS)
+    np.testing.assert_array_equal(stepped.observations, from_seeds.observations)
+    bounds = dataset_export.episode_bounds(run.transitions)
+    assert len(stepped.observations) == len(bounds) > 20
+    last = np.array([end - 1 for _, end in bounds])
+    assert np.abs(stepped.observations - run.transitions.observations[last]).max(axis=1).min() > 1e-3
+    # The same of steps whose successor is stored.
+    inside = last[np.diff([0, *last]) > 1] - 1
+    after = simulator.step_copies(
+        run.config.env, run.transitions.simulator_states[inside], run.transitions.actions[inside]
+    )
+    np.testing.assert_array_equal(after.observations.astype(np.float32), run.transitions.observations[inside + 1])
+    np.testing.assert_array_equal(after.states, run.transitions.simulator_states[inside + 1])
+    # and MuJoCo calls the pendulum fallen where the log says so, but for the episode that was cut off
+    assert (np.abs(stepped.observations[:-1, 1]) > 0.2).all() and abs(stepped.observations[-1, 1]) < 0.2
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_exact_is_said_aloud(folder, capsys, monkeypatch):
+    run = open_finished(folder)
+    t = run.transitions
+    other = TransitionRecord(**{name: getattr(t, name) for name in FIELDS} | {"rewards": t.rewards + 0.25})
+    assert dataset_export.ends_of(other, run.config).how == dataset_export.INEXACT
+    assert "differ by up to 0.25" in capsys.readouterr().err
+
+    def refuse(*_):
+        raise EnvRestartError("replayed and saved observation differ")
+
+    monkeypatch.setattr(dataset_export.Collector, "restore", refuse)
+    without = TransitionRecord(
+        **{name: getattr(t, name) for name in FIELDS} | {"simulator_states": np.empty((len(t), 0))}
+    )
+    ends = dataset_export.ends_of(without, run.config)
+    assert ends.how == dataset_export.REPEATED and "repeated" in capsys.readouterr().err
+    np.testing.assert_array_equal(ends.observations[-1], t.observations[-1])
+
+
+# --- Minari ----------------------------------------------------------------------------------------------------------
+
+
+def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
+    root, written = exported
+    assert written == root / "polygrad" / "inverted_pendulum" / "smoke-seed0-v0"
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
+    assert list(minari.list_local_datasets()) == ["polygrad/inverted_pendulum/smoke-seed0-v0"]
+    assert [path.name for path in root.iterdir()] == ["polygrad"], "something unfinished was left"
+    dataset = minari.load_dataset("polygrad/inverted_pendulum/smoke-seed0-v0")
+    run = open_finished(folder)
+    t = run.transitions
+    assert (dataset.total_steps, dataset.total_episodes) == (len(t), len(dataset_export.episode_bounds(t)))
+    for episode, (first, end) in zip(dataset.iterate_episodes(), dataset_export.episode_bounds(t), strict=True):
+        part = t[first:end]
+        assert len(episode.observations) == len(part) + 1
+        np.testing.assert_array_equal(episode.observations[:-1], part.observations)
+        np.testing.assert_array_equal(episode.actions, np.clip(part.actions, -1, 1))
+        np.testing.assert_array_equal(episode.rewards, part.rewards)
+        np.testing.assert_array_equal(episode.terminations, part.terminals)
+        np.testing.assert_array_equal(episode.infos["simulator_states"][:-1], part.simulator_states)
+    assert not episode.terminations.any() and episode.truncations.tolist() == [False] * (len(part) - 1) + [True]
+    # The environment that Minari recovers takes the stored actions: from the first state it goes where they went.
+    env = dataset.recover_environment()
+    assert env.action_space == registry.make(run.config.env).action_space
+    env.reset(seed=0)
+    episode = dataset[0]
+    simulator.set_state(env, episode.infos["simulator_states"][0])
+    for k, action in enumerate(episode.actions):
+        observation, reward, ended, _, _ = env.step(action)
+        np.testing.assert_array_equal(observation.astype(np.float32), episode.observations[k + 1])
+    assert ended
+    metadata = dataset.storage.metadata
+    assert metadata["final_observations"] == dataset_export.STEPPED
+    assert any(line.startswith("mujoco==") for line in metadata["requirements"])
+
+
+def test_our_reader_gives_the_run_back(exported, folder):
+    run, data = open_finished(folder), fixed_data.open_data(str(exported[1]))
+    for name in FIELDS:
+        ours, stored = getattr(run.transitions, name).copy(), getattr(data.transitions, name)
+        if name == "truncations":
+            ours[-1] = True  # the recording stops there
+        np.testing.assert_array_equal(ours, stored, err_msg=name)
+    assert data.name == "polygrad-inverted_pendulum-smoke-seed0-v0"
+    assert data.collector == run.config and data.env == run.config.env and data.why_not_judged() is None
+    actor = jax.device_get(run.learner.actor)
+    assert jax.tree.structure(actor) == jax.tree.structure(data.actor)
+    for ours, stored in zip(jax.tree.leaves(actor), jax.tree.leaves(data.actor), strict=True):
+        np.testing.assert_array_equal(ours, stored)
+    from_run = fixed_data.open_data(str(folder))
+    np.testing.assert_array_equal(from_run.transitions.simulator_states, data.transitions.simulator_states)
+
+
+def test_an_existing_dataset_is_left_alone(exported, folder):
+    root, written = exported
+    before = (written / "data" / "main_data.hdf5").read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        dataset_export.export(folder, root)
+    assert (written / "data" / "main_data.hdf5").read_bytes() == before
+
+
+def others(minari, root, observation_space, action_space, episodes):
+    """A dataset as someone else writes it; its folder."""
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    try:
+        with pytest.warns(UserWarning):
+            minari.create_dataset_from_buffers(
+                "theirs-v0", episodes, observation_space=observation_space, action_space=action_space
+            )
+    finally:
+        del os.environ["MINARI_DATASETS_PATH"]
+    return root / "theirs-v0"
+
+
+def test_someone_elses_dataset(minari, tmp_path):
+    """Actions of [0, 4] are brought to [-1, 1]: 0, 1, 4 are -1, -0.5, 1. Nothing is known of a policy."""
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    episodes = [
+        minari.data_collector.EpisodeBuffer(
+            observations=np.arange(8.0).reshape(4, 2) + 10 * e,
+            actions=np.array([[0.0], [1.0], [4.0]]),
+            rewards=[1.0, 2.0, 3.0],
+            terminations=[False, False, e == 0],
+            truncations=[False, False, False],
+        )
+        for e in range(2)
+    ]
+    path = others(minari, tmp_path, box, gym.spaces.Box(0.0, 4.0, (1,), np.float64), episodes)
+    data = fixed_data.open_data(str(path))
+    t = data.transitions
+    np.testing.assert_array_equal(t.observations, [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]])
+    np.testing.assert_array_equal(t.actions, [[-1], [-0.5], [1]] * 2)
+    np.testing.assert_array_equal(t.rewards, [1, 2, 3, 1, 2, 3])
+    np.testing.assert_array_equal(t.terminals, [0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(t.truncations, [0, 0, 0, 0, 0, 1])
+    assert t.simulator_states.shape == (6, 0) and "no simulator states" in data.why_not_judged()
+
+
+def test_spaces_that_are_not_flat_boxes_are_refused(minari, tmp_path):
+    episode = minari.data_collector.EpisodeBuffer(
+        observations=np.zeros((2, 3)), actions=np.array([1]), rewards=[0.0], terminations=[True], truncations=[False]
+    )
+    box = gym.spaces.Box(-1.0, 1.0, (3,), np.float64)
+    path = others(minari, tmp_path, box, gym.spaces.Discrete(3), [episode])
+    with pytest.raises(ConfigError, match="action space is Discrete"):
+        minari_dataset.read(path)
+    unbounded = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    with pytest.raises(ConfigError, match="infinite bounds"):
+        minari_dataset._bounds(path, box, unbounded)
+
+
+def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, capsys, folder, tmp_path):
+    monkeypatch.setitem(sys.modules, "minari", None)
+    assert cli.main(["dataset", "--run", str(folder), "--out", str(tmp_path)]) == cli.BAD_INPUT
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "pip install -e .[minari]" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_trains_first_where_there_is_no_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minari_dataset, "require_minari", lambda: None)
+    trained, written = [], []
+    monkeypatch.setattr(cli, "train_command", lambda words: trained.append(words) or 0)
+    monkeypatch.setattr(cli, "_export", lambda run, out: written.append((run, out)) or 0)
+    words = ["dataset", "--env", "walker2d", "--preset", "smoke", "--out", "there", "--loop.total-env-steps", "3000"]
+    assert cli.main(words) == 0
+    assert trained == [["--env", "walker2d", "--preset", "smoke", "--loop.total-env-steps", "3000"]]
+    assert written == [(Path("runs/walker2d-smoke-seed0"), Path("there"))]
+    assert "is not there: it is trained first, to 3,000" in capsys.readouterr().out
+
+    # A run that has come to its end is not trained again; one that was interrupted ends the command with its code.
+    run = tmp_path / "runs" / "walker2d-smoke-seed0"
+    (run / "checkpoints" / "3000").mkdir(parents=True)
+    config = cli.build_config(*cli._train_parser().parse_known_args(trained[0]), "smoke")
+    (run / "config.json").write_text(configs.to_json(config))
+    assert cli.main(words) == 0 and len(trained) == 1 and len(written) == 2
+    monkeypatch.setattr(cli, "train_command", lambda words: 143)
+    (run / "checkpoints" / "3000").rename(run / "checkpoints" / "2000")
+    assert cli.main(words) == 143 and len(written) == 2
+    assert "go on with" in capsys.readouterr().err
+
+
+def test_a_run_folder_needs_no_other_option(monkeypatch, capsys, folder):
+    monkeypatch.setattr(minari_dataset, "require_minari", lambda: None)
+    assert cli.main(["dataset", "--run", str(folder), "--env", "hopper"]) == cli.BAD_INPUT
+    assert "no other option" in capsys.readouterr().err
+
+
+# --- the official code's arrays --------------------------------------------------------------------------------------
+
+
+def official():
+    """Two episodes of 3 and 2 steps in room for 4; the first terminates, and is padded as the official buffer pads."""
+    observations = np.zeros((2, 4, 2), np.float32)
+    observations[0, :3], observations[1, :2] = [[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10]]
+    observations[0, 3] = [5, 6]
+    terminals = np.zeros((2, 4, 1), np.float32)
+    terminals[0, 2:] = 1
+    return {
+        "path_lengths": np.array([3, 2]),
+        "observations": observations,
+        "actions": np.arange(8, dtype=np.float32).reshape(2, 4, 1),
+        "next_observations": observations,
+        "rewards": 10 * np.arange(8, dtype=np.float32).reshape(2, 4, 1),
+        "terminals": terminals,
+        "sim_states": np.full((2, 4, 1), np.nan, np.float32),
+        "timeouts": np.zeros((2, 4, 1), np.float32),
+    }
+
+
+def test_official_arrays_by_hand(tmp_path):
+    np.savez(tmp_path / "official.npz", **official())
+    data = fixed_data.open_data(str(tmp_path / "official.npz"))
+    t = data.transitions
+    np.testing.assert_array_equal(t.observations, [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
+    np.testing.assert_array_equal(t.actions[:, 0], [0, 1, 2, 4, 5])
+    np.testing.assert_array_equal(t.rewards, [0, 10, 20, 40, 50])
+    np.testing.assert_array_equal(t.terminals, [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(t.truncations, [0, 0, 0, 0, 1])
+    assert t.simulator_states.shape == (5, 0) and data.why_not_judged() is not None
+
+
+def save_as_official(path, arrays, protocol):
+    """What ``np.save(path, arrays)`` of an older numpy wrote: the same header, another pickle protocol."""
+    held = np.array(arrays, dtype=object)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
+        pickle.dump(held, file, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [None, 2, 3, 4])
+def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
+    path, arrays = tmp_path / "step-10-dataset.npy", official()
+    arrays |= {"fortran": np.asfortranarray(arrays["actions"][..., 0]), "big": np.array([1.5, -2], ">f8")}
+    arrays |= {"empty": np.zeros((0, 3), np.float32), "shared": arrays["observations"], "flags": np.array([True])}
+    if protocol is None:
+        np.save(path, arrays)
+    else:
+        save_as_official(path, arrays, protocol)
+    with open(path, "rb") as file:
+        read = pickled_arrays.read(file, list(arrays))
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array, err_msg=name)
+        assert read[name].dtype == array.dtype, name
+    np.savez(tmp_path / "official.npz", **arrays)
+    ours, same = (vars(official_npy.read(p)) for p in (path, tmp_path / "official.npz"))
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], same[name])
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self._path = str(path)
+
+    def __reduce__(self):
+        return (open, (self._path, "w"))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path, proof = tmp_path / "step-10-dataset.npy", tmp_path / "was-here"
+    bad = Malicious(proof)
+    for arrays in (official() | {"bad": bad}, official() | {"bad": np.array([bad])}, official() | {"rewards": bad}):
+        np.save(path, arrays)
+        with pytest.raises(ConfigError, match=r"'(bad|rewards)' is no array.*; allowed: a .npy of the official code"):
+            fixed_data.open_data(str(path))
+    for held in (bad, np.array(bad, dtype=object), [official()], np.zeros(3)):
+        np.save(path, held)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            official_npy.read(path)
+    path.with_suffix(".npz").write_bytes(pickle.dumps(Malicious(proof)))
+    with pytest.raises(ConfigError, match="it holds pickles") as refused:
+        official_npy.read(path.with_suffix(".npz"))
+    assert "unsafely" not in str(refused.value)  # as numpy advises
+    np.savez(path.with_suffix(".npz"), **official() | {"rewards": np.array([Malicious(proof)])})
+    with pytest.raises(ConfigError):
+        official_npy.read(path.with_suffix(".npz"))
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_official_files_are_refused_or_read_in_one_way_or_the_other(tmp_path, suffix):
+    """Cut off: refused. One byte changed: refused, or another number; nothing else ever comes out."""
+    path = tmp_path / f"official{suffix}"
+    if suffix == ".npy":
+        np.save(path, official())
+    else:
+        np.savez_compressed(path, **official())
+    whole = path.read_bytes()
+    for end in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ConfigError, match="cannot be read"):
+            official_npy.read(path)
+    refused = 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert official_npy.read(path).observations.shape[1] >= 1
+        except ConfigError:
+            refused += 1
+    assert refused > len(whole) // 12
+
+
+@pytest.mark.parametrize("deep", ["wide", "long"])
+def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, deep):
+    """{((x, x), (x, x)): ...}, 40 levels of it, and a tuple in a tuple a million times."""
+    twice = pickle.EMPTY_TUPLE + b"".join(
+        pickle.BINPUT + bytes([0]) + pickle.BINGET + bytes([0]) + pickle.TUPLE2 for _ in range(40)
+    )
+    key = twice if deep == "wide" else pickle.EMPTY_TUPLE + pickle.TUPLE1 * 1_000_000
+    held = np.array({}, dtype=object)
+    with open(tmp_path / "official.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
+        file.write(pickle.PROTO + bytes([4]) + pickle.EMPTY_DICT + key + pickle.NONE + pickle.SETITEM + pickle.STOP)
+    with pytest.raises(ConfigError, match="a tuple where a name should be"):
+        official_npy.read(tmp_path / "official.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("path_lengths", np.array([3, 5]), "path_lengths"),
+        ("path_lengths", np.array([3]), "path_lengths"),
+        ("rewards", np.zeros((2, 3, 1)), "rewards have shape"),
+        ("rewards", np.zeros((2, 4, 2)), r"allowed: \[2, 4, 1\]"),
+        ("terminals", np.zeros((2, 4, 0)), r"allowed: \[2, 4, 1\]"),
+        ("observations", np.zeros((2, 10**12, 0)), "observations have shape"),
+        ("observations", np.zeros(3), "observations have shape"),
+        ("observations", np.float32(1), "observations have shape"),
+        ("actions", np.full((2, 4, 1), "left"), "actions are of type <U4"),
+        ("terminals", np.ones((2, 4, 1)), "terminals inside"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, name, value, words):
+    np.savez(tmp_path / "official.npz", **official() | {name: value})
+    with pytest.raises(ConfigError, match=words):
+        official_npy.read(tmp_path / "official.npz")
+    arrays = official()
+    del arrays["rewards"]
+    np.savez(tmp_path / "official.npz", **arrays)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        official_npy.read(tmp_path / "official.npz")

@@ -1,0 +1,216 @@
+"""The three records of a run: valid, in step, and cut back to a checkpoint without a trace."""
+
+import csv
+import errno
+import json
+import os
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, event_files, histogram_of, read_rows
+
+X = "(x: env steps)"
+
+
+def read_events(folder: Path):
+    """What TensorBoard's own reader finds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TensorBoard's vendored packages, at import
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+        return reader.Reload()
+
+
+def steps_and_values(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(e.step, e.value) for e in read_events(folder).Scalars(f"{tag} {X}")]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_row_has_the_numbers_of_its_step(tmp_path):
+    log = MetricsLog(tmp_path)
+    # 0.1 in float32 is 0.100000001490116...: the row keeps every bit of it.
+    log.write(4, {"loss": np.float32(0.1), "count": 3, "on/device": jnp.ones((1,))})
+    (row,) = read_rows(tmp_path)
+    assert row == {"env_steps": 4, "loss": 0.10000000149011612, "count": 3.0, "on/device": 1.0}
+    assert steps_and_values(tmp_path, "loss") == [(4, 0.10000000149011612)]
+
+
+def test_every_chart_says_what_its_x_axis_is(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"a": 1.0}, {"h": np.arange(3.0)})
+    log.write_evaluation(1, {"return": 2.0})
+    tags = read_events(tmp_path).Tags()
+    assert sorted(tags["scalars"]) == [f"a {X}", f"evaluation/return {X}"]
+    assert tags["histograms"] == [f"h {X}"]
+    assert tags["tensors"] == ["x-axis/text_summary"]
+
+
+def test_histogram_by_hand(tmp_path):
+    # Two bins from 0 to 4: [0, 2) holds 0, 1, 1; [2, 4] holds 4. The infinite one is left out.
+    counted = histogram_of(np.array([0.0, 1.0, 1.0, 4.0, np.inf]), bins=2)
+    np.testing.assert_array_equal(counted.edges, [0.0, 2.0, 4.0])
+    np.testing.assert_array_equal(counted.counts, [3, 1])
+
+    log = MetricsLog(tmp_path)
+    log.write(5, {}, {"h": Histogram(np.array([0.0, 2.0, 4.0]), np.array([3, 1]))})
+    assert read_rows(tmp_path) == [{"env_steps": 5, "h": {"edges": [0.0, 2.0, 4.0], "counts": [3, 1]}}]
+    (event,) = read_events(tmp_path).Histograms(f"h {X}")
+    # Limits are upper ones: nothing up to 0, three up to 2, one up to 4. Sum of the middles: 3 * 1 + 1 * 3 = 6.
+    assert list(event.histogram_value.bucket_limit) == [0.0, 2.0, 4.0]
+    assert list(event.histogram_value.bucket) == [0.0, 3.0, 1.0]
+    assert (event.histogram_value.num, event.histogram_value.sum) == (4.0, 6.0)
+
+
+def test_empty_histogram_has_no_chart(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"a": 1.0}, {"h": np.array([np.nan])})
+    assert read_rows(tmp_path)[0]["h"]["counts"] == [0] * 30
+    assert read_events(tmp_path).Tags()["histograms"] == []
+
+
+def test_not_finite_is_null_and_said_once_per_name(tmp_path):
+    said = []
+    log = MetricsLog(tmp_path, say=said.append)
+    log.write(1, {"a": np.nan, "b": 1.0})
+    log.write(2, {"a": np.inf, "b": -np.inf})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert rows == [{"env_steps": 1, "a": None, "b": 1.0}, {"env_steps": 2, "a": None, "b": None}]
+    assert said == [
+        "warning: a is nan at environment step 1; written as null",
+        "warning: b is -inf at environment step 2; written as null",
+    ]
+
+
+def test_eval_csv_has_one_header_over_restarts(tmp_path):
+    for step in (10, 20):
+        log = MetricsLog(tmp_path)
+        log.write_evaluation(step, {"return": step / 3, "distance": -1.0})
+        log.close()
+    with open(tmp_path / "eval.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["env_steps", "return", "distance"],
+        ["10", repr(10 / 3), "-1.0"],
+        ["20", repr(20 / 3), "-1.0"],
+    ]
+    with pytest.raises(ValueError, match="columns"):
+        MetricsLog(tmp_path).write_evaluation(30, {"return": 1.0})
+
+
+def test_steps_never_go_back(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(5, {"a": 1.0})
+    with pytest.raises(ValueError, match="step 4 after those of step 5"):
+        log.write(4, {"a": 1.0})
+
+
+def a_log_of(tmp_path: Path, steps: range) -> None:
+    log = MetricsLog(tmp_path)
+    for step in steps:
+        log.write(step, {"loss": 100.0 + step}, {"h": np.arange(4.0)})
+        if step % 20 == 0:
+            log.write_evaluation(step, {"return": float(step)})
+    log.close()
+
+
+def test_truncate_leaves_no_later_step_anywhere(tmp_path):
+    a_log_of(tmp_path, range(10, 101, 10))
+    MetricsLog(tmp_path).truncate(40)
+    assert [r["env_steps"] for r in read_rows(tmp_path)] == [10, 20, 30, 40]
+    assert (tmp_path / "eval.csv").read_text() == "env_steps,return\n20,20.0\n40,40.0\n"
+    assert steps_and_values(tmp_path, "loss") == [(10, 110.0), (20, 120.0), (30, 130.0), (40, 140.0)]
+    events = read_events(tmp_path)
+    assert [e.step for e in events.Histograms(f"h {X}")] == [10, 20, 30, 40]
+    assert [e.step for e in events.Scalars(f"evaluation/return {X}")] == [20, 40]
+
+
+def test_truncated_files_equal_those_of_the_run_that_stopped_there(tmp_path):
+    a_log_of(tmp_path / "long", range(10, 101, 10))
+    MetricsLog(tmp_path / "long").truncate(60)
+    a_log_of(tmp_path / "short", range(10, 61, 10))
+    for name in ("metrics.jsonl", "eval.csv"):
+        assert (tmp_path / "long" / name).read_bytes() == (tmp_path / "short" / name).read_bytes()
+    assert steps_and_values(tmp_path / "long", "loss") == steps_and_values(tmp_path / "short", "loss")
+
+
+def test_going_on_twice(tmp_path):
+    """Two restarts, the second behind the first: every file of events is cut, each step is there once."""
+    for start, back in ((10, None), (50, 40), (30, 20)):
+        log = MetricsLog(tmp_path)
+        if back is not None:
+            log.truncate(back)
+        for step in range(start, 81, 10):
+            log.write(step, {"loss": float(start + step)})
+        log.close()
+    expected = [(10, 20.0), (20, 30.0)] + [(s, 30.0 + s) for s in range(30, 81, 10)]
+    assert steps_and_values(tmp_path, "loss") == expected
+    assert [(r["env_steps"], r["loss"]) for r in read_rows(tmp_path)] == expected
+    assert len(event_files(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("missing", [1, 5, 11])
+def test_what_a_killed_write_left_is_cut(tmp_path, missing):
+    a_log_of(tmp_path, range(20, 61, 20))
+    whole = snapshot(tmp_path)
+    log = MetricsLog(tmp_path)
+    log.write(80, {"loss": 1.0})
+    log.write_evaluation(80, {"return": 1234567.0})
+    log.close()
+    for path in (tmp_path / "metrics.jsonl", tmp_path / "eval.csv", *event_files(tmp_path)[1:]):
+        os.truncate(path, path.stat().st_size - missing)
+    assert [r["env_steps"] for r in read_rows(tmp_path)] == [20, 40, 60]
+    MetricsLog(tmp_path).truncate(80)  # even to a step that the broken rows belong to
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in ("metrics.jsonl", "eval.csv")} == {
+        name: whole[name] for name in ("metrics.jsonl", "eval.csv")
+    }
+    assert steps_and_values(tmp_path, "loss")[:3] == [(20, 120.0), (40, 140.0), (60, 160.0)]
+
+
+def test_truncate_to_before_the_first_row_and_of_nothing(tmp_path):
+    MetricsLog(tmp_path / "empty").truncate(10)
+    a_log_of(tmp_path / "run", range(20, 61, 20))
+    MetricsLog(tmp_path / "run").truncate(0)
+    assert read_rows(tmp_path / "run") == []
+    assert (tmp_path / "run" / "eval.csv").read_text() == "env_steps,return\n"
+    assert read_events(tmp_path / "run").Tags()["scalars"] == []
+
+
+def test_full_disk_appends_nothing(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"a": 1.0})
+    before, write = snapshot(tmp_path), os.write
+
+    def half(handle, content):
+        """The disk takes the first five bytes."""
+        if len(content) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(handle, bytes(content[: len(content) - 5]))
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(ConfigError, match="metrics.jsonl cannot be written: the disk is full"):
+        log.write(2, {"a": 2.0})
+    assert snapshot(tmp_path) == before
+
+
+def test_a_long_run_stays_small(tmp_path):
+    """A million steps at the paper's interval make 1,000 rows; 60 numbers and a histogram each: below 50 MB."""
+    log = MetricsLog(tmp_path)
+    rng = np.random.default_rng(0)
+    log.write(1, {f"group/some_long_name_{i}": rng.standard_normal() for i in range(60)}, {"h": rng.random(1000)})
+    assert 1_000 * (tmp_path / "metrics.jsonl").stat().st_size < 10e6
+
+
+def test_no_rows_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="metrics.jsonl does not exist"):
+        read_rows(tmp_path)

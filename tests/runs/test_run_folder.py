@@ -1,0 +1,186 @@
+"""What a run folder writes, accepts and refuses."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from polygrad_jax import config as c
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import run_folder as rf
+from polygrad_jax.runs.run_folder import RunFolder, differing_fields, write_text_atomically
+
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "packages": {"jax": "0.10.2", "mujoco": "4.0.0"},
+    "device": "cpu: cpu",
+    "cores": 2,
+    "machine": "Linux x86_64",
+    "xla_flags": "",
+    "git_revision": "abc",
+    "command": "polygrad train",
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def a_run(tmp_path: Path) -> tuple[RunFolder, c.Config]:
+    folder, config = RunFolder(tmp_path / "run"), c.smoke("hopper")
+    assert folder.check(config, ENVIRONMENT) == []
+    folder.record(config, ENVIRONMENT)
+    return folder, config
+
+
+def test_new_folder_holds_config_and_environment(tmp_path):
+    folder, config = a_run(tmp_path)
+    assert sorted(contents(folder.path)) == ["config.json", "environment.json"]
+    assert c.from_dict(folder.saved_config()) == config
+    assert folder.saved_environment() == ENVIRONMENT | {"earlier": []}
+    assert folder.holds_a_run()
+
+
+def test_check_writes_nothing(tmp_path):
+    RunFolder(tmp_path / "run").check(c.smoke("hopper"), ENVIRONMENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_field_but_the_listed_ones_conflicts():
+    names = {name for name, _ in c.flatten(c.paper("hopper"))}
+    assert set(rf.MAY_DIFFER_ON_RESUME) <= names
+    for name in sorted(names):
+        saved, current = ({"x": 1}, {"x": 1})
+        for tree, value in ((saved, 1), (current, 2)):
+            *inner, last = name.split(".")
+            for key in inner:
+                tree = tree.setdefault(key, {})
+            tree[last] = value
+        assert differing_fields(saved, current) == ([] if name in rf.MAY_DIFFER_ON_RESUME else [name])
+
+
+def test_a_field_of_one_side_only_conflicts():
+    assert differing_fields({"a": {"b": 1}}, {"a": {}}) == ["a.b"]
+    assert differing_fields({}, {"a": {"b": None}}) == ["a.b"]
+
+
+def test_another_config_is_refused_naming_the_fields_and_writing_nothing(tmp_path):
+    folder, config = a_run(tmp_path)
+    before = contents(folder.path)
+    other = replace(config, seed=3, a2c=replace(config.a2c, gamma=0.5))
+    with pytest.raises(ConfigError, match=r"a2c\.gamma \(0\.99, now 0\.5\), seed \(0, now 3\); allowed") as error:
+        folder.check(other, ENVIRONMENT)
+    assert "\n" not in str(error.value)
+    assert contents(folder.path) == before
+
+
+def test_a_run_of_an_older_version_goes_on_with_what_that_did(tmp_path):
+    """Its config lacks the fields that have come since: their defaults are no conflict, other values are one."""
+    folder, config = a_run(tmp_path)
+    saved = folder.saved_config()
+    del saved["denoiser"]["shown_actions"]
+    (folder.path / "config.json").write_text(json.dumps(saved))
+    assert folder.check(config, ENVIRONMENT) == []
+    other = replace(config, denoiser=replace(config.denoiser, shown_actions="executed"))
+    with pytest.raises(ConfigError, match=r"denoiser\.shown_actions \(sampled, now executed\); allowed"):
+        folder.check(other, ENVIRONMENT)
+    (folder.path / "config.json").write_text(json.dumps(saved | {"denoiser": 3}))
+    with pytest.raises(ConfigError, match="3 in place of DenoiserConfig; allowed"):
+        folder.check(config, ENVIRONMENT)
+
+
+def test_a_longer_run_goes_on_and_is_recorded(tmp_path):
+    folder, config = a_run(tmp_path)
+    longer = replace(config, loop=replace(config.loop, total_env_steps=9_000, log_every_env_steps=7))
+    assert folder.check(longer, ENVIRONMENT) == []
+    folder.record(longer, ENVIRONMENT)
+    assert folder.saved_config()["loop"]["total_env_steps"] == 9_000
+
+
+def test_another_machine_is_a_warning_and_the_earlier_one_is_kept(tmp_path):
+    folder, config = a_run(tmp_path)
+    now = ENVIRONMENT | {"cores": 8, "packages": {"jax": "0.11.2", "mujoco": "4.0.0"}, "git_revision": "def"}
+    (line,) = folder.check(config, now)
+    assert "cores: 2 -> 8; packages.jax: 0.10.2 -> 0.11.2" in line and "git" not in line and "\n" not in line
+    folder.record(config, now)
+    assert folder.saved_environment() == now | {"earlier": [ENVIRONMENT]}
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "metrics.jsonl", "environment.json"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"has no config.json but holds {name}; allowed"):
+        RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_two_runs_cannot_train_in_one_folder(tmp_path):
+    folder, config = a_run(tmp_path)
+    first = folder.lock()
+    with pytest.raises(ConfigError, match="being trained in by another process"):
+        RunFolder(folder.path).lock()
+    first.close()
+    RunFolder(folder.path).lock().close()
+    assert folder.check(config, ENVIRONMENT) == []
+
+
+def test_a_lock_alone_is_no_hindrance(tmp_path):
+    RunFolder(tmp_path).lock().close()
+    assert RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT) == []
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ConfigError, match="run is a file"):
+        RunFolder(tmp_path / "run").check(c.smoke("hopper"), ENVIRONMENT)
+
+
+def test_what_a_killed_start_leaves_is_no_hindrance(tmp_path):
+    (tmp_path / ".config.json.abc.tmp").write_text('{"pre')
+    assert RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT) == []
+
+
+@pytest.mark.parametrize("content", ['{"preset": ', "[]", ""])
+def test_an_unreadable_config_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="config.json") as error:
+        RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "os.replace"])
+def test_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch, broken):
+    path = tmp_path / "x.json"
+    write_text_atomically(path, "before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(broken, full)
+    with pytest.raises(ConfigError, match="x.json cannot be written: the disk is full; allowed") as error:
+        write_text_atomically(path, "after")
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path) == {"x.json": b"before"}
+
+
+def test_other_errors_pass_through(tmp_path):
+    with pytest.raises(ZeroDivisionError), rf.one_line_on_disk_trouble(tmp_path):
+        1 / 0  # noqa: B018
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    write_text_atomically(tmp_path / "a", "x")
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_environment_says_what_bit_exactness_needs():
+    found = rf.describe_environment(["polygrad", "train", "--run", "a b"])
+    assert set(rf.NEEDED_FOR_BIT_EXACTNESS) <= set(found)
+    assert all(found["packages"].values())
+    assert found["cores"] == len(os.sched_getaffinity(0))
+    assert found["command"] == "polygrad train --run 'a b'"
+    assert json.loads(json.dumps(found)) == found
