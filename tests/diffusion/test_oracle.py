@@ -9,11 +9,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import linear_gaussian as oracle
+from experiments.harness import linear_gaussian as oracle
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from linear_gaussian import Problem
+from experiments.harness.linear_gaussian import Problem
 
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.diffusion import sampler as samplers

@@ -2,10 +2,10 @@
 
 import csv
 
-import action_distribution
+from experiments.guidance import action_distribution
 import numpy as np
 import pytest
-from action_distribution import BINS, EDGES, SIGMAS, counts_of, density, draw_all, falling
+from experiments.guidance.action_distribution import BINS, EDGES, SIGMAS, counts_of, density, draw_all, falling
 
 
 def test_the_std_falls_on_one_line_and_stops_at_each_figure():

@@ -3,7 +3,7 @@
 import csv
 from dataclasses import replace
 
-import gradient_study as study
+from experiments.guidance import gradient_study as study
 import numpy as np
 
 from polygrad_jax.config import cpu, validate

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import guidance_error
+from experiments.guidance import guidance_error
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import linear_gaussian as world
+from experiments.harness import linear_gaussian as world
 import numpy as np
-import oracle_study as study
+from experiments.guidance import oracle_study as study
 import pytest
 
 from polygrad_jax.diffusion.schedule import coefficients

@@ -3,19 +3,19 @@
 import dataclasses
 import json
 
-import computation_time
-import error_table
+from experiments.world_models import computation_time
+from experiments.world_models import error_table
 import jax
-import learning_rates
+from experiments.world_models import learning_rates
 import numpy as np
-import paired
-import partial_observation
-import prediction_error
+from experiments.harness import statistics as paired
+from experiments.world_models import partial_observation
+from experiments.world_models import prediction_error
 import pytest
-import small_data
-import sweep
-import training_curves
-from prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
+from experiments.world_models import small_data
+from experiments.harness import grid as sweep
+from experiments.world_models import training_curves
+from experiments.world_models.prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError, EnvSpec

@@ -6,8 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import seeds
-import sweep
+from experiments.learning import seeds
+from experiments.harness import grid as sweep
 
 ENVIRONMENT = {"device": "cpu: cpu", "processor": "x", "cores": 1, "packages": {"jax": "0.10.2"}, "git_revision": "abc"}
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import sweep
+from experiments.harness import grid as sweep
 
 EXPERIMENTS = Path(sweep.__file__).parent
 WRITES = "import json, sys; open(sys.argv[1], 'w').write(json.dumps({rows}))"

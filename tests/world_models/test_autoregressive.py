@@ -5,7 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import linear_gaussian as oracle
+from experiments.harness import linear_gaussian as oracle
 import numpy as np
 import pytest
 

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sweep
+from experiments.harness import grid as sweep
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec

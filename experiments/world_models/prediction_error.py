@@ -42,7 +42,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sweep
+from experiments.harness import grid as sweep
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
@@ -54,7 +54,7 @@ from polygrad_jax.envs import tasks as registry
 from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.agents import a2c
 from polygrad_jax.training.fitting import FixedData, Schedule, Training, open_data, open_trained
-from polygrad_jax.training.gradient_error import absorbing
+from experiments.harness.gradient_error import absorbing
 from polygrad_jax.training.loop import NonFiniteError
 from polygrad_jax.analysis.action_spread import before_ends, mean_where, squared_errors, staying_still
 from polygrad_jax.runs.run_folder import write_text_atomically

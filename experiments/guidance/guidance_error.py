@@ -47,8 +47,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sweep
-from denoiser_settings import drawn_rows, episodes_of
+from experiments.harness import grid as sweep
+from experiments.archive.denoiser_settings import drawn_rows, episodes_of
 
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override

@@ -33,8 +33,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sweep
-from guidance_error import DELTA_LR, NUM_STEPS, Fitted, fit, make_run, settled, with_std
+from experiments.harness import grid as sweep
+from experiments.guidance.guidance_error import DELTA_LR, NUM_STEPS, Fitted, fit, make_run, settled, with_std
 
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import paired
-import sweep
+from experiments.harness import statistics as paired
+from experiments.harness import grid as sweep
 
 Row = dict[str, str]
 TABLE_OF, LINE_OF = ("env", "horizon", "transitions", "preset"), ("model", "variant", "fields")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paired
-import sweep
-from prediction_error import COLOURS, EXECUTED, MODELS, Study, main
+from experiments.harness import statistics as paired
+from experiments.harness import grid as sweep
+from experiments.world_models.prediction_error import COLOURS, EXECUTED, MODELS, Study, main
 
 OTHER = "autoregressive diffusion"
 COMPARED = ("PolyGRAD MLP", OTHER, "ensemble")

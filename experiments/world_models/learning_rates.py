@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import sweep
-from prediction_error import COLOURS, MODELS, RULES, Study, main
+from experiments.harness import grid as sweep
+from experiments.world_models.prediction_error import COLOURS, MODELS, RULES, Study, main
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 STEP = 9

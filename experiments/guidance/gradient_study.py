@@ -30,17 +30,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sweep
-from denoiser_settings import begun_rows
-from guidance_error import COLOURS, DELTA_LR, NUM_STEPS, ROUNDS, SETTLING_ACTIONS, TRIED, Tried, fit
+from experiments.harness import grid as sweep
+from experiments.archive.denoiser_settings import begun_rows
+from experiments.guidance.guidance_error import COLOURS, DELTA_LR, NUM_STEPS, ROUNDS, SETTLING_ACTIONS, TRIED, Tried, fit
 
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config
 from polygrad_jax.diffusion.guidance import RULES
-from polygrad_jax.training import gradient_error
+from experiments.harness import gradient_error
 from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, require_raw_policy
-from polygrad_jax.training.gradient_error import Learning, absorbing, cosine
+from experiments.harness.gradient_error import Learning, absorbing, cosine
 from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Normaliser, Segment
 from polygrad_jax.data import recordings as fitting

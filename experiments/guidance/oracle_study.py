@@ -34,10 +34,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import linear_gaussian as world
+from experiments.harness import linear_gaussian as world
 import numpy as np
-import sweep
-from linear_gaussian import LinearPolicy, Problem, System
+from experiments.harness import grid as sweep
+from experiments.harness.linear_gaussian import LinearPolicy, Problem, System
 
 from polygrad_jax.noise_levels import spaced_steps
 from polygrad_jax.runs.run_folder import write_text_atomically

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sweep
-from prediction_error import COLOURS
+from experiments.harness import grid as sweep
+from experiments.world_models.prediction_error import COLOURS
 
 NAMES = {
     ("polygrad", "mlp"): "PolyGRAD MLP",

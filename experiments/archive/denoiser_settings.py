@@ -29,13 +29,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import sweep
+from experiments.harness import grid as sweep
 
 from polygrad_jax import config as configs
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.envs.mujoco_state import replay_actions
-from polygrad_jax.training import gradient_error
+from experiments.harness import gradient_error
 from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, untrained_state
 from polygrad_jax.analysis.action_spread import squared_errors, staying_still
 from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically

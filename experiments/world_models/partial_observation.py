@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import paired
-import prediction_error
-import sweep
-from prediction_error import Study, draw, main
+from experiments.harness import statistics as paired
+from experiments.world_models import prediction_error
+from experiments.harness import grid as sweep
+from experiments.world_models.prediction_error import Study, draw, main
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.envs import tasks as registry
