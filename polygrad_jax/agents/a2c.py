@@ -16,17 +16,30 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from polygrad_jax.config import A2CConfig, EnvSpec
-from polygrad_jax.networks.actor_critic import Actor, Critic
 from polygrad_jax.agents import gaussian
 from polygrad_jax.agents.gae import gae
 from polygrad_jax.agents.line_search import search
-from polygrad_jax.types import Array, Metrics, Params, PolicyApply, Segment
+from polygrad_jax.config import A2CConfig, Config, EnvSpec
+from polygrad_jax.networks.actor_critic import Actor, Critic
+from polygrad_jax.types import (
+    Agent,
+    Array,
+    Experience,
+    Memory,
+    Metrics,
+    Normaliser,
+    Params,
+    Policy,
+    PolicyApply,
+    Segment,
+    WorldModel,
+)
 
 ValueApply = Callable[[Params, Array], Array]
 """``(params, raw_obs [..., O]) -> value [...]``."""
 
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+_LOG_LR_STEP = 3e-4  # AdamW's learning rate on the logarithm of the actor's learning rate (official code)
 _LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default of AdamW, which the official code leaves
 
 
@@ -47,6 +60,43 @@ class A2CState:
 def evaluated_actor(state: A2CState) -> Params:
     """The policy that evaluations and finished runs show: the average where there is one."""
     return state.actor if state.averaged_actor is None else state.averaged_actor
+
+
+def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
+    """A2C behind the protocol of :class:`Agent`: it learns from imagined observations, whatever imagines them."""
+    policy_apply = make_policy_apply(spec, config.a2c, config.precision)
+    acting_apply = make_policy_apply(spec, config.a2c, "float32")
+
+    def imagine(
+        state: A2CState, model_state: Any, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        return world_model.imagine(model_state, policy(state), context, normaliser, key)
+
+    def learn(state: A2CState, model_state: Any, experience: Experience, key: Array) -> tuple[A2CState, Metrics]:
+        del model_state, key
+        # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
+        target = target_change_at(config.a2c, experience.progress)
+        return update(state, lax.stop_gradient(experience.imagined), config.a2c, spec, target_change=target)
+
+    def policy(state: A2CState) -> Policy:
+        return Policy(state.actor, policy_apply)
+
+    def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
+        del memory, key
+        return *acting_apply(params, raw_obs), None
+
+    return Agent(
+        init=lambda key: init(key, spec, config.a2c),
+        imagine=imagine,
+        update=learn,
+        policy=policy,
+        evaluated_policy=lambda state: Policy(evaluated_actor(state), policy_apply),
+        acting=lambda state, model_state: state.actor,
+        evaluated=lambda state, model_state: evaluated_actor(state),
+        decide=decide,
+        remember=lambda memory, actions: None,
+        trajectories=config.a2c.trajectories,
+    )
 
 
 def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> A2CState:
@@ -105,7 +155,7 @@ def update(
     values = value_apply(target_critic, segment.observations)
     advantages, targets = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
     weights = reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
-    scaled = standardise(advantages) if config.normalise_advantages else advantages
+    scaled = standardise(advantages)
 
     critic, critic_adam, critic_metrics = _update_critic(state, value_apply, raw_obs, targets, weights, config)
     actor, actor_adam, first_change, actor_metrics = _update_actor(
@@ -114,9 +164,7 @@ def update(
     log_actor_lr, log_actor_lr_adam = _adapt_learning_rate(state, first_change, config, target)
 
     metrics = critic_metrics | actor_metrics
-    metrics["policy/advantage_std"] = jnp.std(advantages, ddof=1)
-    metrics["imagined/reward_mean"] = jnp.mean(segment.rewards)
-    metrics["imagined/terminal_rate"] = jnp.mean(jnp.any(segment.terminals > 0.5, axis=1).astype(jnp.float32))
+    metrics["agent/advantage_std"] = jnp.std(advantages, ddof=1)
     new_state = A2CState(
         actor=actor,
         critic=critic,
@@ -235,11 +283,11 @@ def _update_critic(
     (critic, adam), history = lax.scan(step, start, None, length=config.critic_updates)
     loss, values, norm = jax.tree.map(lambda x: x[0], history)
     metrics = {
-        "loss/critic": loss,
-        "gradients/critic_norm": norm,
-        "critic/explained_variance": _explained_variance(targets, values, weights),
-        "policy/value_first": jnp.mean(values[:, 0]),
-        "policy/value_mean": jnp.mean(values),
+        "agent/critic_loss": loss,
+        "agent/critic_gradient_norm": norm,
+        "agent/explained_variance": _explained_variance(targets, values, weights),
+        "agent/value_first": jnp.mean(values[:, 0]),
+        "agent/value_mean": jnp.mean(values),
     }
     return critic, adam, metrics
 
@@ -275,16 +323,16 @@ def _update_actor(
     found = search(change_at, jnp.exp(state.log_actor_lr), config, target_change)
     standardised = (actions - mean) / std
     metrics = {
-        "loss/actor": loss,
-        "gradients/actor_norm": norm,
-        "policy/entropy": jnp.mean(gaussian.entropy(std)),
-        "policy/std": jnp.mean(std),
-        "policy/change_first": found.first_change,
-        "policy/change_final": found.change,
-        "policy/search_steps": found.retries + 1,
-        "policy/learning_rate": found.learning_rate,
-        "policy/standardised_action_mean": jnp.mean(standardised),
-        "policy/standardised_action_std": jnp.mean(jnp.std(standardised, axis=(0, 1), ddof=1)),
+        "agent/actor_loss": loss,
+        "agent/actor_gradient_norm": norm,
+        "agent/entropy": jnp.mean(gaussian.entropy(std)),
+        "agent/std": jnp.mean(std),
+        "agent/change_first": found.first_change,
+        "agent/change_final": found.change,
+        "agent/search_steps": found.retries + 1,
+        "agent/learning_rate": found.learning_rate,
+        "agent/standardised_action_mean": jnp.mean(standardised),
+        "agent/standardised_action_std": jnp.mean(jnp.std(standardised, axis=(0, 1), ddof=1)),
     }
     return step_to(found.learning_rate), adam, found.first_change, metrics
 
@@ -294,7 +342,7 @@ def _adapt_learning_rate(
 ) -> tuple[Array, Any]:
     """One AdamW step on the log learning rate, down where the first step tried went too far; at most the maximum."""
     direction, adam = adam_direction(first_change - target_change, state.log_actor_lr_adam)
-    log_lr = adamw_step(state.log_actor_lr, direction, config.log_lr_step, _LOG_LR_WEIGHT_DECAY)
+    log_lr = adamw_step(state.log_actor_lr, direction, _LOG_LR_STEP, _LOG_LR_WEIGHT_DECAY)
     return jnp.minimum(log_lr, jnp.log(jnp.float32(config.max_actor_lr))), adam
 
 

@@ -17,12 +17,30 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from polygrad_jax.config import LatentPolicyConfig
+from polygrad_jax.agents import gaussian
+from polygrad_jax.config import Config, ConfigError, DreamerAgentConfig, EnvSpec
 from polygrad_jax.networks.latent_actor_critic import LatentActor
 from polygrad_jax.networks.silu_mlp import SiluHead
-from polygrad_jax.networks.symlog import two_hot, two_hot_mean
-from polygrad_jax.agents import gaussian
-from polygrad_jax.types import Array, Metrics, Params
+from polygrad_jax.networks.symlog import BINS, two_hot, two_hot_mean
+from polygrad_jax.types import Agent, Array, Experience, Memory, Metrics, Normaliser, Params, Segment, WorldModel
+
+RETURN_LAMBDA = 0.95
+"""Lambda of the returns (published, as all constants here)."""
+MIN_STD, MAX_STD = 0.1, 1.0
+"""Standard deviations of the policy, raw action units."""
+ADAM_EPS = 1e-5
+GRADIENT_CLIP = 100.0
+"""Largest gradient norm of actor and critic, separately."""
+SLOW_CRITIC_RATE = 0.02
+"""How fast the averaged critic follows."""
+SLOW_CRITIC_WEIGHT = 1.0
+"""Weight of the critic's loss towards its average."""
+LOW_PERCENTILE, HIGH_PERCENTILE = 5.0, 95.0
+"""Returns are scaled by the distance of these percentiles, averaged over updates."""
+RETURN_DECAY = 0.99
+"""Decay of the averaged percentiles."""
+LEAST_SCALE = 1.0
+"""Returns are never divided by less."""
 
 ImagineStep = Callable[[Any, Array, Array], tuple[Any, Array, Array]]
 """``(latents [B], actions [B, A], key) -> (next latents [B], rewards [B] raw, continues [B])``; actions as sampled."""
@@ -54,27 +72,81 @@ class Imagined:
     continues: Array  # [T, B] 0 or 1: that step did not end the episode
 
 
+def make_dreamer_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
+    """Dreamer-v3's actor-critic behind the protocol of :class:`Agent`: it learns and acts in latent states.
+
+    Raises:
+      ConfigError: the world model has no latent states.
+    """
+    latent, settings = world_model.latent, config.dreamer_agent
+    if latent is None:
+        raise ConfigError(f"agent is dreamer with world_model {config.world_model}; allowed: world_model dreamer")
+    choose_action = make_policy(spec.action_size, settings, config.precision)
+
+    def imagine_segment(
+        state: LatentPolicyState, model_state: Any, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        def choose(seen: Any, raw_obs: Array) -> tuple[Array, Array]:
+            return choose_action(state.actor, latent.features(seen))
+
+        return latent.imagine(latent.params_of(model_state), choose, context, key), {}
+
+    def learn(
+        state: LatentPolicyState, model_state: Any, experience: Experience, key: Array
+    ) -> tuple[LatentPolicyState, Metrics]:
+        # DEVIATION: windows of its own draw; the published agent imagines from those that its model just learnt from.
+        params = latent.params_of(model_state)
+        observe_key, imagine_key = jax.random.split(key)
+        latents, real = latent.observe(params, experience.windows, observe_key)
+        starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latents)
+        step = functools.partial(latent.step, params)
+        given = (starts, real.reshape(-1), step, latent.features, settings, spec.action_size, imagine_key)
+        return update(state, *given, config.precision)
+
+    def acting(state: LatentPolicyState, model_state: Any) -> Params:
+        return {"actor": state.actor, "model": latent.params_of(model_state)}
+
+    def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
+        before = None if memory is None else (latent.unpack(memory), memory["action"])
+        seen = latent.see(params["model"], before, raw_obs, key)
+        return *choose_action(params["actor"], latent.features(seen)), latent.pack(seen)
+
+    return Agent(
+        init=lambda key: init(key, latent.feature_size, spec.action_size, settings),
+        imagine=imagine_segment,
+        update=learn,
+        policy=lambda state: None,
+        evaluated_policy=lambda state: None,
+        acting=acting,
+        evaluated=acting,
+        decide=decide,
+        remember=lambda memory, actions: memory | {"action": actions},
+        trajectories=0,
+        windows=(config.dreamer.batch_size, config.dreamer.window),
+    )
+
+
 @functools.lru_cache
-def make_policy(action_size: int, config: LatentPolicyConfig, precision: str = "float32"):
+def make_policy(action_size: int, config: DreamerAgentConfig, precision: str = "float32"):
     """``(state.actor, features [..., F]) -> (mean [..., A], std [..., A])``; equal arguments give the same object."""
-    actor = LatentActor(action_size, config.layers, config.units, config.min_std, config.max_std, precision)
+    actor = LatentActor(action_size, config.layers, config.units, MIN_STD, MAX_STD, precision)
     return lambda params, read: actor.apply({"params": params}, read)
 
 
 @functools.lru_cache
-def make_critic(config: LatentPolicyConfig, precision: str = "float32"):
+def make_critic(config: DreamerAgentConfig, precision: str = "float32"):
     """``(state.critic, features [..., F]) -> logits [..., bins]`` of a two-hot value; see ``two_hot_mean``."""
     critic = _critic(config, precision)
     return lambda params, read: critic.apply({"params": params}, read)
 
 
 def init(
-    key: Array, feature_size: int, action_size: int, config: LatentPolicyConfig, precision: str = "float32"
+    key: Array, feature_size: int, action_size: int, config: DreamerAgentConfig, precision: str = "float32"
 ) -> LatentPolicyState:
     """The state before the first update: the critic says 0 everywhere, and its average is itself."""
     actor_key, critic_key = jax.random.split(key)
     read = jnp.zeros((1, feature_size))
-    module = LatentActor(action_size, config.layers, config.units, config.min_std, config.max_std, precision)
+    module = LatentActor(action_size, config.layers, config.units, MIN_STD, MAX_STD, precision)
     actor = module.init(actor_key, read)["params"]
     critic = _critic(config, precision).init(critic_key, read)["params"]
     optimiser = _optimiser(config)
@@ -95,7 +167,7 @@ def update(
     real: Array,
     imagine_step: ImagineStep,
     features: Features,
-    config: LatentPolicyConfig,
+    config: DreamerAgentConfig,
     action_size: int,
     key: Array,
     precision: str = "float32",
@@ -113,11 +185,11 @@ def update(
         imagined = imagine(policy, acting, starts, imagine_step, features, config.horizon, key)
         values = two_hot_mean(critic(state.critic, imagined.features))
         returns = lambda_returns(
-            imagined.rewards, values, imagined.continues, config.gamma, config.return_lambda
+            imagined.rewards, values, imagined.continues, config.gamma, RETURN_LAMBDA
         )
         weights = step_weights(real, imagined.continues, config.gamma)
         low, high = average_percentiles(state, returns, real, config)
-        advantages = (returns - values[:-1]) / jnp.maximum(high - low, config.least_scale)
+        advantages = (returns - values[:-1]) / jnp.maximum(high - low, LEAST_SCALE)
 
         imagined_only = lax.stop_gradient(imagined)
         mean, std = policy(actor, imagined_only.features[:-1])
@@ -139,18 +211,18 @@ def update(
     value, gradients = jax.value_and_grad(loss_of_critic)(state.critic)
     new_critic, critic_optimiser, critic_norm = _step(gradients, state.critic, state.critic_optimiser, config)
     metrics = {
-        "loss/latent_actor": loss,
-        "loss/latent_critic": value,
-        "gradients/latent_actor_norm": actor_norm,
-        "gradients/latent_critic_norm": critic_norm,
-        "latent_policy/entropy": entropy,
-        "latent_policy/return_mean": weighted_mean(returns, jnp.broadcast_to(real[None], returns.shape), real),
-        "latent_policy/return_scale": jnp.maximum(high - low, config.least_scale),
+        "agent/actor_loss": loss,
+        "agent/critic_loss": value,
+        "agent/actor_gradient_norm": actor_norm,
+        "agent/critic_gradient_norm": critic_norm,
+        "agent/entropy": entropy,
+        "agent/return_mean": weighted_mean(returns, jnp.broadcast_to(real[None], returns.shape), real),
+        "agent/return_scale": jnp.maximum(high - low, LEAST_SCALE),
     }
     return LatentPolicyState(
         actor=actor,
         critic=new_critic,
-        slow_critic=follow(state.slow_critic, new_critic, config.slow_critic_rate),
+        slow_critic=follow(state.slow_critic, new_critic, SLOW_CRITIC_RATE),
         actor_optimiser=actor_optimiser,
         critic_optimiser=critic_optimiser,
         low_return=low,
@@ -218,7 +290,7 @@ def percentile(x: Array, counts: Array, percent: float) -> Array:
 
 
 def average_percentiles(
-    state: LatentPolicyState, returns: Array, real: Array, config: LatentPolicyConfig
+    state: LatentPolicyState, returns: Array, real: Array, config: DreamerAgentConfig
 ) -> tuple[Array, Array]:
     """The averages of the low and high percentile after ``returns [T, B]``; they start at 0, uncorrected."""
     returns = lax.stop_gradient(returns)
@@ -226,10 +298,10 @@ def average_percentiles(
 
     def follow_percentile(average: Array, percent: float) -> Array:
         new = percentile(returns.reshape(-1), counts, percent)
-        return config.return_decay * average + (1.0 - config.return_decay) * new
+        return RETURN_DECAY * average + (1.0 - RETURN_DECAY) * new
 
-    low = follow_percentile(state.low_return, config.low_percentile)
-    return low, follow_percentile(state.high_return, config.high_percentile)
+    low = follow_percentile(state.low_return, LOW_PERCENTILE)
+    return low, follow_percentile(state.high_return, HIGH_PERCENTILE)
 
 
 def critic_loss(
@@ -240,12 +312,12 @@ def critic_loss(
     returns: Array,
     weights: Array,
     real: Array,
-    config: LatentPolicyConfig,
+    config: DreamerAgentConfig,
 ) -> Array:
     """Cross-entropy towards the two-hot ``returns [T, B]`` and towards what the averaged critic says."""
     log_probs = jax.nn.log_softmax(critic(params, read))
     slow = two_hot_mean(critic(slow_params, read))
-    target = two_hot(returns, config.bins) + config.slow_critic_weight * two_hot(slow, config.bins)
+    target = two_hot(returns, BINS) + SLOW_CRITIC_WEIGHT * two_hot(slow, BINS)
     return weighted_mean(-jnp.sum(lax.stop_gradient(target) * log_probs, axis=-1), weights, real)
 
 
@@ -254,16 +326,16 @@ def follow(slow: Params, params: Params, rate: float) -> Params:
     return jax.tree.map(lambda s, p: s + rate * (p - s), slow, params)
 
 
-def _critic(config: LatentPolicyConfig, precision: str) -> SiluHead:
-    return SiluHead(config.bins, config.layers, config.units, zero=True, precision=precision)
+def _critic(config: DreamerAgentConfig, precision: str) -> SiluHead:
+    return SiluHead(BINS, config.layers, config.units, zero=True, precision=precision)
 
 
-def _optimiser(config: LatentPolicyConfig) -> optax.GradientTransformation:
-    adam = optax.adam(config.learning_rate, eps=config.adam_eps)
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adam)
+def _optimiser(config: DreamerAgentConfig) -> optax.GradientTransformation:
+    adam = optax.adam(config.learning_rate, eps=ADAM_EPS)
+    return optax.chain(optax.clip_by_global_norm(GRADIENT_CLIP), adam)
 
 
-def _step(gradients: Params, params: Params, optimiser: Any, config: LatentPolicyConfig) -> tuple[Params, Any, Array]:
+def _step(gradients: Params, params: Params, optimiser: Any, config: DreamerAgentConfig) -> tuple[Params, Any, Array]:
     """One clipped step of Adam: parameters, optimiser's state, and the gradients' norm before clipping."""
     # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):

@@ -11,6 +11,13 @@ from jax import lax
 from polygrad_jax.config import A2CConfig
 from polygrad_jax.types import Array
 
+SEARCH_TOLERANCE = 0.2
+"""Relative tolerance on the change aimed at (paper, Appendix A)."""
+SEARCH_RATIO = 0.8
+"""Factor between two learning rates tried (paper, Appendix A)."""
+SEARCH_MAX_RETRIES = 50
+"""Retries after which a search keeps its last step (official code)."""
+
 
 @flax.struct.dataclass
 class Search:
@@ -28,26 +35,26 @@ def search(
     config: A2CConfig,
     target_change: Array | float | None = None,
 ) -> Search:
-    """Multiplies or divides the learning rate by ``search_ratio`` until the step changes the policy enough.
+    """Multiplies or divides the learning rate by SEARCH_RATIO until the step changes the policy enough.
 
-    Enough: ``change_at(rate)``, the mean absolute change of the log-probability, is within ``search_tolerance`` of
-    ``target_change``. Stops, keeping the last step tried, after ``search_max_retries`` retries or where the next
+    Enough: ``change_at(rate)``, the mean absolute change of the log-probability, is within SEARCH_TOLERANCE of
+    ``target_change``. Stops, keeping the last step tried, after SEARCH_MAX_RETRIES retries or where the next
     rate would exceed ``max_actor_lr``, even below the target. A change that is not a number ends the search.
     ``target_change`` takes the place of the config's, where it changes in the course of training.
     """
     target = config.target_change if target_change is None else target_change
 
     def outside(change: Array) -> Array:
-        low = target * (1.0 - config.search_tolerance)
-        high = target * (1.0 + config.search_tolerance)
+        low = target * (1.0 - SEARCH_TOLERANCE)
+        high = target * (1.0 + SEARCH_TOLERANCE)
         return (change < low) | (change > high)
 
     def next_rate(at: Search) -> Array:
         too_far = at.change > target
-        return jnp.where(too_far, at.learning_rate * config.search_ratio, at.learning_rate / config.search_ratio)
+        return jnp.where(too_far, at.learning_rate * SEARCH_RATIO, at.learning_rate / SEARCH_RATIO)
 
     def go_on(at: Search) -> Array:
-        may = (next_rate(at) <= config.max_actor_lr) & (at.retries < config.search_max_retries)
+        may = (next_rate(at) <= config.max_actor_lr) & (at.retries < SEARCH_MAX_RETRIES)
         return outside(at.change) & may
 
     def retry(at: Search) -> Search:

@@ -106,9 +106,9 @@ def denoising_loss(
     output = set_initial_state(output, target[:, :context_length, :-2])
     error = jnp.square(output - target)
     parts = {
-        "denoiser/observation_loss": error[..., :-2].mean(),
-        "denoiser/reward_loss": error[..., -2].mean(),
-        "denoiser/terminal_loss": error[..., -1].mean(),
+        "world_model/observation_loss": error[..., :-2].mean(),
+        "world_model/reward_loss": error[..., -2].mean(),
+        "world_model/terminal_loss": error[..., -1].mean(),
     }
     loss = error.mean()
-    return loss, {"denoiser/loss": loss, **parts}
+    return loss, {"world_model/loss": loss, **parts}

@@ -1,6 +1,7 @@
-"""How actions follow the policy during diffusion: the paper's rule, its ablations, others, and the controller of delta.
+"""How actions follow the policy during diffusion: the paper's rule, its ablations, ours, and the controller of delta.
 
-A rule is a small strategy: which states the policy reads, how raw actions move, and what else it touches.
+A rule says which states the policy reads, how raw actions move, and what else it touches. ``RULES`` is an open table:
+an experiment adds its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.types import Array, Metrics
+
+LEAST_DELTA_SHARE = 1e-6
+"""Of the largest delta, the least."""
 
 
 class States(NamedTuple):
@@ -38,11 +42,11 @@ class Guided(NamedTuple):
 
 
 class Strength(NamedTuple):
-    """How hard a rule pulls; scalars."""
+    """How hard a rule pulls in one step; scalars."""
 
-    delta: Array  # in squared raw action units; relative to the policy's variance under a rule with ``relative_delta``
-    rho: Array  # correlation of an action's draw with the one of the step before
+    delta: Array  # in squared raw action units
     relaxation: Array  # share of the way to the policy's action that is gone
+    is_last: Array  # bool: the step that ends the run
 
 
 Move = Callable[[Guided, Gaussian, Strength, Array], Guided]
@@ -68,11 +72,6 @@ def _follow_score(before: Guided, policy: Gaussian, strength: Strength, draws: A
     return before._replace(actions=before.actions + strength.delta * score(before.actions, policy))
 
 
-def _follow_preconditioned_score(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
-    pull = strength.delta * jnp.square(policy.std) * score(before.actions, policy)
-    return before._replace(actions=before.actions + pull)
-
-
 def _sample_policy(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
     return before._replace(actions=policy.mean + policy.std * draws)
 
@@ -82,17 +81,14 @@ def _keep(before: Guided, policy: Gaussian, strength: Strength, draws: Array) ->
 
 
 def _correlate(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
-    """``z <- rho z + sqrt(1 - rho^2) xi`` and ``a = mu + sigma z``: N(mu, sigma) given the states, for any rho.
+    """Keep one draw z for the whole run: ``a = mu + sigma z``, which is N(mu, sigma) given the states.
 
     With a relaxation w below 1, ``a <- (1 - w) a + w (mu + sigma z)``: the usual remedy for fixed-point iterations that
-    overshoot, and what a small delta does for the score.
-
-    Ours; where mu and sigma are those of the step before, ``rho z sigma`` is ``rho (a - mu)``. With rho = 1 it is the
-    one draw kept over all denoising steps of Horizon Imagination (arXiv 2602.08032), for Gaussian actions.
+    overshoot, and what a small delta does for the score. Ours; the one draw kept over all denoising steps is that of
+    Horizon Imagination (arXiv 2602.08032), for Gaussian actions.
     """
-    residual = strength.rho * before.residual + jnp.sqrt(1.0 - jnp.square(strength.rho)) * draws
-    actions = (1.0 - strength.relaxation) * before.actions + strength.relaxation * (policy.mean + policy.std * residual)
-    return Guided(actions, residual)
+    target = policy.mean + policy.std * before.residual
+    return before._replace(actions=(1.0 - strength.relaxation) * before.actions + strength.relaxation * target)
 
 
 class Rule(NamedTuple):
@@ -106,7 +102,6 @@ class Rule(NamedTuple):
       clips_while_moving: whether, where ``clips``, the steps before clip them too, before they move.
       moves_states: also follow the gradient of the log-density with respect to the states (Eq. 8).
       tunes_delta: whether the controller of delta (Eq. 10) runs.
-      relative_delta: delta counts in units of the policy's variance instead of squared raw action units.
       keeps_residual: actions are the policy's mean plus its std times a draw that is carried from step to step. The
         last step moves them too, without a fresh draw, so that they are the policy's at the states returned.
     """
@@ -118,7 +113,6 @@ class Rule(NamedTuple):
     clips_while_moving: bool = True
     moves_states: bool = False
     tunes_delta: bool = True
-    relative_delta: bool = False
     keeps_residual: bool = False
 
 
@@ -130,7 +124,6 @@ RULES: dict[str, Rule] = {
     "state_update": Rule(moves_states=True),
     "noisy_states": Rule(reads=lambda states: states.noisy),
     "posterior_mean": Rule(reads=lambda states: states.posterior_mean),
-    "preconditioned": Rule(move=_follow_preconditioned_score, relative_delta=True),
     "correlated": Rule(move=_correlate, adds_noise=False, clips=False, tunes_delta=False, keeps_residual=True),
 }
 
@@ -145,25 +138,23 @@ def sigma_of(standardised: Array) -> Array:
     return jnp.std(standardised, axis=(0, 1), ddof=1).mean()
 
 
-def delta_bounds(policy: Gaussian, config: GuidanceConfig) -> tuple[Array, Array]:
-    """Least and largest delta for this policy, from its smallest mean variance over action dimensions.
+def largest_delta(policy: Gaussian) -> Array:
+    """Return the largest useful delta: the smallest variance over action dimensions, averaged over the states.
 
     One step multiplies the distance from the mean by ``1 - delta / sigma^2``: past 1 a larger delta widens the
     actions instead of narrowing them, and the controller would push the wrong way.
     """
-    relative = RULES[config.rule].relative_delta
-    variance = jnp.float32(1.0) if relative else jnp.square(policy.std).mean((0, 1)).min()
-    largest = config.max_delta_over_variance * variance
-    return largest * 1e-6, largest
+    return jnp.square(policy.std).mean((0, 1)).min()
 
 
-def update_log_delta(log_delta: Array, sigma: Array, policy: Gaussian, config: GuidanceConfig) -> Array:
-    """Eq. 10 on log delta: ``log delta += lr * (sigma - 1)``, kept inside :func:`delta_bounds`.
+def update_log_delta(log_delta: Array, sigma: Array, largest: Array, config: GuidanceConfig) -> Array:
+    """Return log delta after Eq. 10: ``log delta += lr * (sigma - 1)``, between ``largest`` (delta) and 1e-6 of it.
 
     DEVIATION from paper and official code: both leave delta unbounded.
     """
-    low, high = delta_bounds(policy, config)
-    return jnp.clip(log_delta + config.delta_lr * (sigma - 1.0), jnp.log(low), jnp.log(high))
+    return jnp.clip(
+        log_delta + config.delta_lr * (sigma - 1.0), jnp.log(largest * LEAST_DELTA_SHARE), jnp.log(largest)
+    )
 
 
 def action_metrics(standardised: Array) -> Metrics:

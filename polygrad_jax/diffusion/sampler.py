@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,14 +16,13 @@ from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
 from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
 from polygrad_jax.networks.batch_parts import in_parts
-from polygrad_jax.types import Array, Normaliser, Params, PolicyApply
+from polygrad_jax.types import Array, Normaliser, Params, Policy
 
 
 class Sampler(NamedTuple):
     """What stays the same over all steps of all runs (static under jit)."""
 
     denoise: Denoise
-    policy_apply: PolicyApply
     guidance: GuidanceConfig
     prediction: Literal["clean", "noise"]
     shown_actions: Literal["sampled", "executed"] = "sampled"
@@ -39,7 +37,7 @@ class Given(NamedTuple):
     """
 
     denoiser_params: Params
-    policy_params: Params
+    policy: Policy | None  # None where the actions are given
     normaliser: Normaliser
     initial: Array
     delta: Array
@@ -99,10 +97,10 @@ def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: 
     return jnp.where(step < below, jnp.float32(config.state_change_clip), jnp.float32(jnp.inf))
 
 
-def policy_at(sampler: Sampler, given: Given, normed_obs: Array) -> Gaussian:
+def policy_at(given: Given, normed_obs: Array) -> Gaussian:
     """The policy's Gaussian over raw actions at normalised states ``[B, H, O]``."""
     raw_obs = unnormalise(normed_obs, given.normaliser.observations)
-    return Gaussian(*in_parts(functools.partial(sampler.policy_apply, given.policy_params), raw_obs.shape[1], raw_obs))
+    return Gaussian(*in_parts(given.policy, raw_obs.shape[1], raw_obs))
 
 
 def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coefficients, draws: Draws) -> Diffusing:
@@ -117,18 +115,16 @@ def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coeffic
 
     observations = given.initial.shape[-1]
     states = States(traj[..., :observations], clean[..., :observations], mean[..., :observations])
-    policy = policy_at(sampler, given, rule.reads(states))
+    policy = policy_at(given, rule.reads(states))
     raw = unnormalise(before.actions, given.normaliser.actions)
     clipped = clip_to_policy(raw, policy, sampler.guidance.clip_std) if rule.clips else raw
     # DEVIATION from Eq. 11, as the official code: the clip comes before the score step.
     guided = Guided(clipped if rule.clips_while_moving else raw, before.residual)
-    rho, relaxation = (
-        jnp.where(c.is_last, 1.0, x) for x in (sampler.guidance.rho, sampler.guidance.relaxation)
-    )
-    moved = rule.move(guided, policy, Strength(given.delta, rho, relaxation), draws.actions)  # line 10
+    strength = Strength(given.delta, jnp.where(c.is_last, 1.0, sampler.guidance.relaxation), c.is_last)
+    moved = rule.move(guided, policy, strength, draws.actions)  # line 10
 
     if rule.moves_states:
-        clean = _move_states(sampler, given, clean, moved.actions)
+        clean = _move_states(given, clean, moved.actions)
         # DEVIATION from the intent, as the official code: under this ablation the state-change clip is lost.
         mean = jnp.where(c.is_last, mean, posterior_mean(clean, traj, c))
 
@@ -141,12 +137,12 @@ def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coeffic
     return Diffusing(mean + c.posterior_std * draws.traj, actions, moved.residual)
 
 
-def _move_states(sampler: Sampler, given: Given, clean: Array, raw_actions: Array) -> Array:
+def _move_states(given: Given, clean: Array, raw_actions: Array) -> Array:
     """Eq. 8 for the states: the clean trajectory moved up the gradient of log pi in normalised states."""
     observations = given.initial.shape[-1]
 
     def total_log_prob(normed_obs: Array) -> Array:
-        return log_prob(raw_actions, policy_at(sampler, given, normed_obs)).sum()
+        return log_prob(raw_actions, policy_at(given, normed_obs)).sum()
 
     gradient = jax.grad(total_log_prob)(clean[..., :observations])
     moved = clean.at[..., :observations].add(given.delta * gradient)

@@ -11,8 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import DiffusionConfig
-from polygrad_jax.noise_levels import cosine_betas, spaced_steps, strided_steps
 from polygrad_jax.types import Array
+
+MAX_BETA = 0.999
+
+
+def cosine_betas(num_steps: int, tau: float) -> np.ndarray:
+    """Return the betas ``[N]`` of the cosine schedule (Chen 2023, Algorithm 1, start 0, end 1), float64.
+
+    ``tau`` below 1 keeps the trajectory nearly clean until the last forward steps.
+    """
+    grid = np.linspace(0.0, 1.0, num_steps + 1)
+    alpha_bar = np.cos(grid * np.pi / 2) ** (2 * tau)
+    end = np.cos(np.pi / 2) ** (2 * tau)
+    alpha_bar = (alpha_bar - end) / (1.0 - end)
+    return np.clip(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.0, MAX_BETA)
+
+
+def strided_steps(num_steps: int, sampling_steps: int) -> np.ndarray:
+    """Return ``K`` of the ``N`` steps, ascending, evenly spread, always with the first and (for K > 1) the last."""
+    if sampling_steps == 1:
+        return np.array([num_steps - 1])
+    return np.round(np.linspace(0, num_steps - 1, sampling_steps)).astype(np.int64)
 
 
 @flax.struct.dataclass
@@ -29,20 +49,14 @@ class Coefficients:
     is_last: Array  # bool: the step that ends the run
 
 
-def coefficients(
-    num_steps: int, sampling_steps: int, tau: float, eta: float = 1.0, sampling_tau: float = 0.0, floor: float = 0.0
-) -> Coefficients:
-    """Coefficients ``[K]`` of the schedule that is sampled, ascending in t: strided, or spaced with ``sampling_tau``.
+def coefficients(num_steps: int, steps: np.ndarray, tau: float, eta: float = 1.0) -> Coefficients:
+    """Return the coefficients ``[K]`` of the steps to sample, ``steps [K]`` ascending, a subset of the N.
 
     The betas of the subset follow from the alpha_bar that are kept (beta = 1 - alpha_bar / alpha_bar_prev), so
     that every kept step has the noise level the network was trained on. ``eta`` scales the noise of the states and
     gives the direction to the noisy trajectory what it takes away (DDIM, arXiv 2010.02502, Eq. 12 and 16): every
     step's marginal stays the forward process's. eta = 1 is the posterior (DDPM), eta = 0 adds no noise.
     """
-    if sampling_tau:
-        steps = spaced_steps(num_steps, sampling_steps, tau, sampling_tau, floor)
-    else:
-        steps = strided_steps(num_steps, sampling_steps)
     alpha_bar = np.cumprod(1.0 - cosine_betas(num_steps, tau))[steps]
     previous = np.concatenate([[1.0], alpha_bar[:-1]])
     beta = 1.0 - alpha_bar / previous
@@ -65,10 +79,14 @@ def coefficients(
     )
 
 
+def training_coefficients(config: DiffusionConfig) -> Coefficients:
+    """Return the coefficients of all N steps, which training draws from."""
+    return coefficients(config.num_steps, np.arange(config.num_steps), config.tau)
+
+
 def sampling_coefficients(config: DiffusionConfig) -> Coefficients:
-    """The K steps that imagination samples."""
-    spacing = (config.sampling_tau, config.sampling_floor)
-    return coefficients(config.num_steps, config.sampling_steps, config.tau, config.eta, *spacing)
+    """Return the coefficients of the K steps that imagination samples."""
+    return coefficients(config.num_steps, strided_steps(config.num_steps, config.sampling_steps), config.tau)
 
 
 def add_noise(clean: Array, noise: Array, c: Coefficients) -> Array:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.networks.dense import Dense
 from polygrad_jax.networks.layer_norm import LayerNorm
-from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.networks.step_embedding import SinusoidalEmbedding
 from polygrad_jax.types import Array
 

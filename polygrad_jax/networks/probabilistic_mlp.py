@@ -15,7 +15,7 @@ INITIAL_MAX_LOG_VAR = 0.5
 INITIAL_MIN_LOG_VAR = -10.0
 
 
-class Prediction(NamedTuple):
+class GaussianPrediction(NamedTuple):
     """What follows a step: a diagonal Gaussian over D channels, and whether the episode ends."""
 
     mean: Array  # [..., D]
@@ -39,7 +39,7 @@ def truncated_normal_by_fan_in(fan_in: int) -> Initializer:
 
 
 class ProbabilisticMLP(nn.Module):
-    """``x [..., in]`` to a :class:`Prediction` of D = ``features`` channels.
+    """``x [..., in]`` to a :class:`GaussianPrediction` of D = ``features`` channels.
 
     ``hidden_layers`` times Linear and swish, then one Linear for mean and log-variance and one for the terminal. The
     bounds of the log-variance are parameters: ``max_log_var [D]``, ``min_log_var [D]``.
@@ -51,13 +51,13 @@ class ProbabilisticMLP(nn.Module):
     precision: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array) -> Prediction:
+    def __call__(self, x: Array) -> GaussianPrediction:
         for i in range(self.hidden_layers):
             x = nn.swish(self._dense(self.hidden_size, x, f"hidden_{i}"))
         mean, log_var = jnp.split(self._dense(2 * self.features, x, "output"), 2, axis=-1)
         high = self.param("max_log_var", nn.initializers.constant(INITIAL_MAX_LOG_VAR), (self.features,))
         low = self.param("min_log_var", nn.initializers.constant(INITIAL_MIN_LOG_VAR), (self.features,))
-        return Prediction(mean, bounded(log_var, low, high), self._dense(1, x, "terminal")[..., 0])
+        return GaussianPrediction(mean, bounded(log_var, low, high), self._dense(1, x, "terminal")[..., 0])
 
     def _dense(self, features: int, x: Array, name: str) -> Array:
         kernel_init = truncated_normal_by_fan_in(x.shape[-1])

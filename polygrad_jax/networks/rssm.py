@@ -14,8 +14,11 @@ import jax.numpy as jnp
 
 from polygrad_jax.config import DreamerConfig
 from polygrad_jax.networks.silu_mlp import NormedLinear, SiluHead, SiluMLP, linear
-from polygrad_jax.networks.symlog import symlog
+from polygrad_jax.networks.symlog import BINS, symlog
 from polygrad_jax.types import Array
+
+UNIMIX = 0.01
+"""Share of the uniform distribution in every categorical one (published)."""
 
 
 @flax.struct.dataclass
@@ -62,7 +65,7 @@ class DreamerNetwork(nn.Module):
         size = c.latents * c.classes
         self.encoder = SiluMLP(c.coder_layers, c.coder_units, precision)
         self.decoder = SiluHead(self.observation_size, c.coder_layers, c.coder_units, precision=precision)
-        self.reward_head = SiluHead(c.bins, c.layers, c.units, zero=True, precision=precision)
+        self.reward_head = SiluHead(BINS, c.layers, c.units, zero=True, precision=precision)
         self.continue_head = SiluHead(1, c.layers, c.units, precision=precision)
         self.initial_deter = self.param("initial_deter", nn.initializers.zeros_init(), (c.deter,))
         self.gru_input = SiluMLP(1, c.units, precision)
@@ -121,4 +124,4 @@ class DreamerNetwork(nn.Module):
 
     def _log_probs(self, x: Array) -> Array:
         c = self.config
-        return unimix(x.reshape(*x.shape[:-1], c.latents, c.classes), c.unimix)
+        return unimix(x.reshape(*x.shape[:-1], c.latents, c.classes), UNIMIX)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from polygrad_jax.types import Array
 
+BINS = 255
+"""Bins of every two-hot scalar (published)."""
 LARGEST = 20.0
 """Bins span symlog values from minus this to this, raw values up to 4.9e8."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from polygrad_jax.networks.dense import Dense
 from polygrad_jax.networks.causal_transformer import INITS, Block, KeysValues, residual_std
+from polygrad_jax.networks.dense import Dense
 from polygrad_jax.types import Array
 
 

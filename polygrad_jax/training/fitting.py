@@ -1,4 +1,5 @@
-"""Training a world model alone on recorded transitions, to the best prediction five steps ahead (paper, Appendix C.1).
+"""Training a world model alone on recorded transitions: the library's ``fit``, and ``polygrad fit`` to the best
+prediction five steps ahead (paper, Appendix C.1).
 
 Resumes bit for bit: what an update draws follows from its number alone. Only how many there are depends on the machine,
 and only where the budget is in seconds.
@@ -10,8 +11,7 @@ import contextlib
 import dataclasses
 import json
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
-from polygrad_jax.data import minari_dataset, official_npy
+from polygrad_jax.agents.a2c import make_policy_apply
+from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
-from polygrad_jax.agents import a2c
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
-from polygrad_jax.analysis.dataset_export import POLICY_FILE
-from polygrad_jax.training.evaluating import simulator_errors
-from polygrad_jax.analysis.opened_run import open_finished
-from polygrad_jax.training.step import all_finite
-from polygrad_jax.training.loop import NonFiniteError, crossed
-from polygrad_jax.runs.metrics_log import MetricsLog
+from polygrad_jax.data.recordings import Episode, replay_of, require_windows, transitions_of
+from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.envs.prediction_error import simulator_errors
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
-from polygrad_jax.runs.run_folder import (
-    CONFIG_FILE,
-    DATA_FILE,
-    RunFolder,
-    describe_environment,
-    write_text_atomically,
-)
+from polygrad_jax.runs.metrics_log import MetricsLog
+from polygrad_jax.runs.recorded_data import RecordedData
+from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
-from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
-from polygrad_jax.data import recordings as fitting
+from polygrad_jax.training.loop import Interval, crossed
+from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
+from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, WorldModel
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model
 
+REPORT_EVERY_UPDATES = 100
 BEST_FILE = "best.npz"
 JUDGED_HORIZON = 5
 """Steps ahead at which the error decides (paper, Appendix C.1)."""
@@ -58,95 +50,101 @@ FIRST_SETTLING_ROUNDS, SETTLING_ROUNDS = 300, 30
 STREAMS = {"init": 0, "updates": 1, "contexts": 2, "imagine": 3, "settle": 4}
 
 
-# --- the data --------------------------------------------------------------------------------------------------------
+# --- the library's ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FixedData:
-    """Recorded transitions, and what is known of where they come from."""
+def fit(
+    world_model: WorldModel,
+    episodes: Sequence[Episode],
+    config: Config,
+    key: Array,
+    updates: int,
+    report: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[Any, Normaliser]:
+    """Return ``(state, normaliser)`` of a world model after ``updates`` gradient steps on windows of the episodes.
 
-    name: str
-    transitions: TransitionRecord
-    env: EnvConfig | None
-    collector: Config | None
-    """Config of the run that collected; None of data that is not ours."""
-    actor: Params | None
-    """The policy of the error: that run's last one."""
-
-    @property
-    def spec(self) -> EnvSpec:
-        """Sizes O and A."""
-        return EnvSpec(self.transitions.observations.shape[1], self.transitions.actions.shape[1])
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What a resumed training must find again."""
-        crc = 0
-        for field in fields(TransitionRecord):
-            flat = np.ascontiguousarray(getattr(self.transitions, field.name)).reshape(-1)
-            crc = zlib.crc32(flat.view(np.uint8), crc)
-        return {"transitions": len(self.transitions), "checksum": crc}
-
-    def replay(self, window: int) -> replays.ReplayState:
-        """All of it on the device, for windows of so many states; row t is transition t."""
-        t = self.transitions
-        terminals, truncations = t.terminals.astype(np.float32), (t.truncations & ~t.terminals).astype(np.float32)
-        everything = np.ones(len(t), bool)
-        rows = Transitions(t.observations, t.actions, t.rewards, terminals, truncations, everything)
-        return fitting.replay_of(rows, window)
-
-    def why_not_judged(self) -> str | None:
-        """Why the error five steps ahead cannot be measured; None where it can."""
-        if self.transitions.simulator_states.shape[1] == 0:
-            return "it has no simulator states to replay imagined actions from"
-        if self.actor is None or self.collector is None:
-            return f"it has no policy of raw observations ({POLICY_FILE}, {CONFIG_FILE} beside it) to imagine under"
-        return None
-
-
-def open_data(where: str) -> FixedData:
-    """A dataset by the folder of a run or of a Minari dataset, the id of a local one, or the official code's file.
+    What a batch is, the model and ``config.model_training`` say. ``report(updates so far, metrics)`` is called every
+    hundred updates with the means since the last call.
 
     Raises:
-      ConfigError: there is none, or it cannot be read.
+      ConfigError: episodes that do not fit together, hold numbers that are not finite, or are all too short.
     """
-    path = Path(where)
-    if minari_dataset.is_minari_dataset(path):
-        return _open_minari(path)
-    if RunFolder(path).holds_a_run():
-        return _open_run(path)
-    if path.suffix in (".npz", ".npy"):
-        return FixedData(path.name, official_npy.read(path), None, None, None)
-    if not path.exists():
-        with contextlib.suppress(ConfigError, ValueError):
-            minari_dataset.require_minari()
-            from minari.storage import get_dataset_path
-
-            if minari_dataset.is_minari_dataset(local := Path(get_dataset_path(where))):
-                return _open_minari(local)
-    raise ConfigError(
-        f"dataset {where} is not there; allowed: the folder of a run or of a Minari dataset, the id of a local Minari "
-        "dataset, or the official code's .npy (or the same arrays as .npz)"
-    )
+    if updates < 1:
+        raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
+    window = world_model.window or config.horizon
+    replay = replay_of(transitions_of(episodes), window)
+    require_windows(replay, window)
+    normaliser = normalisers.to_normaliser(replay.moments)
+    init_key, update_key = jax.random.split(key)
+    state = jax.jit(world_model.init)(init_key)
+    several = jax.jit(make_model_updates(world_model, config), donate_argnums=0)
+    for first in range(0, updates, REPORT_EVERY_UPDATES):
+        end = min(first + REPORT_EVERY_UPDATES, updates)
+        state, sums = several(state, replay, normaliser, update_key, jnp.int32(first), jnp.int32(end))
+        if report is not None:
+            report(end, {name: x / (end - first) for name, x in scalars_of(sums).items()})
+    return state, normaliser
 
 
-def _open_run(folder: Path) -> FixedData:
-    run = open_finished(folder)
-    # A policy that reads latents cannot act in another world model.
-    actor = jax.device_get(run.learner.actor) if run.config.learner == "a2c" else None
-    return FixedData(folder.name, run.transitions, run.config.env, run.config, actor)
+def make_model_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:
+    """Make ``(state, replay, normaliser, key, first, end) -> (state, sums of the metrics)``, to be jitted.
+
+    Makes updates number ``first`` to ``end`` (int32, exclusive). An update's draws follow from its number alone.
+    """
+    update_model = make_model_update(world_model, config)
+
+    def one(counter: Array, state: Any, replay: replays.ReplayState, normaliser: Normaliser, key: Array):
+        batch_key, update_key = jax.random.split(jax.random.fold_in(key, counter))
+        return update_model(state, replay, normaliser, batch_key, update_key)
+
+    def several(state, replay, normaliser, key, first, end):
+        shapes = jax.eval_shape(one, first, state, replay, normaliser, key)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def body(counter: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
+            state, metrics = one(counter, carry[0], replay, normaliser, key)
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        return jax.lax.fori_loop(first, end, body, (state, zeros))
+
+    return several
 
 
-def _open_minari(folder: Path) -> FixedData:
-    transitions, env_id = minari_dataset.read(folder)
-    env = None if env_id is None else EnvConfig(name=env_id)
-    collector, actor = None, None
-    if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
-        collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
-        env, actor = collector.env, load_npz(folder / POLICY_FILE).get("actor")
-    # The folder's own name is but the last part of the id, without the task.
-    metadata = json.loads((folder / "data" / "metadata.json").read_text())
-    name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
-    return FixedData(name, transitions, env, collector, actor)
+def scalars_of(sums: Metrics) -> dict[str, float]:
+    """Return the scalars among summed metrics, on the host."""
+    return {name: float(x) for name, x in jax.device_get(sums).items() if np.ndim(x) == 0}
+
+
+def settle(
+    world_model: WorldModel,
+    state: Any,
+    policy: Policy,
+    context: Segment,
+    normaliser: Normaliser,
+    key: Array,
+    rounds: int = 300,
+) -> Any:
+    """Return the state after ``rounds`` imaginations that are thrown away.
+
+    What a model adapts to a policy has then settled: PolyGRAD's delta, until the imagined actions spread around the
+    policy's mean as the policy says. Models that adapt nothing come back as they were.
+    """
+    return jax.jit(make_settle(world_model))(state, policy, context, normaliser, key, jnp.int32(rounds))
+
+
+def make_settle(world_model: WorldModel) -> Callable[..., Any]:
+    """Make :func:`settle` as ``(state, policy, context, normaliser, key, rounds [] int32) -> state``, to be jitted."""
+
+    def settle_for(
+        state: Any, policy: Policy, context: Segment, normaliser: Normaliser, key: Array, rounds: Array
+    ) -> Any:
+        def once(counter: Array, state: Any) -> Any:
+            aux = world_model.imagine(state, policy, context, normaliser, jax.random.fold_in(key, counter))[1]
+            return world_model.adapt(state, aux)
+
+        return jax.lax.fori_loop(jnp.int32(0), rounds, once, state)
+
+    return settle_for
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -171,7 +169,7 @@ class Judge:
       ConfigError: the data lack what it takes, or the horizon is too short.
     """
 
-    def __init__(self, data: FixedData, config: Config, model: WorldModel, contexts: int):
+    def __init__(self, data: RecordedData, config: Config, model: WorldModel, contexts: int):
         if (reason := data.why_not_judged()) is not None:
             raise ConfigError(
                 f"dataset {data.name} cannot be judged five steps ahead: {reason}; allowed: --no-early-stopping, or a "
@@ -183,14 +181,14 @@ class Judge:
                 "five steps ahead"
             )
         assert data.collector is not None and data.actor is not None  # why_not_judged says so
-        env = registry.make(data.collector.env)
-        size, found = simulator.state_size(env), data.transitions.simulator_states.shape[1]
+        env = tasks.make(data.collector.env)
+        size, found = mujoco_state.state_size(env), data.transitions.simulator_states.shape[1]
         env.close()
         if found != size:
             raise ConfigError(f"dataset {data.name} has simulator states of {found} numbers; allowed: {size}")
         self._data, self._env = data, data.collector.env
-        policy = a2c.make_policy_apply(data.spec, data.collector.a2c, data.collector.precision)
-        self._actor = jax.tree.map(jnp.asarray, data.actor)
+        apply = make_policy_apply(data.spec, data.collector.a2c, data.collector.precision)
+        self._policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
         key = jax.random.key(config.seed)
         draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
         context_key = jax.random.fold_in(key, STREAMS["contexts"])
@@ -198,20 +196,20 @@ class Judge:
         self._contexts = draw(data.replay(2), context_key, contexts, model.context_length)
         self._few = jax.tree.map(lambda x: x[:SETTLING_CONTEXTS], self._contexts)
         self._imagine_key, self._settle_key = (jax.random.fold_in(key, STREAMS[n]) for n in ("imagine", "settle"))
-        self._imagine = jax.jit(_imagine_with(model, policy, config.horizon))
-        self._settle = jax.jit(_settle_with(model, policy, config.horizon))
+        self._imagine = jax.jit(_make_judged_imagination(model))
+        self._settle = jax.jit(make_settle(model))
         self._adapts: bool | None = None
 
     def __call__(self, model_state: Any, normaliser: Normaliser, first: bool) -> tuple[Any, Judged]:
         """The state with what it adapts settled (all else untouched), and what was measured."""
-        given = (self._actor, self._contexts, normaliser, self._imagine_key)
+        given = (self._policy, self._contexts, normaliser, self._imagine_key)
         after, segment = self._imagine(model_state, *given)
         if self._adapts is None:
             pairs = zip(jax.tree.leaves(model_state), jax.tree.leaves(after), strict=True)
             self._adapts = not all(np.array_equal(before, now) for before, now in pairs)
         if self._adapts:
             rounds = jnp.int32(FIRST_SETTLING_ROUNDS if first else SETTLING_ROUNDS)
-            model_state = self._settle(model_state, self._actor, self._few, normaliser, self._settle_key, rounds)
+            model_state = self._settle(model_state, self._policy, self._few, normaliser, self._settle_key, rounds)
             _, segment = self._imagine(model_state, *given)
         segment = jax.device_get(segment)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(segment)):
@@ -227,25 +225,15 @@ class Judge:
         return model_state, Judged(judged, errors)
 
 
-def _imagine_with(model: WorldModel, policy: PolicyApply, horizon: int) -> Callable[..., tuple[Any, Segment]]:
-    def imagine(state: Any, actor: Params, contexts: Segment, normaliser: Normaliser, key: Array):
-        state, segment, _ = model.imagine(state, policy, actor, contexts, normaliser, key, horizon)
-        return state, jax.tree.map(lambda x: x[:, : JUDGED_HORIZON + 1], segment.replace(rows=None, observed=None))
+def _make_judged_imagination(model: WorldModel) -> Callable[..., tuple[Any, Segment]]:
+    """Make ``(state, policy, contexts, normaliser, key) -> (the state adapted once, the judged part of a segment)``."""
+
+    def imagine(state: Any, policy: Policy, contexts: Segment, normaliser: Normaliser, key: Array):
+        segment, aux = model.imagine(state, policy, contexts, normaliser, key)
+        judged = jax.tree.map(lambda x: x[:, : JUDGED_HORIZON + 1], segment.replace(rows=None, observed=None))
+        return model.adapt(state, aux), judged
 
     return imagine
-
-
-def _settle_with(model: WorldModel, policy: PolicyApply, horizon: int) -> Callable[..., Any]:
-    """As :func:`fitting.settle`, compiled once for any number of rounds."""
-
-    def settle(state: Any, actor: Params, contexts: Segment, normaliser: Normaliser, key: Array, rounds: Array):
-        def once(counter: Array, state: Any) -> Any:
-            key_now = jax.random.fold_in(key, counter)
-            return model.imagine(state, policy, actor, contexts, normaliser, key_now, horizon)[0]
-
-        return jax.lax.fori_loop(jnp.int32(0), rounds, once, state)
-
-    return settle
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -312,11 +300,11 @@ class Training:
 
     def __init__(
         self,
-        data: FixedData,
+        data: RecordedData,
         config: Config,
         folder: Path,
         schedule: Schedule,
-        judged_from: FixedData | None = None,
+        judged_from: RecordedData | None = None,
     ):
         """Checks everything and compiles; writes nothing before all is accepted.
 
@@ -332,18 +320,18 @@ class Training:
         self.model = make_world_model(config, data.spec)
         window = self.model.window or config.horizon
         self.replay = data.replay(window)
-        fitting.require_windows(self.replay, window)
+        require_windows(self.replay, window)
         self.normaliser = jax.jit(normalisers.to_normaliser)(self.replay.moments)
         judged = schedule.early_stopping or data.why_not_judged() is None
         self.judge = Judge(judged_from or data, config, self.model, schedule.contexts) if judged else None
         if self.judge is None:
             announce(f"no error five steps ahead, no best.npz: dataset {data.name}: {data.why_not_judged()}")
         self._open_folder(data, judged_from)
-        self.at = Progressing()
+        self.at, self.interval = Progressing(), Interval()
         self.key = jax.random.fold_in(jax.random.key(config.seed), STREAMS["updates"])
         self._finite = jax.jit(lambda tree: all_finite(tree))
 
-    def _open_folder(self, data: FixedData, judged_from: FixedData | None) -> None:
+    def _open_folder(self, data: RecordedData, judged_from: RecordedData | None) -> None:
         run_folder, environment = RunFolder(self.folder), describe_environment()
         for warning in run_folder.check(self.config, environment):
             announce(warning)
@@ -375,7 +363,7 @@ class Training:
 
     def _compile(self, state: Any) -> Callable[..., tuple[Any, Any]]:
         began = time.perf_counter()
-        several = jax.jit(fitting.make_several_updates(self.model, self.config), donate_argnums=0)
+        several = jax.jit(make_model_updates(self.model, self.config), donate_argnums=0)
         with announced("compiling the world model's update"):
             given = (state, self.replay, self.normaliser, self.key, jnp.int32(0), jnp.int32(1))
             compiled = several.lower(*given).compile()
@@ -405,7 +393,7 @@ class Training:
             self.metrics.truncate(-1)
             return state
         updates, arrays, host = found
-        self.at = Progressing(**host["progress"])
+        self.at, self.interval = Progressing(**host["progress"]), Interval(**host["interval"])
         self.metrics.truncate(updates)
         announce(f"going on from update {updates:,} after {clock_time(self.at.training_seconds)} of training")
         return arrays["world_model"]
@@ -430,27 +418,28 @@ class Training:
                 first, end = at.updates, chunks.end(at)
                 began = time.perf_counter()
                 given = (self.replay, self.normaliser, self.key, jnp.int32(first), jnp.int32(end))
-                state, metrics = jax.block_until_ready(several(state, *given))
+                state, sums = jax.block_until_ready(several(state, *given))
                 seconds = time.perf_counter() - began
                 at.updates, at.training_seconds = end, at.training_seconds + seconds
                 chunks.took(end - first, seconds)
+                self.interval.add(scalars_of(sums), end - first)
                 over = self._why_over() is not None
                 due = self.judge is not None and (over or crossed(first, end, schedule.evaluate_every_updates))
                 looks: dict[str, float] = {}
                 if due or over or crossed(first, end, schedule.log_every_updates):
-                    self._check_finite(state, metrics)
+                    self._check_finite(state)
                     if due:
                         state, looks = self._look(state)
-                    row = self._log(metrics, looks, seconds / (end - first))
-                    values = {"loss": whole_loss(row, self.config.world_model)}
+                    row = self._log(looks, seconds / (end - first))
+                    values = {"loss": row.get("world_model/loss")}
                     values |= {"five-step error": looks.get("error/five_step"), "best": at.best_error}
                     progress.show(end, values, self._seconds_left())
                 progress.show(end, {}, self._seconds_left())
                 if due or over or time.monotonic() - saved >= schedule.checkpoint_every_seconds:
-                    self._save(state, metrics)
+                    self._save(state)
                     saved_at, saved = at.updates, time.monotonic()
             if saved_at != at.updates:
-                self._save(state, metrics)
+                self._save(state)
         return Outcome(at, why or str(stop.signal_name), None if why else stop.signal_name)
 
     def _seconds_left(self) -> float | None:
@@ -476,24 +465,25 @@ class Training:
         self.metrics.write_evaluation(at.updates, row | {"training_seconds": at.training_seconds})
         return state, {"error/five_step": judged.five_step_error} | judged.errors
 
-    def _log(self, metrics: Any, looks: dict[str, float], seconds_per_update: float) -> dict[str, float]:
-        row = {name: float(x) for name, x in jax.device_get(metrics).items() if np.ndim(x) == 0} | looks
+    def _log(self, looks: dict[str, float], seconds_per_update: float) -> dict[str, float]:
+        row = self.interval.take()[0] | looks
         times = {n.removesuffix("_seconds"): x for n, x in dataclasses.asdict(self.at).items() if "_seconds" in n}
         clock = {f"seconds/{name}": value for name, value in times.items()}
-        self.metrics.write(self.at.updates, row | clock | {"updates_per_second": 1.0 / seconds_per_update})
+        self.metrics.write(self.at.updates, row | clock | {"fit/updates_per_second": 1.0 / seconds_per_update})
         return row
 
-    def _check_finite(self, state: Any, metrics: Any) -> None:
-        floats = [x for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
-        if not self._finite(floats):
+    def _check_finite(self, state: Any) -> None:
+        sums = [total for total, _ in self.interval.sums.values()]
+        if not (self._finite(state) and np.isfinite(sums).all()):
             raise NonFiniteError(f"not finite after update {self.at.updates}: world model; {self._last_good()}")
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is in {self.folder / 'checkpoints'}"
 
-    def _save(self, state: Any, metrics: Any) -> None:
-        self._check_finite(state, metrics)
-        self.checkpoints.save(self.at.updates, {"world_model": state}, {"progress": dataclasses.asdict(self.at)})
+    def _save(self, state: Any) -> None:
+        self._check_finite(state)
+        host = {"progress": dataclasses.asdict(self.at), "interval": dataclasses.asdict(self.interval)}
+        self.checkpoints.save(self.at.updates, {"world_model": state}, host)
 
 
 class _Chunks:
@@ -518,61 +508,3 @@ class _Chunks:
         """What the last ones took."""
         self._rate = updates / max(seconds, 1e-6)
         self._size = int(np.clip(self._rate, 1, 10 * self._size))
-
-
-def whole_loss(row: dict[str, float], world_model: str) -> float | None:
-    """The loss that a model descends, of all that it logs; of a model that is not ours, the first that says so."""
-    for name in (f"{world_model}/loss", f"loss/{world_model}", "denoiser/loss"):
-        if name in row:
-            return row[name]
-    return next((x for name, x in row.items() if "loss" in name), None)
-
-
-# --- opening it again ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A world model that was trained alone, at its best five-step error (or at its newest checkpoint)."""
-
-    config: Config
-    spec: EnvSpec
-    model: WorldModel
-    state: Any
-    normaliser: Normaliser
-    updates: int
-
-
-def open_trained(folder: Path | str, data: FixedData, newest: bool = False) -> TrainedModel:
-    """What :class:`Training` left in a folder for the data that it was trained on: the best judged, or the newest.
-
-    The newest where none was judged, or where ``newest`` asks for it.
-
-    Raises:
-      ConfigError: the folder is not of such a training, or has nothing saved yet.
-    """
-    folder = Path(folder)
-    config = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
-    model = make_world_model(config, data.spec)
-    shape = jax.eval_shape(model.init, jax.random.key(0))
-    moments = jax.eval_shape(lambda: normalisers.init(data.spec))
-    if not newest and (folder / BEST_FILE).is_file():
-        tree, wanted = load_npz(folder / BEST_FILE), {"world_model": shape, "moments": moments}
-        updates = int(tree.pop("updates"))
-        tree.pop("five_step_error")
-        stored, named = flatten_named(tree), flatten_named(wanted)
-        if {n: np.shape(x) for n, x in stored.items()} != {n: x.shape for n, x in named.items()}:
-            raise ConfigError(f"{folder / BEST_FILE} has other arrays; allowed: those of this version and this data")
-        leaves = [jnp.asarray(stored[name]) for name in named]
-        learnt = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-        normaliser = normalisers.to_normaliser(learnt["moments"])
-        return TrainedModel(config, data.spec, model, learnt["world_model"], normaliser, updates)
-    checkpoints = Checkpoints(folder / "checkpoints", say=announce, read_only=True)
-    try:
-        found = checkpoints.restore({"world_model": shape}) if (folder / "checkpoints").is_dir() else None
-    finally:
-        checkpoints.close()
-    if found is None:
-        raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a training that has saved one")
-    normaliser = normalisers.to_normaliser(data.replay(model.window or config.horizon).moments)
-    return TrainedModel(config, data.spec, model, found[1]["world_model"], normaliser, found[0])

@@ -1,54 +1,55 @@
-"""Algorithm 3 on the device: one jitted call does all learning of one iteration.
+"""Algorithm 3 on the device: one step of training, which is one policy update and the world model's updates beside it.
 
 The numbers in the comments are the lines of Algorithm 3. Line 4 (acting in the environment) is the host's, in
-``loop.py``.
+``collecting.py``; ``loop.py`` calls what is made here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from polygrad_jax.config import Config, EnvSpec, denoiser_updates_per_policy_update, planned_policy_updates
+from polygrad_jax.config import Config, EnvSpec, model_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.training.learners import Keys, acting_params, make_learner, shown_actor
-from polygrad_jax.types import Array, Metrics, Params, Transitions
-from polygrad_jax.world_models.model_table import make_world_model
-from polygrad_jax.world_models.simulator import SimulatorHost
+from polygrad_jax.training.train_state import TrainState, key_for, make_init
+from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Transitions, WorldModel
 
-# Every use of randomness on the device is fold_in(fold_in(root, stream), counter).
-STREAMS = {"world_model_init": 0, "policy_init": 1, "context": 2, "imagine": 3, "batch": 4, "denoise": 5, "errors": 6}
-
-
-# The run stops, naming it, when one of these is not finite: the first three after every iteration; the state, whose
-# damage shows in the next loss, whenever the host looks at the run, and so before every checkpoint.
+# The run stops, naming it, when one of these is not finite: the first three after every step; the state, whose damage
+# shows in the next loss, whenever the host looks at the run, and so before every checkpoint.
 FINITE_OUTPUTS = ("loss", "imagined trajectory", "policy")
 FINITE_STATES = ("world model", "actor and critic")
 
 
-@flax.struct.dataclass
-class TrainState:
-    """Everything that learning changes; donated to every iteration."""
+class NonFiniteError(RuntimeError):
+    """Learning produced a number that is not finite; the message names the component and the step."""
 
-    root_key: Array  # uint32 key data
-    policy_updates: Array  # int32
-    model_updates: Array  # int32
-    replay: replays.ReplayState
-    world_model: Any
-    learner: Any
+
+@flax.struct.dataclass
+class Measured:
+    """The metrics of one step: one array on its way to the host in place of one per name."""
+
+    scalars: Array  # [M] float32
+    counts: dict[str, Array]  # of histograms, [bins] int32 by name
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # of the scalars
+
+    def by_name(self) -> dict[str, float]:
+        """Return the scalars on the host."""
+        return dict(zip(self.names, np.asarray(self.scalars, np.float64).tolist(), strict=True))
 
 
 @flax.struct.dataclass
 class Output:
-    """What an iteration hands to the host; small, and never donated."""
+    """What a step hands to the host; small, and never donated."""
 
-    actor_params: Params  # what the host acts with
-    metrics: Metrics
+    acting: Params  # what the host acts with
+    metrics: Measured
     finite: Array  # bool, one per name in FINITE_OUTPUTS
 
 
@@ -56,8 +57,8 @@ class Output:
 class PolicyPart:
     """What a policy update changes, and tells."""
 
-    learner: Any
-    world_model: Any  # as imagining leaves it
+    agent: Any
+    aux: Metrics  # of the imagination, by which the world model adapts
     policy_updates: Array  # int32
     metrics: Metrics
     finite: Array  # bool, of the imagined trajectories
@@ -72,136 +73,204 @@ class ModelPart:
     metrics: Metrics
 
 
-Iteration = Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+Step = Callable[[TrainState, Transitions], tuple[TrainState, Output]]
+
+ModelUpdate = Callable[[Any, replays.ReplayState, Normaliser, Array, Array], tuple[Any, Metrics]]
+"""``(model_state, replay, normaliser, batch_key, update_key) -> (model_state, metrics)``."""
 
 
-class Parts(NamedTuple):
-    """A policy update and the world model's updates beside it: both begin from one state, neither needs the other."""
+class Steps(NamedTuple):
+    """The device's functions of one run, pure; :func:`compile_steps` compiles each once."""
 
+    init: Callable[[], TrainState]
+    insert: Callable[[TrainState, Transitions], TrainState]
     improve_policy: Callable[[TrainState], PolicyPart]
     improve_model: Callable[[TrainState], ModelPart]
-    join: Callable[[TrainState, PolicyPart, ModelPart], TrainState]  # rearranges, computes nothing
-    report: Callable[[Params, Metrics, Array], Output]  # of what the host acts with, metrics, imagined finite
-
-
-class Iterations(NamedTuple):
-    """The device's functions of one run. Each is a pure function of its arguments; the loop jits each once."""
-
-    init: Callable[[int], TrainState]
-    insert: Callable[[TrainState, Transitions], TrainState]
-    warmup: Iteration  # only the denoiser learns
-    learn: Iteration
+    finish: Callable[[Any, PolicyPart, Metrics], tuple[Any, Output]]  # (model_state, policy, metrics of the model)
+    warmup: Step  # only the world model learns
+    learn: Step  # insert, then both improve, then finish
     finite: Callable[[TrainState], Array]  # bool, one per name in FINITE_STATES
-    acting: Callable[[TrainState], Params]  # what the host acts with
-    evaluated: Callable[[TrainState], Params]  # ... and with which it is evaluated
-    parts: Parts  # of ``learn``, which is insert, parts, report
-
-
-def key_for(root_key: Array, stream: str, counter: Array) -> Array:
-    """The key of one use: the same in a resumed run as in the uninterrupted one."""
-    root = jax.random.wrap_key_data(root_key)
-    return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), counter)
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every entry of every array is finite; true of no arrays at all."""
-    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in jax.tree.leaves(tree))]).all()
+    """Whether every entry of every floating array is finite; true of no arrays at all."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in floats)]).all()
 
 
-def make_iterations(config: Config, spec: EnvSpec, host: SimulatorHost | None = None) -> Iterations:
-    """The pure functions that the loop compiles for ``config``; ``host`` as for :func:`make_world_model`."""
-    world_model = make_world_model(config, spec, host)
-    learner = make_learner(config, spec, world_model)
-    groups = config.loop.env_steps_per_iteration // config.loop.env_steps_per_policy_update
-    model_updates = denoiser_updates_per_policy_update(config)
-    window, size = world_model.window or config.horizon, world_model.batch_size or config.denoiser.batch_size
-    recent = round(config.denoiser.recent_share * size)
+def make_model_update(world_model: WorldModel, config: Config) -> ModelUpdate:
+    """Make the one update of a world model from a replay (line 6): the loop, fixed data and the library call it."""
+    training = config.model_training
+    window, size = world_model.window or config.horizon, world_model.batch_size or training.batch_size
+    recent = round(training.recent_share * size)
 
-    def init(seed: int) -> TrainState:
-        root_key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(
-            root_key=root_key,
-            policy_updates=jnp.int32(0),
-            model_updates=jnp.int32(0),
-            replay=replays.init(spec, config.loop.replay_capacity, window),
-            world_model=world_model.init(key_for(root_key, "world_model_init", jnp.int32(0))),
-            learner=learner.init(key_for(root_key, "policy_init", jnp.int32(0))),
+    def update_model(
+        model_state: Any, replay: replays.ReplayState, normaliser: Normaliser, batch_key: Array, update_key: Array
+    ) -> tuple[Any, Metrics]:
+        batch = replays.sample(
+            replay, batch_key, size, window, recent, training.recent_windows, world_model.history
         )
+        if training.padded_actions == "drawn":
+            batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
+        return world_model.update(model_state, batch, normaliser, update_key)  # Algorithm 1
+
+    return update_model
+
+
+def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent) -> Steps:
+    """Make the pure functions that the loop compiles."""
+    window = world_model.window or config.horizon
+    updates_per_step = model_updates_per_policy_update(config)
+    update_model = make_model_update(world_model, config)
 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
         return state.replace(replay=replays.add(state.replay, chunk, window))
 
     def improve_policy(state: TrainState) -> PolicyPart:
-        keys = Keys(*(key_for(state.root_key, stream, state.policy_updates) for stream in ("context", "imagine")))
-        progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
-        learnt, model, metrics, imagined = learner.improve(
-            state.learner, state.world_model, state.replay, keys, progress
+        context_key, imagine_key = (
+            key_for(state.root_key, stream, state.policy_updates) for stream in ("context", "imagine")
         )
-        return PolicyPart(learnt, model, state.policy_updates + 1, metrics, all_finite(imagined))
-
-    def update_model(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         normaliser = normalisers.to_normaliser(state.replay.moments)
-        batch_key = key_for(state.root_key, "batch", state.model_updates)
-        batch = replays.sample(
-            state.replay, batch_key, size, window, recent, config.denoiser.recent_windows, world_model.history
-        )
-        if config.denoiser.padded_actions == "drawn":
-            batch = replays.draw_padded_actions(state.replay, jax.random.fold_in(batch_key, 1), batch)
-        update_key = key_for(state.root_key, "denoise", state.model_updates)
-        model, metrics = world_model.update(state.world_model, batch, normaliser, update_key)  # 6 (Algorithm 1)
-        return state.replace(world_model=model, model_updates=state.model_updates + 1), metrics
+        imagined, windows, aux = None, None, {}
+        if agent.trajectories:
+            contexts = replays.sample_contexts(
+                state.replay, context_key, agent.trajectories, world_model.context_length
+            )
+            imagined, aux = agent.imagine(state.agent, state.world_model, contexts, normaliser, imagine_key)  # 7
+        if agent.windows is not None:
+            windows = replays.sample(state.replay, context_key, *agent.windows)
+        progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
+        experience = Experience(imagined, windows, normaliser, progress)
+        learnt, metrics = agent.update(state.agent, state.world_model, experience, imagine_key)  # 8
+        told = {name: x for name, x in aux.items() if name != "guidance/largest_delta"}
+        if imagined is not None:
+            told["imagination/reward_mean"] = jnp.mean(imagined.rewards)
+            ends = jnp.any(imagined.terminals > 0.5, axis=1)
+            told["imagination/terminal_rate"] = jnp.mean(ends.astype(jnp.float32))
+        finite = all_finite(metrics if imagined is None else imagined)
+        return PolicyPart(learnt, aux, state.policy_updates + 1, told | metrics, finite)
 
-    def improve_model(state: TrainState, count: int = model_updates) -> ModelPart:
-        metrics: Metrics = {}
-        if count > 0:
-            state, every = jax.lax.scan(update_model, state, None, length=count)
-            metrics = jax.tree.map(lambda x: x[-1], every)
-        return ModelPart(state.world_model, state.model_updates, metrics)
+    def improve_model(state: TrainState) -> ModelPart:
+        normaliser = normalisers.to_normaliser(state.replay.moments)
 
-    def join(state: TrainState, policy: PolicyPart, model: ModelPart) -> TrainState:
-        return state.replace(
-            learner=policy.learner,
-            policy_updates=policy.policy_updates,
-            model_updates=model.model_updates,
-            world_model=world_model.merge(model.world_model, policy.world_model),
-        )
+        def one(carry: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Metrics]:
+            model_state, updates = carry
+            keys = (key_for(state.root_key, stream, updates) for stream in ("batch", "denoise"))
+            model_state, metrics = update_model(model_state, state.replay, normaliser, *keys)
+            return (model_state, updates + 1), metrics
 
-    def acting(state: TrainState) -> Params:
-        return acting_params(config, state.learner.actor, state.world_model)
+        if updates_per_step == 0:
+            return ModelPart(state.world_model, state.model_updates, {})
+        start = (state.world_model, state.model_updates)
+        (model_state, updates), every = jax.lax.scan(one, start, None, length=updates_per_step)  # 6
+        return ModelPart(model_state, updates, jax.tree.map(lambda x: x.mean(axis=0), every))
 
-    def evaluated(state: TrainState) -> Params:
-        return acting_params(config, shown_actor(state.learner), state.world_model)
-
-    def report(actor: Params, metrics: Metrics, imagined_finite: Array) -> Output:
-        losses = [x for name, x in metrics.items() if "loss" in name]
-        # Copies: the state's own buffers are donated to the next iteration.
-        actor = jax.tree.map(jnp.copy, actor)
-        finite = jnp.stack([all_finite(losses), imagined_finite, all_finite(actor)])
-        return Output(actor_params=actor, metrics=metrics, finite=finite)
+    def finish(model_state: Any, policy: PolicyPart, model_metrics: Metrics) -> tuple[Any, Output]:
+        # 9: delta was measured under the policy that guided, and is used from the next imagination on.
+        model_state = world_model.adapt(model_state, policy.aux)
+        acting = agent.acting(policy.agent, model_state)
+        return model_state, _report(acting, policy.metrics | model_metrics, policy.finite)
 
     def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         state = insert(state, chunk)
-        model = improve_model(state, groups * model_updates)
+        model = improve_model(state)
         state = state.replace(world_model=model.world_model, model_updates=model.model_updates)
-        return state, report(acting(state), model.metrics, jnp.bool_(True))
+        return state, _report(agent.acting(state.agent, state.world_model), model.metrics, jnp.bool_(True))
 
     def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         state = insert(state, chunk)  # 5
-
-        def group(state: TrainState, _: None) -> tuple[TrainState, tuple[Metrics, Array]]:
-            # DEVIATION from Algorithm 3, as the official code: the policy learns from the model before its updates.
-            policy, model = improve_policy(state), improve_model(state)
-            return join(state, policy, model), (policy.metrics | model.metrics, policy.finite)
-
-        state, (metrics, finite) = jax.lax.scan(group, state, None, length=groups)
-        return state, report(acting(state), jax.tree.map(lambda x: x[-1], metrics), finite.all())
+        # DEVIATION from Algorithm 3, as the official code: the policy learns from the model before its updates.
+        policy, model = improve_policy(state), improve_model(state)
+        model_state, output = finish(model.world_model, policy, model.metrics)
+        return join(state, policy, model, model_state), output
 
     def finite(state: TrainState) -> Array:
-        return jnp.stack([all_finite(_floats(state.world_model)), all_finite(_floats(state.learner))])
+        return jnp.stack([all_finite(state.world_model), all_finite(state.agent)])
 
-    parts = Parts(improve_policy, improve_model, join, report)
-    return Iterations(init, insert, warmup, learn, finite, acting, evaluated, parts)
+    init = make_init(config, spec, world_model, agent)
+    return Steps(init, insert, improve_policy, improve_model, finish, warmup, learn, finite)
 
 
-def _floats(tree: Any) -> list[Array]:
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+def join(state: TrainState, policy: PolicyPart, model: ModelPart, model_state: Any) -> TrainState:
+    """Return the state after both parts; rearranges, computes nothing."""
+    return state.replace(
+        agent=policy.agent,
+        policy_updates=policy.policy_updates,
+        model_updates=model.model_updates,
+        world_model=model_state,
+    )
+
+
+def _report(acting: Params, metrics: Metrics, imagined_finite: Array) -> Output:
+    losses = [x for name, x in metrics.items() if "loss" in name]
+    # Copies: the state's own buffers are donated to the next step.
+    acting = jax.tree.map(jnp.copy, acting)
+    finite = jnp.stack([all_finite(losses), imagined_finite, all_finite(acting)])
+    scalars = {name: x for name, x in sorted(metrics.items()) if jnp.ndim(x) == 0}
+    counts = {name: x for name, x in metrics.items() if name not in scalars}
+    values = jnp.stack([x.astype(jnp.float32) for x in scalars.values()]) if scalars else jnp.zeros(0)
+    return Output(acting, Measured(values, counts, tuple(scalars)), finite)
+
+
+# --- compiling -------------------------------------------------------------------------------------------------------
+
+
+class Compiled(NamedTuple):
+    """The step as the loop calls it; ``programs`` are the executables behind it, for measuring them."""
+
+    learn: Step
+    programs: list[Any]
+
+
+def compile_warmup(steps: Steps, state: TrainState, chunk: Transitions) -> Step:
+    """Compile the step in which only the world model learns; ``state`` is donated whenever it is called."""
+    return jax.jit(steps.warmup, donate_argnums=0).lower(state, chunk).compile()
+
+
+def compile_learn(steps: Steps, state: TrainState, chunk: Transitions, side_by_side: bool) -> Compiled:
+    """Compile ``steps.learn`` as one program, or as two that run at the same time (``loop.side_by_side``).
+
+    Only shapes and dtypes of ``state`` and ``chunk`` matter here. Side by side, the numbers are those of the one
+    program but for rounding.
+    """
+    if side_by_side:
+        return _side_by_side(steps, state, chunk)
+    learn = jax.jit(steps.learn, donate_argnums=0).lower(state, chunk).compile()
+    return Compiled(learn, [learn])
+
+
+def _side_by_side(steps: Steps, state: TrainState, chunk: Transitions) -> Compiled:
+    """Compile the policy's update and the world model's apart, each for a core of its own.
+
+    Small matrix products do not fill several cores: sharing each among them costs more than it saves, and XLA runs the
+    independent loops of one program one after another. Both updates begin from one state and need nothing of each
+    other.
+    """
+
+    def lowered(function: Callable[..., Any], *example: Any, donated: tuple[int, ...] = ()) -> Any:
+        return jax.jit(function, donate_argnums=donated).lower(*example)
+
+    first = [lowered(steps.insert, state, chunk, donated=(0,)), lowered(steps.improve_policy, state)]
+    first.append(lowered(steps.improve_model, state))
+    policy_like, model_like = first[1].out_info, first[2].out_info
+    last = lowered(steps.finish, model_like.world_model, policy_like, model_like.metrics, donated=(0,))
+    with ThreadPoolExecutor(2, thread_name_prefix="compiling") as pool:
+        done = pool.map(lambda program: program.compile(compiler_options=_one_core_each()), [*first, last])
+        insert, improve_policy, improve_model, finish = done
+    # What one thread dispatches runs one after another on a CPU.
+    other_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+
+    def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
+        state = insert(state, chunk)
+        future = other_thread.submit(lambda: jax.block_until_ready(improve_policy(state)))
+        model = improve_model(state)
+        policy = future.result()
+        model_state, output = finish(model.world_model, policy, model.metrics)
+        return join(state, policy, model, model_state), output
+
+    return Compiled(learn, [insert, improve_policy, improve_model, finish])
+
+
+def _one_core_each() -> dict[str, Any]:
+    """Options of the compiler under which a program does not share its matrix products among the cores."""
+    return {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else {}

@@ -22,10 +22,10 @@ from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import pack, unpack, with_terminal_std
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import init_denoising, make_denoise, make_gradient_step
-from polygrad_jax.world_models.rollout import Prediction, begin, roll_out
+from polygrad_jax.world_models.rollout import begin, roll_out, under
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 WINDOW = 2
@@ -83,15 +83,15 @@ def diffuse_step(
     actions = normalise(raw_actions, normaliser.actions)[:, None]
     actions = jnp.concatenate([actions, jnp.zeros_like(actions)], axis=1)
     initial = normalise(raw_obs, normaliser.observations)
-    given = Given(params, policy_params=None, normaliser=normaliser, initial=initial, delta=jnp.float32(0.0))
+    given = Given(params, policy=None, normaliser=normaliser, initial=initial, delta=jnp.float32(0.0))
     traj = sample_given_actions(sampler, given, schedule, actions, noise)
     first = unpack(traj[:, :1], actions[:, :1], normaliser)
     following = unnormalise(traj[:, 1, :-2], normaliser.observations)
-    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0] > 0)
+    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0])
 
 
 def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
-    """Autoregressive diffusion behind the protocol of :class:`WorldModel`; ``imagine`` takes any horizon.
+    """Autoregressive diffusion behind the protocol of :class:`WorldModel`.
 
     ``config.denoiser`` is the network and its training, ``config.diffusion`` N, K and the terminals, and
     ``config.autoregressive.tau`` the schedule. Training windows are ``[B, 2]``; ValueError of any other length.
@@ -99,8 +99,8 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
     diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
     schedule = sampling_coefficients(diffusion)
     draws = schedule.step.shape[0] + 1
-    denoise = make_denoise(config, WINDOW)
-    gradient_step = make_gradient_step(config, WINDOW, diffusion.tau)
+    gradient_step = make_gradient_step(config, WINDOW, diffusion)
+    sampler = Sampler(make_denoise(config, WINDOW), config.guidance, diffusion.prediction)
 
     def init(key: Array) -> AutoregressiveState:
         return AutoregressiveState(**init_denoising(config, spec, WINDOW, key))
@@ -117,28 +117,25 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
         packed = pack(steps.replace(actions=executed(steps.actions)), normaliser)
         return gradient_step(state, without_what_follows(*packed), steps, normaliser, noise_key)
 
+    def step(
+        state: AutoregressiveState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
+    ) -> Prediction:
+        normaliser, actions = with_terminal_std(normaliser, diffusion.terminal_std), executed(raw_actions)
+        noise = jax.random.normal(key, (draws, raw_obs.shape[0], WINDOW, raw_obs.shape[1] + 2))
+        prediction = diffuse_step(sampler, state.ema_params, normaliser, schedule, raw_obs, actions, noise)
+        if state.classifier is None:
+            return prediction
+        ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
+        return prediction._replace(terminals=ends)
+
     def imagine(
-        state: AutoregressiveState,
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[AutoregressiveState, Segment, Metrics]:
-        normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
-        sampler = Sampler(denoise, policy_apply, config.guidance, diffusion.prediction)
+        state: AutoregressiveState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        def predict(_: None, raw_obs: Array, actions: Array, key: Array) -> tuple[None, Prediction, Metrics]:
+            return None, step(state, raw_obs, actions, normaliser, key), {}
 
-        def predict(_: None, raw_obs: Array, actions: Array, key: Array) -> tuple[None, Prediction]:
-            noise = jax.random.normal(key, (draws, raw_obs.shape[0], WINDOW, raw_obs.shape[1] + 2))
-            prediction = diffuse_step(sampler, state.ema_params, normaliser, schedule, raw_obs, actions, noise)
-            if state.classifier is not None:
-                ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
-                prediction = prediction._replace(ends=ends)
-            return None, prediction
+        keys = jax.random.split(key, config.horizon)
+        _, segment, metrics = roll_out(predict, begin(context, None), under(policy), keys)
+        return segment, metrics
 
-        keys = jax.random.split(key, horizon)
-        _, segment = roll_out(predict, begin(context, None), policy_apply, policy_params, keys)
-        return state, segment, {}
-
-    return WorldModel(init, update, imagine, window=WINDOW)
+    return WorldModel(init, update, imagine, step=step, window=WINDOW)

@@ -13,25 +13,30 @@ behind a window's last step: there the successor has no posterior.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from polygrad_jax.config import Config, DreamerConfig, EnvSpec
+from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.networks.rssm import DreamerNetwork, Latent, draw, features
-from polygrad_jax.networks.symlog import symexp, symlog, two_hot, two_hot_mean
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.networks.symlog import BINS, symexp, symlog, two_hot, two_hot_mean
+from polygrad_jax.types import Array, LatentModel, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
+from polygrad_jax.world_models.rollout import Choose, begin, roll_out, under
 from polygrad_jax.world_models.terminal_classifier import happened
 
 Ask = Callable[..., Any]
 """``(params, method name, *arguments)`` of :class:`DreamerNetwork`."""
 
 
-Choose = Callable[[Latent, Array], tuple[Array, Array]]
-"""``(latent [B], raw observations [B, O]) -> (mean [B, A], std [B, A])`` of a Gaussian over raw actions."""
+FREE_NATS = 1.0
+"""Both KL losses are no smaller than this, in nats per step (published, as all constants here)."""
+SCALES = {"dynamics": 0.5, "representation": 0.1}
+"""Weights of the KL losses that train the prior and the posterior; every other loss has weight 1."""
+ADAM_EPS = 1e-8
+GRADIENT_CLIP = 1000.0
 
 
 @flax.struct.dataclass
@@ -40,28 +45,6 @@ class DreamerState:
 
     params: Params
     optimiser: Any
-
-
-class LatentModel(NamedTuple):
-    """The trained model as a learner in latent space needs it (see ``rl/dreamer.py``).
-
-    ``observe(params, segment [B, H], key) -> (Latent [B, H], [B, H])``: posterior latents of real windows, and 1
-    where the step was taken, 0 for padding.
-    ``step(params, latent [B], action [B, A], key) -> (Latent [B], reward [B] raw, continues [B] 0 or 1)``: one step
-    of the prior; 1 where the episode more likely goes on than not (published code).
-    ``features(latent [...]) -> [..., F]``, and F is ``feature_size``.
-    ``see(params, (latent [B], action [B, A]) or None, raw_obs [B, O], key) -> Latent [B]``: one step of the posterior,
-    from the last latent and the action taken in it; None at an episode's start.
-    ``roll(params, choose, context [B, C], key, horizon) -> Segment [B, horizon]``: the posterior along the context,
-    then the prior under ``choose(latent [B], decoded observations [B, O]) -> (mean, std) [B, A]``, decoded.
-    """
-
-    observe: Callable[..., tuple[Latent, Array]]
-    step: Callable[..., tuple[Latent, Array, Array]]
-    see: Callable[..., Latent]
-    roll: Callable[..., Segment]
-    features: Callable[[Latent], Array]
-    feature_size: int
 
 
 def make_ask(config: Config, spec: EnvSpec) -> Ask:
@@ -131,7 +114,7 @@ def without_padding(segment: Segment) -> tuple[Segment, Array]:
 
 
 def losses(
-    ask: Ask, params: Params, segment: Segment, key: Array, config: DreamerConfig
+    ask: Ask, params: Params, segment: Segment, key: Array
 ) -> tuple[dict[str, Array], Array]:
     """Every loss per step of real windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
 
@@ -147,7 +130,7 @@ def losses(
     latents, posterior = observe_windows(ask, params, segment, posterior_key)
     prior = ask(params, "prior", latents.deter)
     decoded = ask(params, "decode", features(latents))
-    dynamics, representation = kl_losses(posterior, prior, config.free_nats)
+    dynamics, representation = kl_losses(posterior, prior, FREE_NATS)
 
     last = jax.tree.map(lambda x: x[:, -1:], latents)
     last_deter = ask(params, "advance", last, segment.actions[:, -1:])
@@ -159,7 +142,7 @@ def losses(
     successor = Latent(deter, jnp.where(_as_wide(has_posterior, seen), seen, drawn))
 
     reward_logits = ask(params, "reward", features(successor))
-    reward = -jnp.sum(two_hot(segment.rewards, config.bins) * jax.nn.log_softmax(reward_logits), axis=-1)
+    reward = -jnp.sum(two_hot(segment.rewards, BINS) * jax.nn.log_softmax(reward_logits), axis=-1)
     goes_on = ask(params, "goes_on", features(Latent(deter, drawn)))
     return {
         # Summed over the observation and without the paper's factor 1/2, as in the published code.
@@ -191,41 +174,44 @@ def make_latent_model(config: Config, spec: EnvSpec) -> LatentModel:
         deter = ask(params, "advance", *(nothing if before is None else before))
         return Latent(deter, draw(key, ask(params, "posterior", deter, ask(params, "embed", raw_obs))))
 
-    def roll(params: Params, choose: Choose, context: Segment, key: Array, horizon: int) -> Segment:
+    def imagine_latents(params: Params, choose: Choose, context: Segment, key: Array) -> Segment:
         context_key, roll_key = jax.random.split(key)
 
-        def one(carry: tuple[Latent, Array, Array], key: Array):
-            latent, raw_obs, ended = carry
-            action_key, latent_key = jax.random.split(key)
-            mean, std = choose(latent, raw_obs)
-            action = mean + std * jax.random.normal(action_key, mean.shape)
-            latent, reward, continues = step(params, latent, action, latent_key)
-            reward = jnp.where(ended > 0, 0.0, reward)
-            terminal = jnp.maximum(ended, 1.0 - continues)
+        def predict(
+            latent: Latent, raw_obs: Array, actions: Array, key: Array
+        ) -> tuple[Latent, Prediction, Metrics]:
+            latent, rewards, continues = step(params, latent, actions, key)
             decoded = symexp(ask(params, "decode", features(latent)))
-            following = jnp.where(terminal[:, None] > 0, raw_obs, decoded)
-            return (latent, following, terminal), (raw_obs, action, reward, terminal)
+            return latent, Prediction(decoded, rewards, 1.0 - continues), {}
 
-        first = context.observations[:, -1]
-        start = (_latent_after(ask, params, context, context_key), first, jnp.zeros(first.shape[0]))
-        _, imagined = jax.lax.scan(one, start, jax.random.split(roll_key, horizon))
-        return Segment(*(jnp.swapaxes(x, 0, 1) for x in imagined))
+        start = begin(context, _latent_after(ask, params, context, context_key))
+        _, segment, _ = roll_out(predict, start, choose, jax.random.split(roll_key, config.horizon))
+        return segment
 
     d = config.dreamer
-    return LatentModel(observe_real, step, see, roll, features, d.deter + d.latents * d.classes)
+    return LatentModel(
+        observe=observe_real,
+        step=step,
+        see=see,
+        imagine=imagine_latents,
+        features=features,
+        feature_size=d.deter + d.latents * d.classes,
+        params_of=lambda state: state.params,
+        pack=lambda latent: {"deter": latent.deter, "stoch": latent.stoch},
+        unpack=lambda memory: Latent(memory["deter"], memory["stoch"]),
+    )
 
 
 def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
     """Dreamer-v3's world model behind the protocol of :class:`WorldModel`.
 
-    ``imagine`` takes the raw-observation policy that it is given, asked about decoded observations, and samples from
-    it. It runs the posterior along the observed steps of the context and the prior from there. Behind an imagined
-    terminal the last state is repeated with reward 0, as replay pads its windows.
+    ``imagine`` runs the posterior along the observed steps of the context and the prior from there, under a policy that
+    is asked about decoded observations.
     """
     ask, latent_model = make_ask(config, spec), make_latent_model(config, spec)
     d = config.dreamer
-    scales = {"dynamics": d.dynamics_scale, "representation": d.representation_scale}
-    optimiser = optax.chain(optax.clip_by_global_norm(d.grad_clip), optax.adam(d.learning_rate, eps=d.adam_eps))
+    adam = optax.adam(d.learning_rate, eps=ADAM_EPS)
+    optimiser = optax.chain(optax.clip_by_global_norm(GRADIENT_CLIP), adam)
 
     def init(key: Array) -> DreamerState:
         network = DreamerNetwork(spec.observation_size, d, config.precision)
@@ -238,35 +224,33 @@ def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
         del normaliser  # what is seen is squashed, not standardised
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            by_step, weights = losses(ask, params, segment, key, d)
+            by_step, weights = losses(ask, params, segment, key)
             means = {name: (weights * x).sum() / weights.sum() for name, x in by_step.items()}
-            total = sum(scales.get(name, 1.0) * x for name, x in means.items())
-            return total, {f"loss/{name}": x for name, x in means.items()}
+            total = sum(SCALES.get(name, 1.0) * x for name, x in means.items())
+            return total, {f"world_model/{name}_loss": x for name, x in means.items()}
 
         (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimiser_state = optimiser.update(gradients, state.optimiser)
-        metrics |= {"loss/dreamer": total, "gradients/dreamer_norm": optax.tree.norm(gradients)}
+        metrics |= {"world_model/loss": total, "world_model/gradient_norm": optax.tree.norm(gradients)}
         return DreamerState(optax.apply_updates(state.params, updates), optimiser_state), metrics
 
     def imagine(
-        state: DreamerState,
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[DreamerState, Segment, Metrics]:
+        state: DreamerState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
         del normaliser
+        return latent_model.imagine(state.params, under(policy), context, key), {}
 
-        def choose(latent: Latent, raw_obs: Array) -> tuple[Array, Array]:
-            return policy_apply(policy_params, raw_obs)
-
-        return state, latent_model.roll(state.params, choose, context, key, horizon), {}
-
-    return WorldModel(init, update, imagine, d.window, d.batch_size, d.context_length)
+    return WorldModel(
+        init,
+        update,
+        imagine,
+        window=d.window,
+        batch_size=d.batch_size,
+        context_length=d.context_length,
+        latent=latent_model,
+    )
 
 
 def _latent_after(ask: Ask, params: Params, context: Segment, key: Array) -> Latent:

@@ -35,13 +35,18 @@ import optax
 
 from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
-from polygrad_jax.networks.probabilistic_mlp import Prediction, ProbabilisticMLP
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.networks.probabilistic_mlp import GaussianPrediction, ProbabilisticMLP
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
+from polygrad_jax.world_models.rollout import begin, roll_out, under
 from polygrad_jax.world_models.terminal_classifier import happened
 
 WINDOW = 2
 """States per training window: one whole transition each, drawn uniformly as MBPO does; longer ones would fill a batch
 with neighbours. The second state's reward and terminal are learnt from too: no window begins with an episode's end."""
+HELDOUT_SHARE = 0.1
+"""Share of all transitions that never train."""
+HELDOUT_DECAY = 0.99
+"""Decay per gradient step of the held-out losses' running average."""
 BOUND_WEIGHT = 0.01
 """Of the distance between the bounds of the log-variance, in the loss (MBPO)."""
 
@@ -118,7 +123,7 @@ def weighted_mean(values: Array, weights: Array) -> Array:
     return (weights * values).sum((0, 1)) / jnp.maximum(weights.sum((0, 1)), 1.0)
 
 
-def gaussian_loss(prediction: Prediction, targets: Array, weights: Array) -> Array:
+def gaussian_loss(prediction: GaussianPrediction, targets: Array, weights: Array) -> Array:
     """Twice the negative log-likelihood without its constant, as MBPO has it: the mean over channels ``[B, H, D]`` of
     each one's mean over the steps that count (PETS, Section 4: ``loss_Gauss``)."""
     errors = jnp.square(prediction.mean - targets) * jnp.exp(-prediction.log_var) + prediction.log_var
@@ -160,13 +165,12 @@ def make_network(config: Config, spec: EnvSpec) -> ProbabilisticMLP:
 def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
     """The ensemble behind the protocol of :class:`WorldModel`.
 
-    ``update`` takes windows of any length and raises ConfigError where they have no row numbers. ``imagine`` takes any
-    horizon and changes no state.
+    ``update`` takes windows of any length and raises ConfigError where they have no row numbers.
     """
     network = make_network(config, spec)
     adam = optax.adam(config.ensemble.learning_rate)
 
-    def predict(params: Params, inputs: Array) -> Prediction:
+    def predict_one(params: Params, inputs: Array) -> GaussianPrediction:
         return network.apply({"params": params}, inputs)
 
     def init(key: Array) -> EnsembleState:
@@ -182,17 +186,17 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         if segment.rows is None:
             raise ConfigError("segment.rows is None; allowed: row numbers [B, H], by which steps are held out")
         lesson = lesson_of(segment, normaliser)
-        held = held_out(segment.rows, config.ensemble.heldout_share).astype(jnp.float32)
+        held = held_out(segment.rows, HELDOUT_SHARE).astype(jnp.float32)
         counts = bootstrap(key, config.ensemble.members, segment.terminals.shape) * (1.0 - held)[None]
 
         def learn(params: Params, counts: Array) -> tuple[Array, tuple[Metrics, Array]]:
-            return _member_loss(predict(params, lesson.inputs), params, lesson, counts, held, config.ensemble)
+            return _member_loss(predict_one(params, lesson.inputs), params, lesson, counts, held, config.ensemble)
 
         gradients, (metrics, errors) = jax.vmap(jax.grad(learn, has_aux=True))(state.params, counts)
         # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
         with jax.numpy_dtype_promotion("standard"):
             changes, adam_state = adam.update(gradients, state.adam)
-        decay = config.ensemble.heldout_decay
+        decay = HELDOUT_DECAY
         state = EnsembleState(
             params=optax.apply_updates(state.params, changes),
             adam=adam_state,
@@ -201,53 +205,53 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         )
         losses = heldout_losses(state)
         return state, jax.tree.map(jnp.mean, metrics) | {
-            "ensemble/heldout_loss": losses[elites_of(state, config.ensemble.elites)].mean(),
-            "ensemble/heldout_loss_worst": losses.max(),
+            "world_model/heldout_loss": losses[elites_of(state, config.ensemble.elites)].mean(),
+            "world_model/heldout_loss_worst": losses.max(),
         }
 
-    def imagine(
-        state: EnsembleState,
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[EnsembleState, Segment, Metrics]:
+    def ask(
+        state: EnsembleState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
+    ) -> tuple[Prediction, Metrics]:
+        """Ask an elite drawn for every state; the metrics are ``[B]``."""
         elites = elites_of(state, config.ensemble.elites)
         params = jax.tree.map(lambda x: x[elites], state.params)
+        elite_key, noise_key = jax.random.split(key)
+        inputs = inputs_of(raw_obs, raw_actions, normaliser)
+        predictions = jax.vmap(predict_one, in_axes=(0, None))(params, inputs)
+        batch = raw_obs.shape[0]
+        chosen = jax.random.randint(elite_key, (batch,), 0, elites.shape[0], jnp.int32)
+        said = jax.tree.map(lambda x: x[chosen, jnp.arange(batch)], predictions)
+        spread = jnp.exp(0.5 * said.log_var)
+        drawn = said.mean + spread * jax.random.normal(noise_key, said.mean.shape)
+        following = raw_obs + drawn[:, :-1] * normaliser.observations.std[None]
+        rewards = unnormalise(drawn[:, -1:], normaliser.rewards)[:, 0]
+        terminals = (said.terminal_logit > 0).astype(jnp.float32)
+        return Prediction(following, rewards, terminals), {
+            # What more data would tell apart, and what a member says no data would; normalised units, over channels.
+            "imagination/disagreement": predictions.mean[..., :-1].std(axis=0).mean(-1),
+            "imagination/predicted_std": spread[:, :-1].mean(-1),
+        }
 
-        def step(before: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], tuple[Segment, Metrics]]:
-            raw_obs, ended = before  # [B, O], [B] 1 where an earlier step ended the episode
-            action_key, elite_key, noise_key = jax.random.split(key, 3)
-            mean, std = policy_apply(policy_params, raw_obs)
-            actions = mean + std * jax.random.normal(action_key, mean.shape)
-            inputs = inputs_of(raw_obs, actions, normaliser)
-            predictions = jax.vmap(predict, in_axes=(0, None))(params, inputs)
-            chosen = jax.random.randint(elite_key, ended.shape, 0, elites.shape[0], jnp.int32)
-            said = jax.tree.map(lambda x: x[chosen, jnp.arange(chosen.shape[0])], predictions)
-            spread = jnp.exp(0.5 * said.log_var)
-            drawn = said.mean + spread * jax.random.normal(noise_key, said.mean.shape)
-            rewards = unnormalise(drawn[:, -1:], normaliser.rewards)[:, 0]
-            terminals = jnp.maximum(ended, (said.terminal_logit > 0).astype(jnp.float32))
-            made = Segment(raw_obs, actions, jnp.where(ended > 0, 0.0, rewards), terminals)
-            next_obs = raw_obs + drawn[:, :-1] * normaliser.observations.std[None]
-            # Behind a terminal lies what pads a stored episode: its last state again, reward 0, terminal 1.
-            next_obs = jnp.where(terminals[:, None] > 0, raw_obs, next_obs)
-            return (next_obs, terminals), (made, _doubt(predictions.mean, spread, 1.0 - ended))
+    def step(
+        state: EnsembleState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
+    ) -> Prediction:
+        return ask(state, raw_obs, raw_actions, normaliser, key)[0]
 
-        first = context.observations[:, -1]
-        # H steps, though the last state's successor is not returned: its reward and terminal are.
-        _, (steps, doubts) = jax.lax.scan(step, (first, jnp.zeros(first.shape[0])), jax.random.split(key, horizon))
-        segment = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps)
-        alive = doubts.pop("alive").sum()
-        return state, segment, {name: value.sum() / alive for name, value in doubts.items()}
+    def imagine(
+        state: EnsembleState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        def predict(_: None, raw_obs: Array, actions: Array, key: Array) -> tuple[None, Prediction, Metrics]:
+            return None, *ask(state, raw_obs, actions, normaliser, key)
 
-    return WorldModel(init, update, imagine, window=WINDOW, batch_size=config.ensemble.batch_size)
+        keys = jax.random.split(key, config.horizon)
+        _, segment, metrics = roll_out(predict, begin(context, None), under(policy), keys)
+        return segment, metrics
+
+    return WorldModel(init, update, imagine, step=step, window=WINDOW)
 
 
 def _member_loss(
-    prediction: Prediction, params: Params, lesson: Lesson, counts: Array, held: Array, config: EnsembleConfig
+    prediction: GaussianPrediction, params: Params, lesson: Lesson, counts: Array, held: Array, config: EnsembleConfig
 ) -> tuple[Array, tuple[Metrics, Array]]:
     """``(loss, (metrics, sum of held-out squared errors))`` of one member; ``counts [B, H]`` are its draws."""
     gaussian = gaussian_loss(prediction, lesson.targets, counts[..., None] * lesson.known)
@@ -256,19 +260,5 @@ def _member_loss(
     loss = gaussian + terminal + regularisation(params, config.weight_decay)
     # Steps of which every channel is known, so that one number of steps serves all.
     errors = (held * lesson.known[..., 0] * jnp.square(prediction.mean - lesson.targets).mean(-1)).sum()
-    metrics = {"ensemble/loss": loss, "ensemble/gaussian_loss": gaussian, "ensemble/terminal_loss": terminal}
+    metrics = {"world_model/loss": loss, "world_model/gaussian_loss": gaussian, "world_model/terminal_loss": terminal}
     return loss, (metrics, errors)
-
-
-def _doubt(means: Array, spread: Array, alive: Array) -> dict[str, Array]:
-    """Sums over the trajectories ``[B]`` still alive, normalised units, averaged over the channels of the state.
-
-    ``disagreement``: std of the elites' means ``[elites, B, D]`` (what data would tell); ``predicted_std``: what the
-    one asked says of itself, ``[B, D]`` (what no data would).
-    """
-    disagreement = means[..., :-1].std(axis=0).mean(-1)
-    return {
-        "ensemble/disagreement": (alive * disagreement).sum(),
-        "ensemble/predicted_std": (alive * spread[:, :-1].mean(-1)).sum(),
-        "alive": alive.sum(),
-    }

@@ -1,8 +1,10 @@
-"""The world models by name. To add one, write its file and its line here (see the README)."""
+"""The world models by name, an open table: to add one, put its function there (see ``docs/world_models.md``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import numpy as np
 
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
@@ -10,7 +12,7 @@ from polygrad_jax.world_models.autoregressive import make_autoregressive
 from polygrad_jax.world_models.dreamer import make_dreamer
 from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.polygrad import make_polygrad
-from polygrad_jax.world_models.simulator import SimulatorHost, make_simulator
+from polygrad_jax.world_models.simulator import host_for, make_simulator
 from polygrad_jax.world_models.transformer import make_transformer
 
 WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
@@ -22,22 +24,24 @@ WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
 }
 
 SIMULATOR = "simulator"
-"""Not in ``WORLD_MODELS``: it is not made of config and sizes alone."""
+"""Not in the table: it is made of a task and its states, not of config and sizes alone."""
 
 
-def known_world_models() -> tuple[str, ...]:
-    """Every name that :func:`make_world_model` takes."""
-    return (*WORLD_MODELS, SIMULATOR)
+def make_world_model(
+    config: Config, spec: EnvSpec, states_at: Callable[[np.ndarray], np.ndarray] | None = None
+) -> WorldModel:
+    """Make the world model that ``config.world_model`` names.
 
-
-def make_world_model(config: Config, spec: EnvSpec, host: SimulatorHost | None = None) -> WorldModel:
-    """The world model that ``config.world_model`` names; ``host`` is for the simulator, the others need none.
+    Args:
+      states_at: for the simulator: rows ``[B]`` of contexts to its states ``[B, S]`` (without it every row is a fresh
+        episode's first); the models that learn need none.
 
     Raises:
-      ConfigError: the simulator is asked for where no one steps it.
+      ConfigError: no such model, or the simulator of a task without MuJoCo state.
     """
-    if config.world_model != SIMULATOR:
-        return WORLD_MODELS[config.world_model](config, spec)
-    if host is None:
-        raise ConfigError("world_model is simulator, which needs a task and its states; allowed here: one that learns")
-    return make_simulator(config, spec, host)
+    if config.world_model == SIMULATOR:
+        return make_simulator(config, spec, host_for(config.env, states_at))
+    if config.world_model not in WORLD_MODELS:
+        allowed = ", ".join((*WORLD_MODELS, SIMULATOR))
+        raise ConfigError(f"world_model is {config.world_model}; allowed: {allowed}")
+    return WORLD_MODELS[config.world_model](config, spec)

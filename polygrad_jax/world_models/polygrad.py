@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from polygrad_jax.config import Config, DenoiserConfig, EnvSpec
+from polygrad_jax.config import Config, ConfigError, DiffusionConfig, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.diffusion.denoising_loss import (
     Denoise,
@@ -24,13 +24,25 @@ from polygrad_jax.diffusion.denoising_loss import (
     unpack,
     with_terminal_std,
 )
-from polygrad_jax.diffusion.guidance import RULES, Gaussian, action_metrics, sigma_of, standardise, update_log_delta
+from polygrad_jax.diffusion.guidance import (
+    RULES,
+    Gaussian,
+    action_metrics,
+    largest_delta,
+    standardise,
+    update_log_delta,
+)
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample, sample_given_actions
-from polygrad_jax.diffusion.schedule import coefficients, sampling_coefficients
+from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients, training_coefficients
 from polygrad_jax.networks.denoisers import make_denoiser
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
+
+EMA_EVERY_UPDATES = 10
+"""Gradient steps between two updates of the averaged parameters (official code)."""
+EMA_START_UPDATES = 2_000
+"""Before this many gradient steps the average is a plain copy (official code)."""
 
 
 @flax.struct.dataclass
@@ -60,16 +72,20 @@ def make_denoise(config: Config, window: int) -> Denoise:
     return denoise
 
 
-def make_sampler(config: Config, policy_apply: PolicyApply) -> Sampler:
-    """Algorithm 2 with this configuration's denoiser and guidance, under ``policy_apply``."""
+def make_sampler(config: Config) -> Sampler:
+    """Algorithm 2 with this configuration's denoiser and guidance.
+
+    Raises:
+      ConfigError: there is no such guidance rule.
+    """
+    if config.guidance.rule not in RULES:
+        raise ConfigError(f"guidance.rule is {config.guidance.rule}; allowed: {', '.join(RULES)}")
     denoise = make_denoise(config, diffused_length(config))
-    return Sampler(
-        denoise, policy_apply, config.guidance, config.diffusion.prediction, config.denoiser.shown_actions
-    )
+    return Sampler(denoise, config.guidance, config.diffusion.prediction, config.denoiser.shown_actions)
 
 
 def given_context(
-    state: PolyGRADState, policy_params: Params, normaliser: Normaliser, context: Segment, context_length: int
+    state: PolyGRADState, policy: Policy | None, normaliser: Normaliser, context: Segment, context_length: int
 ) -> Given:
     """What Algorithm 2 is given where imagining begins behind ``context [B, C', ...]``, raw.
 
@@ -86,7 +102,7 @@ def given_context(
     )
     return Given(
         state.ema_params,
-        policy_params,
+        policy,
         normaliser,
         initial=normed_traj[..., :-2],
         delta=jnp.exp(state.log_delta),
@@ -94,14 +110,14 @@ def given_context(
     )
 
 
-def average(ema_params: Params, params: Params, updates: Array, config: DenoiserConfig) -> Params:
-    """The averaged parameters after gradient step number ``updates`` (counted from 0).
+def average(ema_params: Params, params: Params, updates: Array, ema_decay: float) -> Params:
+    """Return the averaged parameters after gradient step number ``updates`` (counted from 0).
 
-    Every ``ema_every_updates`` steps: a plain copy before ``ema_start_updates``, an exponential average after.
+    Every EMA_EVERY_UPDATES steps: a plain copy before EMA_START_UPDATES, an exponential average after.
     """
-    decay = jnp.where(updates < config.ema_start_updates, 0.0, config.ema_decay)
+    decay = jnp.where(updates < EMA_START_UPDATES, 0.0, ema_decay)
     return jax.lax.cond(
-        updates % config.ema_every_updates == 0,
+        updates % EMA_EVERY_UPDATES == 0,
         lambda: jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema_params, params),
         lambda: ema_params,
     )
@@ -126,7 +142,9 @@ def init_denoising(config: Config, spec: EnvSpec, window: int, key: Array) -> di
 GradientStep = Callable[[Any, tuple[Array, Array], Segment, Normaliser, Array], tuple[Any, Metrics]]
 
 
-def make_gradient_step(config: Config, window: int, tau: float, context_length: int = 1) -> GradientStep:
+def make_gradient_step(
+    config: Config, window: int, diffusion: DiffusionConfig, context_length: int = 1
+) -> GradientStep:
     """Algorithm 1, lines 4 to 6, with its average, and the classifier's step where terminals are classified.
 
     ``(state, (normed_traj [B, H, O+2], normed_actions [B, H, A]), segment, normaliser, key) -> (state, metrics)``, for
@@ -134,17 +152,17 @@ def make_gradient_step(config: Config, window: int, tau: float, context_length: 
     are given. The classifier learns from ``segment``, raw.
     """
     denoise = make_denoise(config, window)
-    schedule = coefficients(config.diffusion.num_steps, config.diffusion.num_steps, tau)
+    schedule = training_coefficients(diffusion)
     adam = optax.adam(config.denoiser.learning_rate)
 
     def gradient_step(
         state: Any, packed: tuple[Array, Array], segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[Any, Metrics]:
         normed_traj, normed_actions = packed
-        steps, noise = draw_steps_and_noise(key, normed_traj.shape, config.diffusion.num_steps)
+        steps, noise = draw_steps_and_noise(key, normed_traj.shape, diffusion.num_steps)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            draws, prediction = (steps, noise), config.diffusion.prediction
+            draws, prediction = (steps, noise), diffusion.prediction
             return denoising_loss(
                 denoise, params, normed_traj, normed_actions, *draws, schedule, prediction, context_length
             )
@@ -160,7 +178,7 @@ def make_gradient_step(config: Config, window: int, tau: float, context_length: 
             metrics |= more
         return state.replace(
             params=params,
-            ema_params=average(state.ema_params, params, state.updates, config.denoiser),
+            ema_params=average(state.ema_params, params, state.updates, config.denoiser.ema_decay),
             adam=adam_state,
             updates=state.updates + 1,
             classifier=classifier,
@@ -169,17 +187,18 @@ def make_gradient_step(config: Config, window: int, tau: float, context_length: 
     return gradient_step
 
 
-def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
+def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None = None) -> WorldModel:
     """PolyGRAD behind the protocol of :class:`WorldModel`.
 
     With ``config.denoiser.context_length`` above 1 (ours, not the paper's) the trajectory that is diffused begins with
     the last observed states and actions; they stay as they are, and only what follows the last state is returned.
-    ``imagine`` takes ``horizon == config.horizon`` only (the residual MLP has a fixed length) and raises ValueError
-    otherwise. It adapts delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
+    ``adapt`` tunes delta: sigma is measured on the trajectory just imagined, under the policy that guided it.
+    ``schedule`` is sampled in place of the configured steps (an experiment's; those of training stay).
     """
-    sampling_schedule = sampling_coefficients(config.diffusion)
+    sampling_schedule = sampling_coefficients(config.diffusion) if schedule is None else schedule
     context_length = config.denoiser.context_length
-    gradient_step = make_gradient_step(config, diffused_length(config), config.diffusion.tau, context_length)
+    gradient_step = make_gradient_step(config, diffused_length(config), config.diffusion, context_length)
+    sampler = make_sampler(config)
     rule = RULES[config.guidance.rule]
     classifies = config.diffusion.terminals == "classified"
 
@@ -199,38 +218,33 @@ def make_polygrad(config: Config, spec: EnvSpec) -> WorldModel:
         return gradient_step(state, pack(segment, normaliser), seen, normaliser, key)
 
     def imagine(
-        state: PolyGRADState,
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[PolyGRADState, Segment, Metrics]:
-        if horizon != config.horizon:
-            raise ValueError(f"horizon is {horizon}, but this model was built for {config.horizon} states")
+        state: PolyGRADState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
-        sampler = make_sampler(config, policy_apply)
-        given = given_context(state, policy_params, normaliser, context, context_length)
+        given = given_context(state, policy, normaliser, context, context_length)
         traj, actions, _ = sample(sampler, given, sampling_schedule, key, diffused_length(config), spec.action_size)
-        segment = _last(unpack(traj, actions, normaliser), horizon)
+        segment = _last(unpack(traj, actions, normaliser), config.horizon)
         if classifies:
             terminals = terminal_classifier.classify(state.classifier.params, segment, normaliser)
-            segment = segment.replace(terminals=terminals)
+        else:
+            # DEVIATION from the official code, whose imagined terminals may go back to 0: what follows an end has
+            # weight 0 either way, but its advantages count when advantages are standardised.
+            terminals = jax.lax.cummax(segment.terminals, axis=1)
+        segment = segment.replace(terminals=terminals)
 
         # The last state only bootstraps: its action is not trained on and does not count here either.
-        policy = Gaussian(*policy_apply(policy_params, segment.observations[:, :-1]))
-        standardised = standardise(segment.actions[:, :-1], policy)
-        metrics = {"guidance/delta": given.delta, **action_metrics(standardised)}
-        if rule.tunes_delta:
-            log_delta = update_log_delta(state.log_delta, sigma_of(standardised), policy, config.guidance)
-            state = state.replace(log_delta=log_delta)
-        return state, segment, metrics
+        gaussian = Gaussian(*policy(segment.observations[:, :-1]))
+        measured = action_metrics(standardise(segment.actions[:, :-1], gaussian))
+        bound = {"guidance/largest_delta": largest_delta(gaussian)}
+        return segment, {"guidance/delta": given.delta, **bound, **measured}
 
-    def merge(updated: PolyGRADState, imagined: PolyGRADState) -> PolyGRADState:
-        return updated.replace(log_delta=imagined.log_delta)  # all that imagining changes
+    def adapt(state: PolyGRADState, aux: Metrics) -> PolyGRADState:
+        if not rule.tunes_delta:
+            return state
+        sigma, largest = aux["guidance/sigma"], aux["guidance/largest_delta"]
+        return state.replace(log_delta=update_log_delta(state.log_delta, sigma, largest, config.guidance))
 
-    return WorldModel(init, update, imagine, context_length=context_length, history=context_length - 1, merge=merge)
+    return WorldModel(init, update, imagine, adapt, context_length=context_length, history=context_length - 1)
 
 
 def imagine_given_actions(
@@ -246,7 +260,7 @@ def imagine_given_actions(
     normed_actions = normalise(actions, normaliser.actions)
     if given.past_actions is not None:
         normed_actions = jnp.concatenate([given.past_actions, normed_actions], axis=1)
-    sampler = make_sampler(config, _nobody)
+    sampler = make_sampler(config)
     schedule = sampling_coefficients(config.diffusion)
     shape = (schedule.step.shape[0] + 1, *normed_actions.shape[:2], given.initial.shape[-1] + 2)
     traj = sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))
@@ -254,10 +268,6 @@ def imagine_given_actions(
     if state.classifier is not None:
         segment = segment.replace(terminals=terminal_classifier.classify(state.classifier.params, segment, normaliser))
     return segment
-
-
-def _nobody(_: Params, raw_obs: Array) -> tuple[Array, Array]:
-    raise AssertionError("the actions are given: nobody is to be asked")
 
 
 def _last(segment: Segment, horizon: int) -> Segment:

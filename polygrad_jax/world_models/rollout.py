@@ -1,4 +1,4 @@
-"""Imagining one step after the other: what every model that predicts single steps does with its predictions."""
+"""The one autoregressive roll-out: what every model that predicts single steps does with its predictions."""
 
 from __future__ import annotations
 
@@ -8,54 +8,53 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.data.normaliser import executed
-from polygrad_jax.types import Array, Params, PolicyApply, Segment
+from polygrad_jax.types import Array, Metrics, Policy, Prediction, Segment
 
+Predict = Callable[[Any, Array, Array, Array], tuple[Any, Prediction, Metrics]]
+"""``(memory, raw_obs [B, O], raw actions [B, A] as sampled, key) -> (memory, Prediction, metrics [B])``."""
 
-class Prediction(NamedTuple):
-    """What follows from actions in states."""
-
-    observations: Array  # [B, O] raw, of the next states
-    rewards: Array  # [B] raw
-    ends: Array  # [B] bool: the environment would end the episode here
-
-
-Predict = Callable[[Any, Array, Array, Array], tuple[Any, Prediction]]
-"""``(memory, raw_obs [B, O], executed raw actions [B, A], key) -> (memory, Prediction)``."""
+Choose = Callable[[Any, Array], tuple[Array, Array]]
+"""``(memory, raw_obs [B, O]) -> (mean, std) [B, A]`` of a Gaussian over raw actions."""
 
 
 class Standing(NamedTuple):
-    """Where a roll-out has come to."""
+    """Where a roll-out stands."""
 
     observations: Array  # [B, O] raw
-    ended: Array  # [B] bool: an earlier step ended the episode
+    terminals: Array  # [B] 1 where an earlier step ended the episode
     memory: Any  # the model's own
 
 
 def begin(context: Segment, memory: Any) -> Standing:
-    """At the last observation of a context ``[B, C]``."""
+    """Stand at the last observation of a context ``[B, C]``."""
     raw_obs = context.observations[:, -1]
-    return Standing(raw_obs, jnp.zeros(raw_obs.shape[0], bool), memory)
+    return Standing(raw_obs, jnp.zeros(raw_obs.shape[0]), memory)
 
 
-def roll_out(
-    predict: Predict, start: Standing, policy_apply: PolicyApply, policy_params: Params, keys: Array
-) -> tuple[Standing, Segment]:
-    """``keys [H]`` steps under the policy, whose action is drawn at every state that was predicted: ``Segment [B, H]``.
+def under(policy: Policy) -> Choose:
+    """Choose by a policy of raw observations, whatever the model remembers."""
+    return lambda memory, raw_obs: policy(raw_obs)
+
+
+def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> tuple[Standing, Segment, Metrics]:
+    """Roll out ``keys [H]`` steps, the action drawn at every predicted state: ``(end, Segment [B, H], metrics)``.
 
     Behind an imagined end terminals stay 1 and rewards are 0. The states there are still predicted: a comparison with
     the simulator goes on past termination (paper, Appendix C.1), and what learns from a segment weighs them with 0.
+    The metrics of ``predict`` are averaged over the steps up to each trajectory's end.
     """
 
-    def step(now: Standing, key: Array) -> tuple[Standing, Segment]:
+    def step(now: Standing, key: Array) -> tuple[Standing, tuple[Segment, Metrics, Array]]:
         action_key, predict_key = jax.random.split(key)
-        mean, std = policy_apply(policy_params, now.observations)
+        mean, std = choose(now.memory, now.observations)
         actions = mean + std * jax.random.normal(action_key, mean.shape)
-        memory, following = predict(now.memory, now.observations, executed(actions), predict_key)
-        ended = now.ended | following.ends
-        rewards = jnp.where(now.ended, jnp.float32(0.0), following.rewards)
-        taken = Segment(now.observations, actions, rewards, ended.astype(jnp.float32))
-        return Standing(following.observations, ended, memory), taken
+        memory, following, metrics = predict(now.memory, now.observations, actions, predict_key)
+        # Not times (1 - terminal): a reward that is not finite must be seen.
+        rewards = jnp.where(now.terminals > 0, jnp.zeros_like(following.rewards), following.rewards)
+        terminals = jnp.maximum(now.terminals, following.terminals)
+        taken = Segment(now.observations, actions, rewards, terminals)
+        return Standing(following.observations, terminals, memory), (taken, metrics, 1.0 - now.terminals)
 
-    end, steps = jax.lax.scan(step, start, keys)
-    return end, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+    end, (steps, metrics, alive) = jax.lax.scan(step, start, keys)
+    segment = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
+    return end, segment, {name: (alive * x).sum() / alive.sum() for name, x in metrics.items()}

@@ -6,14 +6,18 @@ which steps them from the states that the scan carries. Nothing is learnt.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polygrad_jax.config import Config, ConfigError, EnvSpec
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Prediction, Segment, WorldModel
+from polygrad_jax.world_models.rollout import begin, roll_out, under
 
 
 class SimulatorHost(Protocol):
@@ -33,6 +37,37 @@ class SimulatorHost(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class MuJoCoHost:
+    """Steps copies of a task from states that someone keeps."""
+
+    env: EnvConfig
+    state_size: int
+    states_at: Callable[[np.ndarray], np.ndarray]
+
+    def step(self, states: np.ndarray, actions: np.ndarray) -> mujoco_state.After:
+        """See :func:`polygrad_jax.envs.mujoco_state.step_copies`."""
+        return mujoco_state.step_copies(self.env, states, actions)
+
+
+def host_for(env_config: EnvConfig, states_at: Callable[[np.ndarray], np.ndarray] | None = None) -> MuJoCoHost:
+    """Return what steps copies of a task.
+
+    Args:
+      states_at: rows ``[B]`` to the simulator's states ``[B, S]``; without it every row is a fresh episode's first,
+        which is enough for looking at shapes and for timing.
+
+    Raises:
+      ConfigError: the task has no MuJoCo state.
+    """
+    env = tasks.make(env_config)
+    mujoco_state.require_state(env)
+    env.reset(seed=0)
+    first = mujoco_state.read_state(env)
+    env.close()
+    return MuJoCoHost(env_config, len(first), states_at or (lambda rows: np.tile(first, (len(rows), 1))))
+
+
 def as_words(states: np.ndarray) -> np.ndarray:
     """float64 ``[B, S]`` as uint32 ``[B, 2 S]``, bit for bit: what a program without 64-bit types can carry."""
     return np.ascontiguousarray(states, np.float64).view(np.uint32)
@@ -46,9 +81,8 @@ def from_words(words: np.ndarray) -> np.ndarray:
 def make_simulator(config: Config, spec: EnvSpec, host: SimulatorHost) -> WorldModel:
     """The simulator behind the protocol of :class:`WorldModel`. ``update`` learns nothing and measures nothing.
 
-    ``imagine`` begins in the simulator's states at ``context.rows[:, -1]`` and takes any horizon. Rewards behind a
-    terminal are 0, terminals stay 1, and the states go on as the simulator's do. The transition out of the last state
-    is stepped too.
+    ``imagine`` begins in the simulator's states at ``context.rows[:, -1]``; behind a terminal the states go on as the
+    simulator's do. The transition out of the last state is stepped too.
 
     Raises:
       ConfigError: ``imagine`` is given contexts without rows, of which the simulator's states are not known.
@@ -61,14 +95,8 @@ def make_simulator(config: Config, spec: EnvSpec, host: SimulatorHost) -> WorldM
         return state, {}
 
     def imagine(
-        state: tuple[()],
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[tuple[()], Segment, Metrics]:
+        state: tuple[()], policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
         if context.rows is None:
             raise ConfigError("world_model is simulator and the contexts have no rows; allowed: contexts of a replay")
         batch = context.observations.shape[0]
@@ -83,22 +111,13 @@ def make_simulator(config: Config, spec: EnvSpec, host: SimulatorHost) -> WorldM
             states, *rest = host.step(from_words(np.asarray(words)), np.asarray(actions))
             return as_words(states), *(np.asarray(x, np.float32) for x in rest)
 
-        def one(carry: tuple[Array, Array, Array], noise: Array) -> tuple[tuple[Array, Array, Array], Segment]:
-            words, raw_obs, ended = carry
-            mean, std = policy_apply(policy_params, raw_obs)
-            actions = mean + std * noise
-            words, next_obs, rewards, terminals = jax.pure_callback(
-                step, after, words, actions, vmap_method="sequential"
-            )
-            terminals = jnp.maximum(ended, terminals)
-            # Not times (1 - ended): a reward that is not finite must be seen.
-            rewards = jnp.where(ended > 0, jnp.zeros_like(rewards), rewards)
-            return (words, next_obs, terminals), Segment(raw_obs, actions, rewards, terminals)
+        def predict(words: Array, _: Array, actions: Array, key: Array) -> tuple[Array, Prediction, Metrics]:
+            words, *outcome = jax.pure_callback(step, after, words, actions, vmap_method="sequential")
+            return words, Prediction(*outcome), {}
 
         first = jax.pure_callback(look_up, words, context.rows[:, -1], vmap_method="sequential")
-        noise = jax.random.normal(key, (horizon, batch, spec.action_size))
-        begin = (first, context.observations[:, -1], jnp.zeros(batch))
-        _, steps = jax.lax.scan(one, begin, noise)
-        return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), steps), {}
+        keys = jax.random.split(key, config.horizon)
+        _, segment, metrics = roll_out(predict, begin(context, first), under(policy), keys)
+        return segment, metrics
 
     return WorldModel(init, update, imagine)

@@ -66,7 +66,7 @@ def update(state: ClassifierState, segment: Segment, normaliser: Normaliser) -> 
     # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, adam = _ADAM.update(gradients, state.adam)
-    return ClassifierState(optax.apply_updates(state.params, updates), adam), {"loss/terminal_classifier": value}
+    return ClassifierState(optax.apply_updates(state.params, updates), adam), {"world_model/classifier_loss": value}
 
 
 def classify(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
@@ -76,7 +76,7 @@ def classify(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
 
 
 def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser) -> Array:
-    """``[B]`` bool: whether raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
+    """Return ``[B]``: 1 where raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
     nothing = jnp.zeros((observations.shape[0], 1))
     step = Segment(observations[:, None], actions[:, None], rewards=nothing, terminals=nothing)
-    return logits(params, step, normaliser)[:, 0] > 0
+    return (logits(params, step, normaliser)[:, 0] > 0).astype(jnp.float32)

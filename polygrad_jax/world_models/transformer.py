@@ -6,7 +6,7 @@ of 1 to C state-action pairs at once. In imagination the same network sees the l
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -20,9 +20,9 @@ from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
 from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.networks.causal_transformer import KeysValues
 from polygrad_jax.networks.transformer_dynamics import TransformerDynamics
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, PolicyApply, Segment, WorldModel
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
-from polygrad_jax.world_models.rollout import Predict, Prediction, begin, roll_out
+from polygrad_jax.world_models.rollout import Predict, begin, roll_out, under
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 
@@ -77,10 +77,10 @@ def prediction_loss(outputs: Array, segment: Segment, normaliser: Normaliser) ->
 
     loss = mean(slice(None))
     return loss, {
-        "transformer/loss": loss,
-        "transformer/observation_loss": mean(slice(-2)),
-        "transformer/reward_loss": mean(slice(-2, -1)),
-        "transformer/terminal_loss": mean(slice(-1, None)),
+        "world_model/loss": loss,
+        "world_model/observation_loss": mean(slice(-2)),
+        "world_model/reward_loss": mean(slice(-2, -1)),
+        "world_model/terminal_loss": mean(slice(-1, None)),
     }
 
 
@@ -125,8 +125,12 @@ def sliding(network: TransformerDynamics, params: Params, history: History, pair
     return History(known, first, None, history.slot), outputs
 
 
+Extend = Callable[[TransformerDynamics, Params, History, Array], tuple[History, Array]]
+"""``(network, params, history, pairs [B, O+A]) -> (history, outputs [B, O+2])``."""
+
+
 def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
-    """The transformer behind the protocol of :class:`WorldModel`; ``imagine`` takes any horizon and any context.
+    """The transformer behind the protocol of :class:`WorldModel`; ``imagine`` takes a context of any length.
 
     DEVIATION from a cache throughout: keys and values are cached only while there are at most C pairs. When the window
     slides, every pair gets another position, and the blocks above the first have mixed the forgotten pair into what
@@ -166,39 +170,35 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
         return TransformerState(params, adam_state, state.updates + 1, classifier), metrics
 
     def imagine(
-        state: TransformerState,
-        policy_apply: PolicyApply,
-        policy_params: Params,
-        context: Segment,
-        normaliser: Normaliser,
-        key: Array,
-        horizon: int,
-    ) -> tuple[TransformerState, Segment, Metrics]:
+        state: TransformerState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
 
-        def predicting(extend) -> Predict:
-            def predict(history: History, raw_obs: Array, actions: Array, _: Array) -> tuple[History, Prediction]:
+        def predicting(extend: Extend) -> Predict:
+            def predict(
+                history: History, raw_obs: Array, actions: Array, _: Array
+            ) -> tuple[History, Prediction, Metrics]:
                 history, output = extend(network, state.params, history, pair(raw_obs, actions, normaliser))
                 rewards = unnormalise(output[:, outcome : outcome + 1], normaliser.rewards)[:, 0]
                 if classifies:
                     ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
                 else:
-                    ends = unnormalise(output[:, outcome + 1 :], normaliser.terminals)[:, 0] > 0.5
-                return history, Prediction(unnormalise(output[:, :outcome], normaliser.observations), rewards, ends)
+                    terminals = unnormalise(output[:, outcome + 1 :], normaliser.terminals)[:, 0]
+                    ends = (terminals > 0.5).astype(jnp.float32)
+                return history, Prediction(unnormalise(output[:, :outcome], normaliser.observations), rewards, ends), {}
 
             return predict
 
         recent = jax.tree.map(lambda x: x[:, -context_length:], context)
-        keys = jax.random.split(key, horizon)
+        keys = jax.random.split(key, config.horizon)
         slots_left = context_length - recent.terminals.shape[1] + 1
-        go = functools.partial(roll_out, policy_apply=policy_apply, policy_params=policy_params)
         start = begin(recent, remember(network, state.params, recent, normaliser))
-        middle, segment = go(predicting(with_cache), start, keys=keys[:slots_left])
-        if horizon > slots_left:
+        middle, segment, _ = roll_out(predicting(with_cache), start, under(policy), keys[:slots_left])
+        if config.horizon > slots_left:
             middle = middle._replace(memory=middle.memory._replace(cache=None))
-            _, rest = go(predicting(sliding), middle, keys=keys[slots_left:])
+            _, rest, _ = roll_out(predicting(sliding), middle, under(policy), keys[slots_left:])
             segment = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), segment, rest)
-        return state, segment, {}
+        return segment, {}
 
     return WorldModel(
         init,

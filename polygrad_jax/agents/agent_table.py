@@ -1,0 +1,26 @@
+"""The agents by name, an open table: to add one, put its function there (see ``CONTRIBUTING.md``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from polygrad_jax.agents.a2c import make_a2c
+from polygrad_jax.agents.dreamer_actor_critic import make_dreamer_agent
+from polygrad_jax.config import Config, ConfigError, EnvSpec
+from polygrad_jax.types import Agent, WorldModel
+
+AGENTS: dict[str, Callable[[Config, EnvSpec, WorldModel], Agent]] = {
+    "a2c": make_a2c,
+    "dreamer": make_dreamer_agent,
+}
+
+
+def make_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
+    """Make the agent that ``config.agent`` names, to learn in ``world_model``.
+
+    Raises:
+      ConfigError: no such agent, or one that asks for what this world model does not have.
+    """
+    if config.agent not in AGENTS:
+        raise ConfigError(f"agent is {config.agent}; allowed: {', '.join(AGENTS)}")
+    return AGENTS[config.agent](config, spec, world_model)
