@@ -34,7 +34,9 @@ from polygrad_jax.config.schema import (
     planned_policy_updates,
 )
 from polygrad_jax.config.validate import (
+    OPEN_TABLES,
     REMOVED,
+    RENAMED,
     declared_fields,
     flatten,
     from_dict,
@@ -47,8 +49,10 @@ from polygrad_jax.config.validate import (
 __all__ = [
     "ABLATIONS",
     "INSERT_CHUNK",
+    "OPEN_TABLES",
     "PRESETS",
     "REMOVED",
+    "RENAMED",
     "A2CConfig",
     "AutoregressiveConfig",
     "Config",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from polygrad_jax.config.schema import Config, ConfigError, GuidanceRule
-from polygrad_jax.config.validate import flatten
+from polygrad_jax.config.validate import flatten, removed_field
 
 
 def override(base: Config, values: Mapping[str, Any]) -> Config:
@@ -22,7 +22,8 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"unknown field {name}; allowed: " + (near[0] if near else "the fields of Config"))
+            unknown = f"unknown field {name}; allowed: " + (near[0] if near else "the fields of Config")
+            raise ConfigError(removed_field(name) or unknown)
         group, _, last = name.rpartition(".")
         groups.setdefault(group, {})[last] = value
     top = groups.pop("", {})

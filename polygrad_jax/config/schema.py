@@ -80,7 +80,8 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule and sampling (paper, Table 4). Read by the world models polygrad and autoregressive."""
+    """Noise schedule, sampling and terminals (paper, Table 4) of the world models polygrad and autoregressive. The
+    world model transformer reads the two fields on terminals."""
 
     num_steps: int = option(128, "N, the steps of the noise schedule.", AT_LEAST_1)
     sampling_steps: int = option(
@@ -95,8 +96,7 @@ class DiffusionConfig:
     terminals: Literal["diffused", "classified"] = option(
         "diffused",
         "Source of imagined terminals: a channel of the diffused trajectory (the paper's), or a classifier of single "
-        "transitions trained beside the denoiser. The world model transformer reads it too: diffused is its own "
-        "output.",
+        "transitions trained beside the world model. For the world model transformer diffused means its own output.",
     )
     terminal_std: float = option(
         0.0,
@@ -116,7 +116,8 @@ class GuidanceConfig:
     rule: GuidanceRule = option(
         "score",
         "score is the paper's rule. correlated makes each action the policy's mean plus its standard deviation times "
-        "one draw kept over all diffusion steps. The others are the ablations of Section 5.4.",
+        "one draw kept over all diffusion steps. posterior_mean is the official code's variant; the others are the "
+        "paper's ablations (Section 5.4).",
     )
     relaxation: float = option(
         1.0,
@@ -130,7 +131,7 @@ class GuidanceConfig:
     initial_delta: float = option(
         0.005, "Scale of the action update before any tuning, in squared raw action units.", POSITIVE
     )
-    delta_lr: float = option(3e-3, "Learning rate of log delta (Eq. 10). 0 keeps delta fixed.", AT_LEAST_0)
+    delta_lr: float = option(3e-3, "Learning rate of log delta (Eq. 10). 0 turns the tuning off.", AT_LEAST_0)
     state_change_clip: float = option(
         0.25,
         "Largest change of a normalised channel within one of the last diffusion steps. 0 turns the clip off.",
@@ -290,7 +291,7 @@ class A2CConfig:
     critic_updates: int = option(
         1, "Gradient steps of the critic on each imagined batch. 1 is the paper's.", AT_LEAST_1
     )
-    max_actor_lr: float = option(3e-5, "Largest learning rate of the actor; also the first one tried.", POSITIVE)
+    max_actor_lr: float = option(3e-5, "Largest learning rate of the actor; also the initial one.", POSITIVE)
     weight_decay: float = option(0.01, "Weight decay of AdamW for actor, critic and log-std.", AT_LEAST_0)
     grad_clip: float = option(
         0.1, "Largest gradient norm; the actor's network and the critic are clipped separately.", POSITIVE
@@ -304,7 +305,11 @@ class A2CConfig:
         "paper. A run extended by loop.total_env_steps continues along the new line.",
         AT_LEAST_0,
     )
-    search: bool = option(True, "Search along the line for the learning rate that meets target_change.")
+    search: bool = option(
+        True,
+        "Search for the learning rate of the actor that meets target_change (line search). Without the search each "
+        "update keeps the first one tried.",
+    )
     target_critic_ema: float = option(0.995, "Decay of the target critic.", BELOW_1)
     actor_ema: float = option(
         0.0,
@@ -367,7 +372,7 @@ class Config:
     preallocate_gpu_memory: bool = option(False, "Let JAX reserve most of the accelerator's memory at the start.")
     compilation_cache: bool = option(
         True,
-        "Keep compiled programs in the user's cache directory, so that the next run of the same sizes starts at once.",
+        "Keep compiled programs in the user's cache directory, so that later runs of the same sizes start sooner.",
     )
     env: EnvConfig = EnvConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from polygrad_jax.config.schema import INSERT_CHUNK, Config, ConfigError, Range
 
-OPEN_TABLES = ("world_model", "agent", "guidance.rule")
-"""Fields whose value is looked up in a table that a user's program may extend, so that any name passes here."""
+OPEN_TABLES = {"world_model": "WORLD_MODELS", "agent": "AGENTS", "guidance.rule": "RULES"}
+"""Fields whose value is a key of a table that a user's program may extend: any name passes here."""
 
 _KINDS: dict[Any, tuple[type, str]] = {
     int: (numbers.Integral, "a whole number"),
