@@ -174,7 +174,7 @@ class Experience:
 
 
 Memory = dict[str, Array] | None
-"""What an agent remembers of an episode, ``[B, ...]`` each; None before its first step, and of one that needs nothing."""
+"""What an agent remembers of an episode, ``[B, ...]`` each; None before its first step."""
 
 
 class Agent(NamedTuple):

@@ -247,7 +247,7 @@ def compile_insert(steps: Steps, state: TrainState, spec: EnvSpec) -> Callable[[
 
 
 def save(run: Run, state: TrainState) -> None:
-    """Save a checkpoint of everything: learner, model, counters, normaliser, environment, and the transitions so far."""
+    """Save a checkpoint of everything: what learns, counters, environment, and the transitions so far."""
     with one_line_on_disk_trouble(run.folder / "replay"):
         run.collecting.transitions.flush()
     host = {
