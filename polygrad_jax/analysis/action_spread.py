@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
 
 
 class ByHorizon(NamedTuple):
@@ -42,6 +41,8 @@ def standardised_actions(actions: np.ndarray, mean: np.ndarray, std: np.ndarray)
 
 def ks_distance(values: np.ndarray) -> float:
     """Measure the Kolmogorov-Smirnov distance from N(0, 1): the largest gap between the distribution functions."""
+    from scipy.special import ndtr
+
     ordered = np.sort(values, axis=None)
     below, count = ndtr(ordered), ordered.size
     rank = np.arange(count)

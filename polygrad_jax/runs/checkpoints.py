@@ -34,8 +34,9 @@ from polygrad_jax.runs.run_folder import (
     write_bytes_atomically,
 )
 
-_VERSION_1_NAMES = {"train_state/learner": "train_state/agent", "acting_actor": "acting"}
+_VERSION_1_NAMES = {"train_state/learner": "train_state/agent"}
 """Parts of a checkpoint that had another name in version 1."""
+_ONLY_IN_VERSION_1 = ("acting_actor", "next_actor")
 
 _ARRAYS, _HOST = "arrays", "host"
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -315,7 +316,7 @@ def _todays_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 return now + name.removeprefix(before)
         return name
 
-    return {renamed(name): array for name, array in arrays.items() if not name.startswith("next_actor")}
+    return {renamed(name): array for name, array in arrays.items() if not name.startswith(_ONLY_IN_VERSION_1)}
 
 
 # --- plain arrays ----------------------------------------------------------------------------------------------------

@@ -342,3 +342,40 @@ def read_rows(folder: Path | str) -> list[dict[str, Any]]:
     content = path.read_bytes()
     end = max((end for end, _ in _ends_of_rows(content)), default=0)
     return [json.loads(line) for line in content[:end].splitlines()]
+
+
+_FORMER_ROOMS = {
+    "denoiser": "world_model",
+    "transformer": "world_model",
+    "ensemble": "world_model",
+    "policy": "agent",
+    "critic": "agent",
+    "latent_policy": "agent",
+    "imagined": "imagination",
+}
+_FORMER_NAMES = {
+    "loss/actor": "agent/actor_loss",
+    "loss/critic": "agent/critic_loss",
+    "loss/latent_actor": "agent/actor_loss",
+    "loss/latent_critic": "agent/critic_loss",
+    "loss/dreamer": "world_model/loss",
+    "loss/terminal_classifier": "world_model/classifier_loss",
+    **{
+        f"loss/{part}": f"world_model/{part}_loss"
+        for part in ("decoder", "reward", "continue", "dynamics", "representation")
+    },
+    "gradients/actor_norm": "agent/actor_gradient_norm",
+    "gradients/critic_norm": "agent/critic_gradient_norm",
+    "gradients/latent_actor_norm": "agent/actor_gradient_norm",
+    "gradients/latent_critic_norm": "agent/critic_gradient_norm",
+    "gradients/dreamer_norm": "world_model/gradient_norm",
+    "ensemble/disagreement": "imagination/disagreement",
+    "ensemble/predicted_std": "imagination/predicted_std",
+    "updates_per_second": "fit/updates_per_second",
+}
+
+
+def todays_metric(name: str) -> str:
+    """The name of a metric under which the revision before wrote it, as ``docs/metrics.md`` has it."""
+    room, _, quantity = name.partition("/")
+    return _FORMER_NAMES.get(name) or (f"{_FORMER_ROOMS[room]}/{quantity}" if room in _FORMER_ROOMS else name)
