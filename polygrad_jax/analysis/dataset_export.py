@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polygrad_jax import config as configs
+from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import minari_dataset
 from polygrad_jax.data.minari_dataset import RecordedEpisode
 from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, EnvRestartError
 from polygrad_jax.runs.checkpoints import npz_bytes
-from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, require_raw_policy
 from polygrad_jax.runs.console import announce
+from polygrad_jax.runs.recorded_data import POLICY_FILE
 from polygrad_jax.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
 
-POLICY_FILE = "policy.npz"
 NAMESPACE = "polygrad"
 DESCRIPTION = (
     "Every transition of a training run, from the random prefill to the last policy. Actions are those executed, in "
@@ -58,7 +58,7 @@ def ends_of(t: TransitionRecord, config: Config) -> Ends:
     last = np.array([end - 1 for _, end in episode_bounds(t)])
     if t.simulator_states.shape[1] == 0:
         return _ends_from_seeds(t, config)
-    after = simulator.step_copies(config.env, t.simulator_states[last], t.actions[last])
+    after = mujoco_state.step_copies(config.env, t.simulator_states[last], t.actions[last])
     same = np.array_equal(after.rewards.astype(np.float32), t.rewards[last])
     if not (same and np.array_equal(after.terminals, t.terminals[last])):
         worst = np.abs(after.rewards - t.rewards[last]).max()
@@ -120,13 +120,14 @@ def export(folder: Path, root: Path) -> Path:
     target = Path(root) / dataset_id(configs.from_dict(RunFolder(folder).saved_config()))
     if target.exists():
         raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
-    run = open_finished(folder)
+    run = open_run(folder)
     require_raw_policy(run)
+    acting = run.agent.policy(run.agent_state)
     config, t = run.config, run.transitions
     _say_what(run)
     ends = ends_of(t, config)
     announce(f"final observations: {ends.how}")
-    env = registry.make(config.env)
+    env = tasks.make(config.env)
     environment = RunFolder(folder).saved_environment()
     packages = environment.get("packages", {})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +147,7 @@ def export(folder: Path, root: Path) -> Path:
             "policy": f"{POLICY_FILE}: parameters of the policy after {run.env_steps} environment steps",
         },
         {
-            POLICY_FILE: npz_bytes({"actor": run.learner.actor}),
+            POLICY_FILE: npz_bytes({"actor": acting.params}),
             CONFIG_FILE: configs.to_json(config).encode(),
             ENVIRONMENT_FILE: (json.dumps(environment, indent=2) + "\n").encode(),
         },
@@ -155,7 +156,7 @@ def export(folder: Path, root: Path) -> Path:
     return written
 
 
-def _say_what(run: FinishedRun) -> None:
+def _say_what(run: OpenedRun) -> None:
     t, total = run.transitions, run.config.loop.total_env_steps
     unfinished = "" if run.env_steps >= total else f", unfinished: {run.env_steps:,} of {total:,} steps"
     announce(f"run {run.folder}{unfinished}: {len(t):,} transitions in {len(episode_bounds(t)):,} episodes")

@@ -6,14 +6,15 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; lines are la
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polygrad_jax.config import ConfigError
 from polygrad_jax.analysis.action_spread import ByHorizon, spread_of
+from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import write_bytes_atomically
 
 if TYPE_CHECKING:
@@ -217,27 +218,35 @@ def _fit_rows(ax: Axes, values: np.ndarray) -> None:
 
 # --- training curves -------------------------------------------------------------------------------------------------
 
+LINE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "#56B4E9", "#E69F00")
+X_AXES = {"env_steps": X_AXIS, "updates": "gradient steps of the world model"}
+
 
 def training_curves(rows: Sequence[Mapping[str, Any]], evaluations: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Evaluation return, distance, denoiser loss, and delta with sigma, over environment steps.
+    """Draw evaluations, the world model's losses, and guidance or the agent's losses, over environment steps.
 
     Args:
-      rows: of ``metrics.jsonl``.
+      rows: of ``metrics.jsonl``, under the names of ``docs/metrics.md``.
       evaluations: the columns of ``eval.csv``.
     """
     figure, axes = _blank(2, 2, (10.0, 6.0), sharex=True)
-    _draw_evaluations(axes[0, 0], evaluations, "return", "evaluation return (mean, std over episodes)")
-    _draw_evaluations(axes[0, 1], evaluations, "distance", "distance in evaluation, m (mean, std over episodes)")
-    parts = {"loss": BLUE, "observation_loss": GREY, "reward_loss": GREEN, "terminal_loss": ORANGE}
-    _draw_rows(axes[1, 0], rows, {f"denoiser/{p}": (p.removesuffix("_loss"), colour) for p, colour in parts.items()})
-    axes[1, 0].set_title("denoiser's loss and its parts", fontsize=9, loc="left")
-    guidance = {"guidance/sigma": ("sigma", BLUE), "guidance/delta": ("delta", ORANGE)}
-    _draw_rows(axes[1, 1], rows, guidance)
-    axes[1, 1].axhline(1.0, color="black", linestyle="--", linewidth=0.8)
-    axes[1, 1].set_title("sigma of standardised actions (dashed: wanted), and delta", fontsize=9, loc="left")
+    step = "updates" if any("updates" in row for row in rows) else "env_steps"
+    if "five_step_error" in evaluations:  # a world model alone
+        _draw_column(axes[0, 0], evaluations, "five_step_error", "squared error five steps ahead, raw units", step)
+        _draw_column(axes[0, 1], evaluations, "reward_mse", "squared error of the first reward, raw units", step)
+        for ax in axes[0]:
+            _scale(ax)
+    else:
+        _draw_evaluations(axes[0, 0], evaluations, "return", "evaluation return (mean, std over episodes)")
+        if "distance_mean" in evaluations or not evaluations:
+            _draw_evaluations(axes[0, 1], evaluations, "distance", "distance in evaluation, m (mean, std over episodes)")
+        else:
+            _draw_column(axes[0, 1], evaluations, "length_mean", "length of an evaluation episode, steps", step)
+    _draw_model(axes[1, 0], rows, step)
+    _draw_agent(axes[1, 1], rows, step)
     for ax in axes[1]:
-        _logarithmic(ax)
-        ax.set_xlabel(X_AXIS)
+        _scale(ax)
+        ax.set_xlabel(X_AXES[step])
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     figure.canvas.draw()
     for ax in axes.flat:
@@ -249,19 +258,66 @@ def _named(ax: Axes) -> list[Any]:
     return [line for line in ax.get_lines() if line.get_gid()]
 
 
+def _scale(ax: Axes) -> None:
+    """A logarithmic y-axis; where values are not all positive, one that is linear around 0."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in _named(ax)] or [np.ones(1)])
+    values = values[np.isfinite(values)]
+    if (values > 0).all():
+        _logarithmic(ax)
+    else:
+        ax.set_yscale("symlog", linthresh=max(float(np.quantile(np.abs(values), 0.1)), 1e-6))
+
+
+def _draw_model(ax: Axes, rows: Sequence[Mapping[str, Any]], step: str) -> None:
+    """Every loss that the world model logs; of a model that learns nothing, what is imagined with it."""
+    names = {name for row in rows for name in row if name.startswith("world_model/") and name.endswith("loss")}
+    if names:
+        # The whole loss first: it has the first colour.
+        ordered = sorted(names, key=lambda name: (name != "world_model/loss", name))
+        _draw_rows(ax, rows, {n: n.removeprefix("world_model/").removesuffix("_loss") for n in ordered}, step)
+        ax.set_title("world model's loss and its parts", fontsize=9, loc="left")
+        return
+    imagined = {"imagination/reward_mean": "reward", "imagination/terminal_rate": "share that ends"}
+    _draw_rows(ax, rows, imagined, step)
+    ax.set_title("imagined trajectories (the world model learns nothing)", fontsize=9, loc="left")
+
+
+def _draw_agent(ax: Axes, rows: Sequence[Mapping[str, Any]], step: str) -> None:
+    """Guidance where there is one, else the agent's losses and entropy; of a world model alone, its speed."""
+    guidance = {"guidance/sigma": "sigma", "guidance/delta": "delta"}
+    if _draw_rows(ax, rows, guidance, step):
+        ax.axhline(1.0, color="black", linestyle="--", linewidth=0.8)
+        ax.set_title("sigma of standardised actions (dashed: wanted), and delta", fontsize=9, loc="left")
+        return
+    agent = {"agent/actor_loss": "actor's loss", "agent/critic_loss": "critic's loss", "agent/entropy": "entropy"}
+    if _draw_rows(ax, rows, agent, step):
+        ax.set_title("agent's losses and entropy", fontsize=9, loc="left")
+        return
+    _draw_rows(ax, rows, {"fit/updates_per_second": "updates/s"}, step)
+    ax.set_title("gradient steps per second", fontsize=9, loc="left")
+
+
 def _draw_evaluations(ax: Axes, evaluations: Mapping[str, np.ndarray], name: str, label: str) -> None:
     ax.set_title(label, fontsize=9, loc="left")
     if f"{name}_mean" not in evaluations:
-        ax.text(0.5, 0.5, "not told by the environment" if evaluations else "no evaluation yet", ha="center",
-                transform=ax.transAxes, color=GREY)  # fmt: skip
+        ax.text(0.5, 0.5, "no evaluation yet", ha="center", transform=ax.transAxes, color=GREY)
         return
     x, mean, std = evaluations["env_steps"], evaluations[f"{name}_mean"], evaluations[f"{name}_std"]
     ax.plot(x, mean, color=BLUE, linewidth=1.6, marker="o", markersize=3)
     ax.fill_between(x, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
 
 
-def _draw_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, tuple[str, str]]) -> None:
-    for key, (name, colour) in lines.items():
-        points = [(row["env_steps"], row[key]) for row in rows if row.get(key) is not None]
+def _draw_column(ax: Axes, evaluations: Mapping[str, np.ndarray], name: str, label: str, step: str) -> None:
+    ax.set_title(label, fontsize=9, loc="left")
+    ax.plot(evaluations[step], evaluations[name], color=BLUE, linewidth=1.6, marker="o", markersize=3)
+
+
+def _draw_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, str], step: str) -> bool:
+    """Draw metrics by name, each with its label; return whether the rows have any of them."""
+    drawn = False
+    for (key, label), colour in zip(lines.items(), itertools.cycle(LINE_COLOURS), strict=False):
+        points = [(row[step], row[key]) for row in rows if row.get(key) is not None]
         if points:
-            ax.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, gid=name)
+            ax.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, gid=label)
+            drawn = True
+    return drawn

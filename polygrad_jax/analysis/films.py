@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import has_simulator_state, set_state
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
 
@@ -71,13 +71,13 @@ def require_rendering(config: EnvConfig) -> None:
     Raises:
       ConfigError: the environment cannot be rendered here; one line.
     """
-    env = registry.make(config)
+    env = tasks.make(config)
     needs_gl = has_simulator_state(env)
     env.close()
     backend = choose_backend() if needs_gl else None
     with _quiet_destructors():
         try:
-            env = registry.make(config, "rgb_array")
+            env = tasks.make(config, "rgb_array")
             env.reset(seed=0)
             frame = env.render()
             env.close()
@@ -140,7 +140,7 @@ def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
 
 def frames_per_second_of(config: EnvConfig) -> float:
     """At which a film of the environment runs as fast as the simulated world; 30 where it does not tell."""
-    env = registry.make(config)
+    env = tasks.make(config)
     rate = float(env.metadata.get("render_fps") or 30)
     env.close()
     return rate
@@ -194,7 +194,7 @@ class SideBySide:
           ConfigError: its observations do not hold positions and velocities, or it cannot be rendered.
         """
         choose_backend()
-        self._env = registry.make(config, "rgb_array")
+        self._env = tasks.make(config, "rgb_array")
         self._env.reset(seed=0)
         if observation_holds(self._env) is None:
             self._env.close()

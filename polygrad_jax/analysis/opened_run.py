@@ -1,86 +1,93 @@
-"""A run opened for looking at it: what it learnt, what it stored, and imagining with both.
+"""Open a run to look at it: restore what it learnt, and imagine with it.
 
-Nothing on the disk is changed, so that a run that is still going on can be looked at too.
+Nothing on the disk is changed, so a run that is still being trained can be looked at too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polygrad_jax import config as configs
+from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import unnormalise
-from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
+from polygrad_jax.data.recordings import replay_of
+from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.diffusion.sampler import draw, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
-from polygrad_jax.envs import tasks as registry
-from polygrad_jax.agents import a2c
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, flatten_named, load_npz
-from polygrad_jax.training.step import make_iterations
-from polygrad_jax.training.learners import acting_params
-from polygrad_jax.training.loop import OPTIMISERS, policy_and_model, without_optimisers, without_rows
-from polygrad_jax.runs.console import announce
-from polygrad_jax.runs.run_folder import RunFolder
-from polygrad_jax.training.simulator_host import host_for
-from polygrad_jax.types import Array, Normaliser, Params, PolicyApply, Segment, Transitions, WorldModel
-from polygrad_jax.data.recordings import replay_of
+from polygrad_jax.envs import tasks
+from polygrad_jax.runs.checkpoints import export_npz, flatten_named, restored
+from polygrad_jax.runs.recorded_data import RecordedData
+from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
+from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
+from polygrad_jax.training.train_state import without_optimisers
+from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, Transitions, WorldModel
+from polygrad_jax.world_models.model_table import make_world_model
 from polygrad_jax.world_models.polygrad import PolyGRADState, diffused_length, given_context, make_sampler
-from polygrad_jax.world_models.model_table import known_world_models, make_world_model
-
-Which = Literal["newest", "best"]
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """What a run learnt. Arrays are as they were in training.
+class OpenedRun:
+    """What a run learnt, with the functions that use it. Arrays are as they were in training."""
 
-    ``policy_apply(actor, raw_obs)`` is the policy, of learner a2c only; see :func:`require_raw_policy`.
-    """
-
-    folder: Path
-    config: Config
+    saved: SavedRun
     spec: EnvSpec
-    which: Which
-    env_steps: int
-    """Environment steps after which these were the parameters, the prefill included."""
-    actor: Params
-    """The policy that was evaluated: the average of ``learner.actor`` where ``a2c.actor_ema`` asks for one."""
-    learner: Any
-    """Actor, critics and their optimisers; None of a best evaluation, which keeps the actor alone."""
-    policy_apply: PolicyApply
+    agent: Agent
+    agent_state: Any
+    """The whole state; of a best evaluation without its optimisers."""
     world_model: WorldModel
     model_state: Any
+    """The whole state; of a best evaluation without its optimisers."""
     normaliser: Normaliser
-    jitted_imagine: Callable[..., tuple[Any, Segment, Any]]
-    """``world_model.imagine``, compiled once per number of trajectories."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.saved.folder
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.saved.config
+
+    @property
+    def which(self) -> Which:
+        """``newest`` checkpoint or ``best`` evaluation."""
+        return self.saved.which
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps after which these were the parameters, the prefill included."""
+        return self.saved.env_steps
+
+    @functools.cached_property
+    def policy(self) -> Policy | None:
+        """The policy that evaluations show; None where it reads latents, not observations."""
+        return self.agent.evaluated_policy(self.agent_state)
 
     @property
     def acting(self) -> Params:
-        """What :func:`evaluation.make_behaviour` acts with."""
-        return acting_params(self.config, self.actor, self.model_state)
+        """Parameters of ``agent.decide`` for the policy that evaluations show."""
+        return self.agent.evaluated(self.agent_state, self.model_state)
 
-    @functools.cached_property
+    @property
     def transitions(self) -> TransitionRecord:
         """Every stored transition, ``[T, ...]`` raw, on the host.
 
         Raises:
           ConfigError: they are missing or damaged.
         """
-        try:
-            log = TransitionLog(self.folder / "replay", read_only=True)
-            return log.load(log.flushed_rows)
-        except TransitionLogError as error:
-            raise ConfigError(f"{error}; allowed: the folder of a run with its replay") from error
+        return self.saved.transitions
 
     @functools.cached_property
     def replay(self) -> replays.ReplayState:
@@ -94,8 +101,7 @@ class FinishedRun:
             truncations=stored.truncations.astype(np.float32),
             valid=np.ones(len(stored), bool),
         )
-        window = self.world_model.window or self.config.horizon
-        return replay_of(rows, window, self.config.loop.replay_capacity)
+        return replay_of(rows, self.world_model.window or self.config.horizon, self.config.loop.replay_capacity)
 
     @property
     def has_simulator_states(self) -> bool:
@@ -103,170 +109,174 @@ class FinishedRun:
         return self.transitions.simulator_states.shape[1] > 0
 
     def contexts(self, count: int, key: Array) -> Segment:
-        """``count`` (B) contexts ``[B, C]`` drawn as in training; ``rows`` index ``transitions``."""
+        """Draw ``count`` (B) contexts ``[B, C]`` as training does; ``rows`` index ``transitions``."""
         return replays.sample_contexts(self.replay, key, count, self.world_model.context_length)
 
     def simulator_states(self, contexts: Segment) -> np.ndarray:
-        """The simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins."""
+        """Look up the simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins."""
         return self.transitions.simulator_states[np.asarray(contexts.rows)[:, -1]]
 
+    def imagine(self, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
+        """Imagine trajectories ``[B, H]`` from ``contexts [B, C]`` under the run's policy, raw.
 
-def open_finished(folder: Path | str, which: Which = "newest") -> FinishedRun:
-    """Opens a run folder: its newest checkpoint, or the parameters of its best evaluation.
+        ``rows [B, 1]`` are those of the first states. ``model_state`` takes the place of the run's, e.g. an untrained
+        one.
+        """
+        state = self.model_state if model_state is None else model_state
+        if self.policy is None:
+            segment, _ = self._imagine_in_latents(self.agent_state, state, contexts, self.normaliser, key)
+        else:
+            segment, _ = self._imagine(state, self.policy, contexts, self.normaliser, key)
+        return segment.replace(rows=contexts.rows[:, -1:])
+
+    @functools.cached_property
+    def _imagine(self) -> Callable[..., tuple[Segment, Metrics]]:
+        return jax.jit(self.world_model.imagine)
+
+    @functools.cached_property
+    def _imagine_in_latents(self) -> Callable[..., tuple[Segment, Metrics]]:
+        return jax.jit(self.agent.imagine)
+
+    def untrained_state(self, key: Array) -> Any:
+        """Initialise a world model like the run's: a measure must tell it from a trained one."""
+        return jax.jit(self.world_model.init)(key)
+
+
+def open_run(folder: Path | str, which: Which = "newest") -> OpenedRun:
+    """Open a run folder: its newest checkpoint, or the parameters of its best evaluation.
 
     Raises:
       ConfigError: the folder is not a run's, has nothing saved yet, or is of another version.
     """
     folder = Path(folder)
     RunFolder(folder).check_has_policy()
-    config = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
-    if config.world_model not in known_world_models():
-        raise ConfigError(f"world_model is {config.world_model}; allowed: {', '.join(known_world_models())}")
-    env = registry.make(config.env)
-    spec = registry.spec_of(env)
+    saved = read_saved(folder, which)
+    config = saved.config
+    env = tasks.make(config.env)
+    spec = tasks.spec_of(env)
     env.close()
-    readers: dict[str, Callable[..., tuple[int, dict[str, Any]]]] = {"newest": _read_newest, "best": _read_best}
-    if which not in readers:
-        raise ConfigError(f"which is {which}; allowed: {', '.join(readers)}")
-    env_steps, learnt = readers[which](folder, config, spec)
-    # The rows of the contexts are those of the run that is opened here.
-    host = host_for(config, lambda rows: run.transitions.simulator_states[rows])
-    world_model = make_world_model(config, spec, host)
-    run = FinishedRun(
-        folder=folder,
-        config=config,
+    world_model = make_world_model(config, spec, lambda rows: saved.transitions.simulator_states[rows])
+    agent = make_agent(config, spec, world_model)
+    arrays, where = saved.arrays, _where(saved)
+    key = jax.random.key(0)
+    model_like, agent_like = jax.eval_shape(world_model.init, key), jax.eval_shape(agent.init, key)
+    if which == "best":
+        model_like, agent_like = without_optimisers(model_like), without_optimisers(agent_like)
+    if arrays["agent"].keys() == {"actor"}:
+        agent_like = _policy_alone(agent_like)
+    return OpenedRun(
+        saved=saved,
         spec=spec,
-        which=which,
-        env_steps=env_steps,
-        actor=learnt["actor"],
-        learner=learnt.get("learner"),
-        policy_apply=a2c.make_policy_apply(spec, config.a2c, config.precision),
+        agent=agent,
+        agent_state=restored(agent_like, flatten_named(arrays["agent"]), where),
         world_model=world_model,
-        model_state=learnt["world_model"],
-        normaliser=normalisers.to_normaliser(learnt["moments"]),
-        jitted_imagine=jax.jit(world_model.imagine, static_argnums=(1, 6)),
+        model_state=restored(model_like, flatten_named(arrays["world_model"]), where),
+        normaliser=_normaliser(arrays, spec, where),
     )
-    return run
 
 
-# --- reading without writing -----------------------------------------------------------------------------------------
+def _where(saved: SavedRun) -> str:
+    """Name the file that arrays were read from."""
+    return str(saved.folder / BEST_FILE) if saved.which == "best" else f"run folder {saved.folder}"
 
 
-def _shape_of_state(config: Config, spec: EnvSpec) -> Any:
-    """Shapes of a run's train state without the replay's rows; nothing is computed."""
-    return jax.eval_shape(lambda: without_rows(make_iterations(config, spec, host_for(config)).init(config.seed)))
+def _policy_alone(agent_like: Any) -> Any:
+    """An agent's state without all but ``actor``, which is all that format version 1 kept of a best evaluation."""
+    others = {field.name: None for field in dataclasses.fields(agent_like) if field.name != "actor"}
+    return dataclasses.replace(agent_like, **others)
 
 
-def _read_newest(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:
-    shape = _shape_of_state(config, spec)
-    actor = acting_params(config, shape.learner.actor, shape.world_model)
-    if not (folder / "checkpoints").is_dir():
-        raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
-    checkpoints = Checkpoints(folder / "checkpoints", say=announce, read_only=True)
-    try:
-        found = checkpoints.restore({"train_state": shape, "acting_actor": actor, "next_actor": actor})
-    finally:
-        checkpoints.close()
-    if found is None:
-        raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
-    env_steps, arrays, _ = found
-    state = arrays["train_state"]
-    return env_steps, policy_and_model(state) | {"learner": state.learner}
+def _normaliser(arrays: dict[str, Any], spec: EnvSpec, where: str) -> Normaliser:
+    moments = jax.eval_shape(lambda: normalisers.init(spec))
+    return normalisers.to_normaliser(restored(moments, flatten_named(arrays["moments"]), where))
 
 
-def _read_best(folder: Path, config: Config, spec: EnvSpec) -> tuple[int, dict[str, Any]]:
-    path = folder / "best.npz"
-    if not path.is_file():
-        raise ConfigError(f"run folder {folder} has no best.npz yet; allowed: --which newest, or a run evaluated once")
-    shape = _shape_of_state(config, spec)
-    model = without_optimisers(shape.world_model)
-    wanted = {"actor": shape.learner.actor, "world_model": model, "moments": shape.replay.moments}
-    tree = load_npz(path)
-    env_steps = int(tree.pop("env_steps", 0))
-    # Older versions kept the optimisers too.
-    stored = {name: x for name, x in flatten_named(tree).items() if not {*OPTIMISERS} & {*name.split("/")}}
-    named = flatten_named(wanted)
-    shapes = [{name: (np.shape(x), x.dtype) for name, x in arrays.items()} for arrays in (stored, named)]
-    if different := sorted(n for n in stored.keys() | named.keys() if shapes[0].get(n) != shapes[1].get(n)):
-        raise ConfigError(f"{path} has other arrays: {', '.join(different[:3])}; allowed: those of this version")
-    leaves = [jnp.asarray(stored[name]) for name in named]
-    return env_steps, jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+# --- a world model alone ---------------------------------------------------------------------------------------------
 
 
-def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
-    """The columns of ``eval.csv``, ``[rows]`` float64 each, NaN where a cell is empty; no columns without the file."""
-    path = Path(folder) / "eval.csv"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines:
-        return {}
-    names = lines[0].split(",")
-    cells = [line.split(",") for line in lines[1:]]
-    table = np.array([[float(c) if c else np.nan for c in row] for row in cells if len(row) == len(names)])
-    return dict(zip(names, table.reshape(-1, len(names)).T, strict=True))
+@dataclass(frozen=True)
+class TrainedModel:
+    """A world model that ``polygrad fit`` trained, at its least five-step error or at its newest checkpoint."""
+
+    config: Config
+    spec: EnvSpec
+    model: WorldModel
+    state: Any
+    normaliser: Normaliser
+    updates: int
 
 
-# --- imagining -------------------------------------------------------------------------------------------------------
+def open_trained(folder: Path | str, data: RecordedData, newest: bool = False) -> TrainedModel:
+    """Open the folder of ``polygrad fit`` for the data that the model was trained on: the best judged, or the newest.
 
+    The newest where none was judged, or where ``newest`` asks for it.
 
-def require_raw_policy(run: FinishedRun) -> None:
-    """Raises ConfigError where the run's policy does not read raw observations, so that no world model is asked of it.
+    Raises:
+      ConfigError: the folder is not of such a training, or has nothing saved yet.
     """
-    if run.config.learner != "a2c":
-        raise ConfigError(f"learner is {run.config.learner}, whose policy reads latents; allowed: a run of learner a2c")
+    folder = Path(folder)
+    which: Which = "newest" if newest or not (folder / BEST_FILE).is_file() else "best"
+    saved = read_saved(folder, which)
+    config, arrays, where = saved.config, saved.arrays, _where(saved)
+    model = make_world_model(config, data.spec)
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    if which == "best":
+        normaliser = _normaliser(arrays, data.spec, where)
+    else:
+        normaliser = normalisers.to_normaliser(data.replay(model.window or config.horizon).moments)
+    state = restored(like, flatten_named(arrays["world_model"]), where)
+    return TrainedModel(config, data.spec, model, state, normaliser, saved.env_steps)
 
 
-def imagine(run: FinishedRun, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
-    """Trajectories ``[B, H]`` that the run's model imagines from ``contexts [B, C]`` under the run's policy, raw.
+# --- looking at what is imagined -------------------------------------------------------------------------------------
 
-    ``rows [B, 1]`` are those of the first states. ``model_state`` takes the place of the run's, e.g. an untrained one.
+
+def require_raw_policy(run: OpenedRun) -> Policy:
+    """The run's policy of raw observations.
+
+    Raises:
+      ConfigError: the run's policy reads latents, so no other world model can be asked about it.
     """
-    require_raw_policy(run)
-    state = run.model_state if model_state is None else model_state
-    _, segment, _ = run.jitted_imagine(
-        state, run.policy_apply, run.actor, contexts, run.normaliser, key, run.config.horizon
-    )
-    return segment.replace(rows=contexts.rows[:, -1:])
-
-
-def untrained_state(run: FinishedRun, key: Array) -> Any:
-    """The state of a world model like the run's that has seen nothing: what a measure must tell from a trained one."""
-    return jax.jit(run.world_model.init)(key)
+    if run.policy is None:
+        raise ConfigError(f"agent is {run.config.agent}, whose policy reads latents; allowed: a run of agent a2c")
+    return run.policy
 
 
 def export_segment(path: Path | str, segment: Segment, **more: np.ndarray) -> None:
-    """Writes trajectories as plain arrays, ``[B, H, ...]`` by name; readable with ``numpy.load`` alone."""
+    """Write trajectories as plain arrays, ``[B, H, ...]`` by name; readable with ``numpy.load`` alone."""
     arrays = {name: getattr(segment, name) for name in ("observations", "actions", "rewards", "terminals")}
     rows = {} if segment.rows is None else {"rows": segment.rows}
     export_npz(path, arrays | rows | more)
 
 
 class Diffusion(NamedTuple):
-    """Trajectories after every diffusion step, raw, in the order of the run; entry 0 is the random start."""
+    """Trajectories after every diffusion step, raw, in the order of sampling; entry 0 is the random start."""
 
     steps: np.ndarray  # [K + 1] t of the step before which the trajectory was like this; -1 for the result
     observations: np.ndarray  # [K + 1, B, H, O]
     actions: np.ndarray  # [K + 1, B, H, A]
 
 
-def shows_diffusion(run: FinishedRun) -> bool:
-    """Whether the run's model diffuses trajectories, so that :func:`diffuse` can show how."""
+def shows_diffusion(run: OpenedRun) -> bool:
+    """Whether the run's model diffuses trajectories, so that :func:`diffuse` can show the steps."""
     return isinstance(run.model_state, PolyGRADState)
 
 
-def diffuse(run: FinishedRun, contexts: Segment, key: Array) -> Diffusion:
-    """What :func:`imagine` does with the same key, with everything it goes through (Algorithm 2).
+def diffuse(run: OpenedRun, contexts: Segment, key: Array) -> Diffusion:
+    """Repeat :meth:`OpenedRun.imagine` with the same key, and keep every diffusion step (Algorithm 2).
 
     Raises:
-      ConfigError: the run's world model is another than PolyGRAD.
+      ConfigError: the run's world model is another than PolyGRAD, or its policy reads latents.
     """
     if not shows_diffusion(run):
         raise ConfigError(f"world_model is {run.config.world_model}; allowed for the diffusion strip: polygrad")
+    policy = require_raw_policy(run)
     schedule = sampling_coefficients(run.config.diffusion)
-    sampler = make_sampler(run.config, run.policy_apply)
+    sampler = make_sampler(run.config)
 
     @jax.jit
-    def every_step(state: PolyGRADState, actor: Params, normaliser: Normaliser, contexts: Segment, key: Array):
-        given = given_context(state, actor, normaliser, contexts, run.config.denoiser.context_length)
+    def every_step(state: PolyGRADState, policy: Policy, normaliser: Normaliser, contexts: Segment, key: Array):
+        given = given_context(state, policy, normaliser, contexts, run.config.denoiser.context_length)
         length, action_size = diffused_length(run.config), run.spec.action_size
         shape = (given.initial.shape[0], length, run.spec.observation_size + 2)
         start = draw(jax.random.fold_in(key, run.config.diffusion.sampling_steps), shape, action_size)
@@ -279,6 +289,6 @@ def diffuse(run: FinishedRun, contexts: Segment, key: Array) -> Diffusion:
         )
 
     observations, actions = jax.device_get(
-        every_step(run.model_state, run.actor, run.normaliser, contexts.replace(rows=None), key)
+        every_step(run.model_state, policy, run.normaliser, contexts.replace(rows=None), key)
     )
     return Diffusion(np.append(np.asarray(schedule.step)[::-1], -1), observations, actions)

@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import EnvConfig, EnvSpec
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
 
 TRAINING_STREAM = 1
 EVALUATION_STREAM = 2

@@ -11,7 +11,7 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 
 
 def squared_errors(predicted: np.ndarray, replayed: np.ndarray) -> np.ndarray:
-    """Average the squared error of observations ``[B, H, O]`` over their dimensions: ``[B, H - 1]``, horizons 1 to H - 1.
+    """Average the squared error of observations ``[B, H, O]`` over dimensions: ``[B, H - 1]``, horizons 1 to H - 1.
 
     The first state is given to the model and not counted. float64, in squared raw units.
     """

@@ -1,12 +1,15 @@
 """Checkpoints (orbax) that are complete or absent, and come back bit for bit or not at all.
 
-A checkpoint is one flat dictionary of named arrays and one JSON of what the host must remember. A checksum over
-both is kept in the JSON, because a flipped bit in a file need not make reading it fail.
+A checkpoint is one flat dictionary of named arrays and one JSON of the host's state. The JSON holds a checksum over
+both, because reading a file with a flipped bit need not fail.
+
+orbax is imported by the first save or read, so that a new run starts without waiting for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -14,20 +17,26 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.run_folder import one_line_on_disk_trouble, write_bytes_atomically
+from polygrad_jax.runs.run_folder import (
+    FORMAT_VERSION,
+    LOOKED_AT_VERSIONS,
+    cannot_be_resumed,
+    one_line_on_disk_trouble,
+    write_bytes_atomically,
+)
 
-FORMAT_VERSION = 1
-"""To be raised when the meaning of a checkpoint's arrays or JSON changes."""
+_VERSION_1_NAMES = {"train_state/learner": "train_state/agent"}
+"""Parts of a checkpoint that had another name in version 1."""
+_ONLY_IN_VERSION_1 = ("acting_actor", "next_actor")
 
 _ARRAYS, _HOST = "arrays", "host"
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -35,6 +44,15 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 class CorruptCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written."""
+
+
+class Stored(NamedTuple):
+    """One checkpoint, read without knowing what learns."""
+
+    step: int
+    arrays: dict[str, np.ndarray]  # by name, "a/b/c", under the names of FORMAT_VERSION
+    host: dict[str, Any]
+    version: int
 
 
 # --- names for the leaves of a pytree ---------------------------------------------------------------------------------
@@ -78,6 +96,46 @@ def _checksum(arrays: dict[str, np.ndarray], host_json: dict[str, Any]) -> int:
     return crc
 
 
+def nested(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn names ``a/b/c`` into nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *inner, last = name.split("/")
+        node = tree
+        for key in inner:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def restored(template: Any, named: Mapping[str, np.ndarray], where: str, spare: bool = False) -> Any:
+    """Arrange named arrays as the pytree ``template`` of arrays or ``jax.ShapeDtypeStruct``.
+
+    Leaves that are NumPy arrays in ``template`` come back as NumPy arrays, all others on the default device. An array
+    without elements may be missing. With ``spare`` there may be arrays that ``template`` has not.
+
+    Raises:
+      ConfigError: other arrays, or other shapes or types, than those of ``template``; ``where`` says whose.
+    """
+    wanted = flatten_named(template)
+    expected = {name for name, leaf in wanted.items() if 0 not in np.shape(leaf)}
+    different = sorted(expected - named.keys() if spare else expected ^ {n for n in named if named[n].size})
+    if different:
+        raise ConfigError(f"{where} has other arrays: {', '.join(different[:3])}; allowed: those of this version")
+    leaves = [_placed(where, name, named.get(name), leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _placed(where: str, name: str, value: np.ndarray | None, wanted: Any) -> Any:
+    """Check one array and bring it to where the template has it."""
+    shape, dtype = np.shape(wanted), getattr(wanted, "dtype", None) or np.asarray(wanted).dtype
+    value = np.zeros(shape, dtype) if value is None else value
+    if value.shape != shape or value.dtype != dtype:
+        raise ConfigError(f"{where} has {name} as {value.dtype}{list(value.shape)}; allowed: {dtype}{list(shape)}")
+    # A copy of its own: device_put may share NumPy's memory, and the state is donated.
+    return value if isinstance(wanted, np.ndarray | np.generic) else jnp.array(value)
+
+
 @contextlib.contextmanager
 def _orbax_silent() -> Iterator[None]:
     """orbax logs every error with its stack before raising it; here each becomes one line."""
@@ -104,23 +162,30 @@ class Checkpoints:
         is unfinished or unreadable stays where it is.
         """
         self.folder = Path(folder).absolute()
-        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._keep, self._say = keep, say or (lambda line: print(line, file=sys.stderr))
         self._read_only = read_only
-        if read_only:
-            with _orbax_silent():  # it warns that it will not write
-                options = ocp.CheckpointManagerOptions(read_only=True)
-                self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
-            return
-        with one_line_on_disk_trouble(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
-                shutil.rmtree(left_over)
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
+        if not read_only:
+            with one_line_on_disk_trouble(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
+                    shutil.rmtree(left_over)
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if self._read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+        with one_line_on_disk_trouble(self.folder), _orbax_silent():  # it warns that it will not write
+            return ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
 
     def steps(self) -> list[int]:
         """Environment steps of the checkpoints there are, oldest first."""
-        return sorted(self._manager.all_steps())
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
     def save(self, step: int, arrays: Any, host_json: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a JSON; both are on the disk when this returns.
@@ -128,13 +193,15 @@ class Checkpoints:
         ``host_json`` may hold what JSON can; ``format_version`` and ``checksum`` are added. One of the same step is
         replaced. A full disk is a ConfigError of one line, and the checkpoints before stay.
         """
+        import orbax.checkpoint as ocp
+
         named = _on_host(arrays)
         # orbax refuses arrays without elements; their shapes come back from the target.
         stored = {name: array for name, array in named.items() if array.size}
         # As it will be read. What is no JSON fails here, before any file.
         remembered = json.loads(json.dumps(host_json))
         host = {**remembered, "format_version": FORMAT_VERSION, "checksum": _checksum(stored, remembered)}
-        if step in self._manager.all_steps():
+        if step in self.steps():
             self._manager.delete(step)
         items = {_ARRAYS: ocp.args.PyTreeSave(stored), _HOST: ocp.args.JsonSave(host)}
         with one_line_on_disk_trouble(self.folder / str(step)), _orbax_silent():
@@ -149,62 +216,76 @@ class Checkpoints:
     def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """``(step, arrays, host_json)`` of the newest checkpoint that can be read; None where there is none.
 
-        ``target`` has the structure, shapes and types wanted (arrays or ``jax.ShapeDtypeStruct``); leaves that are
-        NumPy arrays in it come back as NumPy arrays, all others on the default device. A checkpoint that cannot be
-        read is named in a warning, set aside as ``corrupt-STEP``, and the one before is taken.
+        ``target`` has the structure, shapes and types wanted (see :func:`restored`). A checkpoint that cannot be read
+        is named in a warning, set aside as ``corrupt-STEP``, and the one before is taken.
 
         Raises:
           ConfigError: none can be read, or it is of another version, or its arrays are not those of ``target``.
         """
+        stored, corrupt = self._newest((FORMAT_VERSION,))
+        if stored is None:
+            return None
+        arrays = restored(target, stored.arrays, f"checkpoint {self.folder / str(stored.step)}")
+        self._set_aside(corrupt, stored.step)
+        return stored.step, arrays, stored.host
+
+    def look(self) -> Stored | None:
+        """Read the newest readable checkpoint without a template; None where there is none.
+
+        Checkpoints of version 1 are read too, under the names of today.
+
+        Raises:
+          ConfigError: none can be read, or it is of a version that is not known.
+        """
+        stored, corrupt = self._newest(LOOKED_AT_VERSIONS)
+        if stored is not None:
+            self._set_aside(corrupt, stored.step)
+        return stored
+
+    def _newest(self, versions: tuple[int, ...]) -> tuple[Stored | None, dict[int, str]]:
+        """The newest checkpoint that can be read, and why newer ones cannot."""
         corrupt: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                stored, host = self._read(step)
+                return self.read(step, versions), corrupt
             except CorruptCheckpoint as error:
                 corrupt[step] = str(error)
-                continue
-            arrays = self._as_target(step, stored, target)
-            self._set_aside(corrupt, step)
-            return step, arrays, host
         if corrupt:
             newest = max(corrupt)
             raise ConfigError(
                 f"none of the checkpoints {sorted(corrupt)} in {self.folder} can be read "
                 f"({newest}: {corrupt[newest]}); allowed: a run folder with a whole checkpoint, or a new one"
             )
-        return None
+        return None, corrupt
 
-    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        path = self.folder / str(step)
+    def read(self, step: int, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> Stored:
+        """Read one checkpoint.
+
+        Raises:
+          CorruptCheckpoint: it is not what was written.
+          ConfigError: it is of another version than ``versions``.
+        """
+        import orbax.checkpoint as ocp
+
         host = self._read_item(step, _HOST, ocp.args.JsonRestore())
         found = host.get("format_version") if isinstance(host, dict) else None
-        if found != FORMAT_VERSION:
-            raise ConfigError(f"checkpoint {path} has format version {found}; allowed: {FORMAT_VERSION}")
-        stored = self._read_item(step, _ARRAYS, ocp.args.PyTreeRestore())
+        if found not in versions:
+            raise ConfigError(cannot_be_resumed(self.folder / str(step), found))
+        arrays = self._read_item(step, _ARRAYS, ocp.args.PyTreeRestore())
         remembered = {k: v for k, v in host.items() if k not in ("format_version", "checksum")}
-        if _checksum(stored, remembered) != host.get("checksum"):
+        if _checksum(arrays, remembered) != host.get("checksum"):
             raise CorruptCheckpoint("its checksum is not that of its content")
-        return stored, remembered
+        return Stored(step, _todays_names(arrays) if found == 1 else arrays, remembered, found)
 
     def _read_item(self, step: int, item: str, how: Any) -> Any:
+        import orbax.checkpoint as ocp
+
         try:
             with _orbax_silent():
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # what a broken file raises depends on the layer that notices
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorruptCheckpoint(reason[:200]) from error
-
-    def _as_target(self, step: int, stored: dict[str, np.ndarray], target: Any) -> Any:
-        """The stored arrays in the structure of ``target``."""
-        wanted = flatten_named(target)
-        path = self.folder / str(step)
-        expected = {name for name, leaf in wanted.items() if 0 not in np.shape(leaf)}
-        if different := sorted(expected ^ stored.keys()):
-            raise ConfigError(
-                f"checkpoint {path} has other arrays: {', '.join(different[:3])}; allowed: those of this version"
-            )
-        leaves = [_placed(path, name, stored.get(name), leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
     def _set_aside(self, corrupt: dict[int, str], taken: int) -> None:
         """Renames unreadable checkpoints, so that new ones can take their step; only names them if ``read_only``."""
@@ -221,20 +302,21 @@ class Checkpoints:
             self._manager.reload()
 
     def close(self) -> None:
-        """Ends orbax's threads."""
-        self._manager.close()
+        """End orbax's threads, where it was used."""
+        if "_manager" in self.__dict__:
+            self._manager.close()
 
 
-def _placed(path: Path, name: str, value: np.ndarray | None, wanted: Any) -> Any:
-    """One array, checked and brought to where the target has it."""
-    shape, dtype = np.shape(wanted), getattr(wanted, "dtype", None) or np.asarray(wanted).dtype
-    value = np.zeros(shape, dtype) if value is None else value
-    if value.shape != shape or value.dtype != dtype:
-        raise ConfigError(
-            f"checkpoint {path} has {name} as {value.dtype}{list(value.shape)}; allowed: {dtype}{list(shape)}"
-        )
-    # A copy of its own: device_put may share NumPy's memory, and the state is donated.
-    return value if isinstance(wanted, np.ndarray | np.generic) else jnp.array(value)
+def _todays_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint of version 1 under the names of version 2."""
+
+    def renamed(name: str) -> str:
+        for before, now in _VERSION_1_NAMES.items():
+            if name == before or name.startswith(f"{before}/"):
+                return now + name.removeprefix(before)
+        return name
+
+    return {renamed(name): array for name, array in arrays.items() if not name.startswith(_ONLY_IN_VERSION_1)}
 
 
 # --- plain arrays ----------------------------------------------------------------------------------------------------
@@ -269,14 +351,7 @@ def load_npz(path: Path | str) -> dict[str, Any]:
             named = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz that this package exported") from error
-    tree: dict[str, Any] = {}
-    for name, array in named.items():
-        *inner, last = name.split("/")
-        node = tree
-        for key in inner:
-            node = node.setdefault(key, {})
-        node[last] = array
-    return tree
+    return nested(named)
 
 
 def save_best(path: Path | str, tree: dict[str, Any]) -> None:

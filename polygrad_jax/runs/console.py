@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere."""
+"""Show a person the state of a run: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
-from tqdm import tqdm
-
 PLAIN_LINE_EVERY_SECONDS = 30.0
+MEASURED_ITERATIONS = 20
+"""Iterations that the first estimate of the time left is measured on."""
 _RATE_OVER_SECONDS = 60.0
 """Steps per second are those of the last minute, so that prefill and compilation are soon forgotten."""
 
@@ -29,10 +29,10 @@ def status_text(values: dict[str, float | None]) -> str:
 
 
 class Progress:
-    """Steps, their rate, time left, and what is worth watching: of a run its last evaluation return, delta and the std
-    of standardised actions.
+    """Steps, their rate, the time left, and a few watched numbers: of a run its last evaluation return, delta, and the
+    std of standardised actions.
 
-    Without a ``total`` (None) the time left is what :meth:`show` is told.
+    Without a ``total`` (None) the time left is that of :meth:`show`.
     """
 
     def __init__(
@@ -53,7 +53,11 @@ class Progress:
         self._seen = deque([(clock(), initial)])
         self._next_line = clock() + self._every
         self._bar = None
+        self._first_learnt: tuple[float, int] | None = None
+        self._learnt = 0
         if self._stream.isatty():
+            from tqdm import tqdm
+
             form = "{desc}|{bar}|{postfix}"
             self._bar = tqdm(total=total, initial=initial, file=self._stream, bar_format=form, dynamic_ncols=True)
 
@@ -85,6 +89,23 @@ class Progress:
         self._seen.append((now, self._steps))
         while len(self._seen) > 2 and now - self._seen[1][0] >= _RATE_OVER_SECONDS:
             self._seen.popleft()
+
+    def learnt(self, steps: int) -> None:
+        """Count an iteration in which everything learns; after the first ones say how long the rest takes.
+
+        The first iteration only starts the clock.
+        """
+        self._learnt += 1
+        if self._first_learnt is None:
+            self._first_learnt = (self._clock(), steps)
+        elif self._learnt == MEASURED_ITERATIONS + 1 and self._total is not None:
+            began, first = self._first_learnt
+            per_step = (self._clock() - began) / max(steps - first, 1)
+            left = clock_time(per_step * max(self._total - steps, 0))
+            self.say(
+                f"about {left} left without evaluations: {1e3 * per_step:.1f} ms per environment step, measured on "
+                f"{MEASURED_ITERATIONS} iterations"
+            )
 
     def steps_per_second(self) -> float | None:
         """Over the last minute; None before there is anything to divide."""

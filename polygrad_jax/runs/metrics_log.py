@@ -1,8 +1,10 @@
 """The numbers of a run: ``metrics.jsonl``, ``eval.csv`` and TensorBoard events, all by environment step.
 
-Everything is written at once and in order of environment steps, by the caller's thread: what was written before a
-checkpoint is on the disk with it, a full disk is noticed where it happens, and going back to a checkpoint is cutting
-off the end of each file.
+``docs/metrics.md`` has a line for every name. Everything is written at once, in order of environment steps, by the
+caller's thread: rows written before a checkpoint are on the disk with it, a full disk is noticed where it happens, and
+going back to a checkpoint cuts off the end of each file.
+
+tensorboardX is imported by the first event, so that a run starts without waiting for it.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tensorboardX import summary as tb_summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import one_line_on_disk_trouble
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
 
 STEP = "env_steps"
 _X_AXIS_TEXTS = {
@@ -122,6 +124,8 @@ class MetricsLog:
             return next(csv.reader(file))
 
     def _write_events(self, env_steps: int, numbers: dict[str, float], histograms: dict[str, Histogram]) -> None:
+        from tensorboardX import summary as tb_summary
+
         if self._events is None:
             self._events = _EventFile(self.folder, from_step=env_steps, axis=_X_AXIS_TEXTS[self._step])
         summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
@@ -238,6 +242,9 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, from_step: int, axis: str):
+        from tensorboardX import summary as tb_summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         files = event_files(folder)
         number = int(files[-1].name.split(".")[-2]) + 1 if files else 0
         # TensorBoard reads the files in the order of their names.
@@ -254,6 +261,8 @@ class _EventFile:
             )
 
     def add(self, env_steps: int, summary: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         self._write(Event(wall_time=time.time(), step=int(env_steps), summary=summary))
 
     def _write(self, event: Event) -> None:
@@ -266,6 +275,8 @@ class _EventFile:
 
 def _framed(data: bytes) -> bytes:
     """One record of an event file: length, its checksum, the data, their checksum."""
+    from tensorboardX.record_writer import RecordWriter
+
     record = RecordWriter.__new__(RecordWriter)  # for its format, without the file that it would open
     record._writer = buffer = io.BytesIO()
     record.write(data)
@@ -274,6 +285,8 @@ def _framed(data: bytes) -> bytes:
 
 def _records(content: bytes) -> Iterator[tuple[int, Event]]:
     """``(byte behind it, event)`` of every complete record of an event file."""
+    from tensorboardX.proto.event_pb2 import Event
+
     start = 0
     while len(content) >= start + 12:
         (length,) = struct.unpack_from("<Q", content, start)
@@ -289,6 +302,8 @@ def _records(content: bytes) -> Iterator[tuple[int, Event]]:
 
 def _histogram_summary(tag: str, histogram: Histogram) -> Any:
     """TensorBoard's message; its sums, which no chart shows, are those of the middles of the bins."""
+    from tensorboardX import summary as tb_summary
+
     edges, counts = np.asarray(histogram.edges, np.float64), np.asarray(histogram.counts, np.float64)
     middles = (edges[:-1] + edges[1:]) / 2
     proto = tb_summary.HistogramProto(
@@ -327,3 +342,40 @@ def read_rows(folder: Path | str) -> list[dict[str, Any]]:
     content = path.read_bytes()
     end = max((end for end, _ in _ends_of_rows(content)), default=0)
     return [json.loads(line) for line in content[:end].splitlines()]
+
+
+_FORMER_ROOMS = {
+    "denoiser": "world_model",
+    "transformer": "world_model",
+    "ensemble": "world_model",
+    "policy": "agent",
+    "critic": "agent",
+    "latent_policy": "agent",
+    "imagined": "imagination",
+}
+_FORMER_NAMES = {
+    "loss/actor": "agent/actor_loss",
+    "loss/critic": "agent/critic_loss",
+    "loss/latent_actor": "agent/actor_loss",
+    "loss/latent_critic": "agent/critic_loss",
+    "loss/dreamer": "world_model/loss",
+    "loss/terminal_classifier": "world_model/classifier_loss",
+    **{
+        f"loss/{part}": f"world_model/{part}_loss"
+        for part in ("decoder", "reward", "continue", "dynamics", "representation")
+    },
+    "gradients/actor_norm": "agent/actor_gradient_norm",
+    "gradients/critic_norm": "agent/critic_gradient_norm",
+    "gradients/latent_actor_norm": "agent/actor_gradient_norm",
+    "gradients/latent_critic_norm": "agent/critic_gradient_norm",
+    "gradients/dreamer_norm": "world_model/gradient_norm",
+    "ensemble/disagreement": "imagination/disagreement",
+    "ensemble/predicted_std": "imagination/predicted_std",
+    "updates_per_second": "fit/updates_per_second",
+}
+
+
+def todays_metric(name: str) -> str:
+    """The name of a metric under which the revision before wrote it, as ``docs/metrics.md`` has it."""
+    room, _, quantity = name.partition("/")
+    return _FORMER_NAMES.get(name) or (f"{_FORMER_ROOMS[room]}/{quantity}" if room in _FORMER_ROOMS else name)

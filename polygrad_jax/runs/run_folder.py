@@ -27,12 +27,21 @@ CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
 LOCK_FILE = ".lock"
 DATA_FILE = "data.json"
-"""What a world model alone was trained on (``fixed_data.py``); a run of ``polygrad train`` has none."""
+"""The data that a world model alone was trained on (``polygrad fit``); a run of ``polygrad train`` has none."""
+CHECKPOINTS = "checkpoints"
+BEST_FILE = "best.npz"
+"""Policy, world model and statistics of the best evaluation, as plain arrays."""
 TEMPORARY_SUFFIX = ".tmp"
+
+FORMAT_VERSION = 2
+"""Of checkpoints; raise it when the meaning of their arrays or JSON changes."""
+LOOKED_AT_VERSIONS = (1, 2)
+"""Checkpoints that ``evaluate``, ``imagine`` and ``plot`` read."""
 
 MAY_DIFFER_ON_RESUME = (
     "preset",  # a name for the record; what it stands for is in the other fields
     "preallocate_gpu_memory",
+    "compilation_cache",
     "loop.total_env_steps",
     "loop.eval_every_env_steps",
     "loop.eval_episodes",
@@ -40,8 +49,7 @@ MAY_DIFFER_ON_RESUME = (
     "loop.log_every_env_steps",
     "loop.checkpoint_every_env_steps",
 )
-"""Fields that change nothing in what is learnt. A checkpoint changes nothing either: with ``loop.overlap`` it holds
-both policies, the one that acts next and the one after."""
+"""Fields that change nothing in what is learnt; neither does a checkpoint."""
 
 NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores", "machine", "xla_flags")
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""
@@ -204,6 +212,17 @@ def differing_environment(saved: dict[str, Any], current: dict[str, Any]) -> lis
     return [f"{n}: {a.get(n)} -> {b.get(n)}" for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)]
 
 
+def cannot_be_resumed(checkpoint: Path, version: Any) -> str:
+    """Say in one line why a checkpoint of another format version is refused."""
+    text = f"checkpoint {checkpoint} has format version {version}"
+    if version in LOOKED_AT_VERSIONS:
+        return (
+            f"{text} and cannot be resumed; allowed: {FORMAT_VERSION}. Look at the run with polygrad evaluate, imagine "
+            "or plot, or begin anew in another folder"
+        )
+    return f"{text}; allowed: {FORMAT_VERSION}"
+
+
 class RunFolder:
     """Where one run keeps its files. :meth:`check` writes nothing; :meth:`record` is for when all was accepted."""
 
@@ -224,6 +243,27 @@ class RunFolder:
             raise ConfigError(
                 f"run folder {self.path} is of a world model alone ({DATA_FILE}); allowed: a folder of polygrad train"
             )
+
+    def newest_step(self) -> int:
+        """Environment steps of the newest checkpoint; 0 without one."""
+        return max((int(path.name) for path in self._checkpoints()), default=0)
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in (self.path / CHECKPOINTS).glob("*") if path.name.isdigit()]
+
+    def check_version(self) -> None:
+        """Refuse to resume a checkpoint of another format version; one that cannot be read is left to the reader.
+
+        Raises:
+          ConfigError: the newest checkpoint is of another version.
+        """
+        newest = self.path / CHECKPOINTS / str(self.newest_step())
+        try:
+            host = json.loads((newest / "host" / "metadata").read_text())
+        except (OSError, ValueError):
+            return
+        if isinstance(host, dict) and host.get("format_version") != FORMAT_VERSION:
+            raise ConfigError(cannot_be_resumed(newest, host.get("format_version")))
 
     def saved_config(self) -> dict[str, Any]:
         """The config of the run, as nested dictionaries.
@@ -277,6 +317,7 @@ class RunFolder:
         if not self.holds_a_run():
             self._check_empty()
             return []
+        self.check_version()
         # Both through JSON, so that a tuple and a list are the same. A field that an older version did not write has
         # the value that does what it did.
         saved, current = (json.loads(to_json(x)) for x in (from_dict(self.saved_config()), config))

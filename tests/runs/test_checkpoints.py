@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs import checkpoints
+from polygrad_jax.runs import checkpoints, run_folder
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz, save_best
 
 
@@ -152,7 +152,7 @@ def test_another_version_is_refused_naming_both(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 7)
     Checkpoints(tmp_path).save(10, a_state(), {})
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=f"10 has format version 7; allowed: {checkpoints.FORMAT_VERSION}$"):
+    with pytest.raises(ConfigError, match=f"10 has format version 7; allowed: {run_folder.FORMAT_VERSION}$"):
         Checkpoints(tmp_path).restore(a_state())
 
 

@@ -99,3 +99,16 @@ def test_outside_the_main_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_the_first_estimate_is_measured_on_twenty_iterations():
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(total=1_000, stream=out, clock=clock, plain_every_seconds=1e9)
+    for iteration in range(1, 31):
+        # The first iteration takes 9 s and is not measured; the others take 0.2 s for 4 steps.
+        clock.now += 9.0 if iteration == 1 else 0.2
+        progress.learnt(500 + 4 * iteration)
+        assert (out.getvalue() == "") == (iteration <= 20)
+    # After 21 iterations 584 steps are done: 416 are left, at 0.2 s / 4 = 50 ms each 20.8 s.
+    (line,) = out.getvalue().splitlines()
+    assert line.startswith("about 0:21 left without evaluations: 50.0 ms per environment step, measured on 20")
