@@ -133,7 +133,8 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
 
 def _check_task(config: Config) -> None:
     """Refuses a task that there is not, or that the world model cannot do."""
-    from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+    from polygrad_jax.envs import mujoco_state as simulator
+    from polygrad_jax.envs import tasks as registry
 
     env = registry.make(config.env)
     if config.world_model == "simulator":
