@@ -16,23 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_world_model
 from recorded import record
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
-from polygrad_jax.config import ConfigError, EnvSpec
-from polygrad_jax.data import normaliser as normalisers
+from polygrad_jax.analysis.opened_run import open_run, open_trained
+from polygrad_jax.config import ConfigError
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.mujoco_state import replay_actions
-from polygrad_jax.training import fitting as fixed_data, loop
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
-from polygrad_jax.analysis.opened_run import open_finished
-from polygrad_jax.training.fitting import Judge, Progressing, Schedule, Training, open_data, open_trained
-from polygrad_jax.training.loop import NonFiniteError
-from polygrad_jax.runs.metrics_log import event_files, read_rows
 from polygrad_jax.runs.console import Progress
-from polygrad_jax.training.simulator_host import host_for
+from polygrad_jax.runs.metrics_log import event_files, read_rows
+from polygrad_jax.runs.recorded_data import open_data
+from polygrad_jax.training import fitting, loop
+from polygrad_jax.training.fitting import Judge, Progressing, Schedule, Training
+from polygrad_jax.training.step import NonFiniteError
 from polygrad_jax.types import Segment, WorldModel
 from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
 
@@ -53,21 +51,22 @@ def drifting(learning_rate, adapts=True, window=4):
             change = (segment.observations[:, 1:] - segment.observations[:, :-1]).mean(axis=(0, 1))
             # A little noise, so that what is drawn matters.
             error = change - state.change + 1e-3 * jax.random.normal(key, change.shape)
-            return state.replace(change=state.change + learning_rate * error), {"loss/drift": jnp.square(error).sum()}
+            return state.replace(change=state.change + learning_rate * error), {"world_model/loss": jnp.square(error).sum()}
 
-        def imagine(state, policy_apply, policy_params, context, normaliser, key, horizon):
-            steps = jnp.arange(horizon, dtype=jnp.float32)[None, :, None]
+        def imagine(state, policy, context, normaliser, key):
+            steps = jnp.arange(config.horizon, dtype=jnp.float32)[None, :, None]
             obs = context.observations[:, -1:] + steps * state.change[None, None, :]
-            mean, std = policy_apply(policy_params, obs)
+            mean, std = policy(obs)
             zero = jnp.zeros(obs.shape[:2])
-            if adapts:
-                state = state.replace(imaginations=state.imaginations + 1)
-            return state, Segment(obs, mean + std * jax.random.normal(key, mean.shape), zero, zero), {}
+            return Segment(obs, mean + std * jax.random.normal(key, mean.shape), zero, zero), {}
+
+        def adapt(state, aux):
+            return state.replace(imaginations=state.imaginations + 1) if adapts else state
 
         def init(key):
             return Drift(jnp.ones(spec.observation_size), jnp.int32(0))
 
-        return WorldModel(init, update, imagine, window=window)
+        return WorldModel(init, update, imagine, adapt, window=window)
 
     return make
 
@@ -93,8 +92,7 @@ def data(tmp_path_factory):
 
 
 def config_of(data, name):
-    denoiser = dataclasses.replace(data.collector.denoiser, batch_size=16)
-    return dataclasses.replace(data.collector, world_model=name, denoiser=denoiser)
+    return configs.override(data.collector, {"world_model": name, "model_training.batch_size": 16})
 
 
 SCHEDULE = Schedule(updates=60, evaluate_every_updates=20, log_every_updates=10, contexts=40)
@@ -107,9 +105,9 @@ def trained(data, folder, name="drift", **changes):
 def newest(folder):
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     step = checkpoints.steps()[-1]
-    arrays, host = checkpoints._read(step)
+    stored = checkpoints.read(step)
     checkpoints.close()
-    return step, arrays, host["progress"]
+    return step, stored.arrays, stored.host["progress"]
 
 
 def without_clock(rows):
@@ -124,9 +122,9 @@ def evaluations(folder):
 # --- the error that decides ------------------------------------------------------------------------------------------
 
 
-def judge_of(data, name, host=None):
+def judge_of(data, name, states_at=None):
     config = config_of(data, name)
-    model = make_world_model(config, data.spec, host)
+    model = make_world_model(config, data.spec, states_at)
     return Judge(data, config, model, 40), model.init(jax.random.key(0))
 
 
@@ -137,7 +135,7 @@ def test_the_five_step_error_of_nothing_moves_is_how_far_mujoco_moves(data):
     _, judged = judge(state, None, first=True)
     rows = np.asarray(judge._contexts.rows)[:, -1]
     np.testing.assert_array_equal(judge._contexts.observations[:, -1], data.transitions.observations[rows])
-    _, segment = judge._imagine(state, judge._actor, judge._contexts, None, judge._imagine_key)
+    _, segment = judge._imagine(state, judge._policy, judge._contexts, None, judge._imagine_key)
     assert segment.actions.shape == (40, 6, 1)
     moved, _, terminals = replay_actions(
         data.collector.env, data.transitions.simulator_states[rows], np.asarray(segment.actions)[:, :5]
@@ -151,15 +149,13 @@ def test_the_five_step_error_of_nothing_moves_is_how_far_mujoco_moves(data):
 
 def test_data_under_which_no_trajectory_lives_five_steps_are_refused(data, monkeypatch):
     judge, state = judge_of(data, "still")
-    monkeypatch.setattr(fixed_data, "simulator_errors", lambda *_, past_ends: {"error/observation_mse_005": np.nan})
+    monkeypatch.setattr(fitting, "simulator_errors", lambda *_, past_ends: {"error/observation_mse_005": np.nan})
     with pytest.raises(ConfigError, match="cannot be judged five steps ahead: in MuJoCo no trajectory lives so long"):
         judge(state, None, first=True)
 
 
 def test_the_simulator_makes_no_error(data):
-    config = config_of(data, "simulator")
-    host = host_for(config, lambda rows: data.transitions.simulator_states[rows])
-    judge, state = judge_of(data, "simulator", host)
+    judge, state = judge_of(data, "simulator", lambda rows: data.transitions.simulator_states[rows])
     _, judged = judge(state, None, first=True)
     assert judged.five_step_error < 1e-12
 
@@ -167,9 +163,9 @@ def test_the_simulator_makes_no_error(data):
 def test_what_a_model_adapts_settles_before_it_is_judged(data):
     judge, state = judge_of(data, "drift")
     settled, _ = judge(state, None, first=True)
-    assert int(settled.imaginations) == fixed_data.FIRST_SETTLING_ROUNDS
+    assert int(settled.imaginations) == fitting.FIRST_SETTLING_ROUNDS
     again, _ = judge(settled, None, first=False)
-    assert int(again.imaginations) == fixed_data.FIRST_SETTLING_ROUNDS + fixed_data.SETTLING_ROUNDS
+    assert int(again.imaginations) == fitting.FIRST_SETTLING_ROUNDS + fitting.SETTLING_ROUNDS
     judge, state = judge_of(data, "constant")
     same, _ = judge(state, None, first=True)
     assert same is state
@@ -232,37 +228,13 @@ def test_it_learns_and_keeps_the_best(whole, data):
     assert np.abs(expected - 1).max() > 0.5
     rows = read_rows(folder)
     assert [row["updates"] for row in rows] == [10, 20, 30, 40, 50, 60]
-    assert rows[-1]["error/five_step"] == found[60] and rows[-1]["loss/drift"] < 0.1 * rows[0]["loss/drift"]
+    assert rows[-1]["error/five_step"] == found[60] and rows[-1]["world_model/loss"] < 0.1 * rows[0]["world_model/loss"]
     assert rows[-1]["seconds/training"] > 0 and rows[-1]["seconds/compiling"] > 0
     assert len(event_files(folder)) == 1
     last, again = open_trained(folder, data, newest=True), open_trained(folder, data)
     assert (last.updates, again.updates) == (60, best_updates)
     np.testing.assert_array_equal(last.state.change, learnt)
     np.testing.assert_array_equal(again.state.change, best["world_model"]["change"])
-
-
-@pytest.mark.parametrize(
-    "world_model, name",
-    [
-        *(("polygrad", "denoiser/loss"), ("autoregressive", "denoiser/loss"), ("transformer", "transformer/loss")),
-        *(("ensemble", "ensemble/loss"), ("dreamer", "loss/dreamer")),
-    ],
-)
-def test_the_loss_that_is_shown_is_the_one_that_is_descended(world_model, name):
-    """Not that of a part (sorted by name, Dreamer's first is one) or of the classifier that learns beside the model."""
-    base = configs.smoke("hopper")
-    diffusion = dataclasses.replace(base.diffusion, terminals="classified")
-    model = make_world_model(dataclasses.replace(base, world_model=world_model, diffusion=diffusion), EnvSpec(3, 2))
-    shape = (2, model.window or base.horizon)
-    given = Segment(jnp.zeros((*shape, 3)), jnp.zeros((*shape, 2)), jnp.zeros(shape), jnp.zeros(shape))
-    given = given.replace(rows=jnp.zeros(shape, jnp.int32))
-    normaliser = normalisers.to_normaliser(normalisers.init(EnvSpec(3, 2)))
-    key = jax.random.key(0)
-    _, metrics = jax.eval_shape(lambda s: model.update(s, given, normaliser, key), jax.eval_shape(model.init, key))
-    row = {metric: float(k) for k, metric in enumerate(sorted(metrics))}
-    assert fixed_data.whole_loss(row, world_model) == row[name]
-    assert fixed_data.whole_loss({"reward": 1.0, "a/loss": 2.0}, "a model of one's own") == 2.0
-    assert fixed_data.whole_loss({"reward": 1.0}, "a model of one's own") is None
 
 
 def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_training(whole, data, tmp_path):
@@ -296,7 +268,7 @@ def test_it_is_no_run_of_a_policy(whole):
     """Nor the data of another training: ``polygrad train --run``, ``imagine`` and ``--dataset`` say so at once."""
     folder = whole[0]
     config = configs.validate(configs.from_dict(json.loads((folder / "config.json").read_text())))
-    for use in (lambda: loop.open_run(config, folder), lambda: open_finished(folder), lambda: open_data(str(folder))):
+    for use in (lambda: loop.begin(config, folder), lambda: open_run(folder), lambda: open_data(str(folder))):
         with pytest.raises(ConfigError, match=r"of a world model alone \(data.json\); allowed: a folder of polygrad"):
             use()
 
@@ -313,7 +285,7 @@ def test_seconds_are_those_of_gradient_steps(data, tmp_path, monkeypatch):
     judge = Judge.__call__
 
     def slow(self, *given, **named):
-        fixed_data.time.sleep(0.4)
+        fitting.time.sleep(0.4)
         return judge(self, *given, **named)
 
     monkeypatch.setattr(Judge, "__call__", slow)
@@ -331,7 +303,7 @@ def test_seconds_are_those_of_gradient_steps(data, tmp_path, monkeypatch):
 
 
 def test_chunks_end_where_something_is_due():
-    chunks = fixed_data._Chunks(Schedule(updates=23, seconds=10.0, evaluate_every_updates=20, log_every_updates=8))
+    chunks = fitting._Chunks(Schedule(updates=23, seconds=10.0, evaluate_every_updates=20, log_every_updates=8))
     assert chunks.end(Progressing()) == 1  # the first is to find out how long one takes
     chunks.took(1, 0.01)  # 100 a second: at most ten times as many at once
     assert chunks.end(Progressing(updates=1)) == 8
@@ -373,12 +345,12 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(data, tmp_p
 @pytest.fixture
 def command(data, monkeypatch, tmp_path):
     """Runs the command in this process, on the data of this file."""
-    monkeypatch.setattr(fixed_data, "open_data", lambda where: data)
-    monkeypatch.setattr(train_world_model, "config_for", lambda options, fields, env: config_of(data, "drift"))
+    monkeypatch.setattr(recorded_data, "open_data", lambda where: data)
+    monkeypatch.setattr(cli, "config_to_fit", lambda options, fields, env: config_of(data, "drift"))
     monkeypatch.chdir(tmp_path)
-    words = ["--dataset", "pendulum", "--updates", "60", "--evaluate-every-updates", "20", "--contexts", "40"]
+    words = ["fit", "--dataset", "pendulum", "--updates", "60", "--evaluate-every-updates", "20", "--contexts", "40"]
     words += ["--log-every-updates", "10"]
-    return lambda *more: train_world_model.main([*words, *more])
+    return lambda *more: cli.main([*words, *more])
 
 
 def test_sigterm_saves_and_says_how_to_go_on(command, whole, capsys, monkeypatch, tmp_path):
@@ -416,7 +388,7 @@ def test_sigterm_saves_and_says_how_to_go_on(command, whole, capsys, monkeypatch
 )
 def test_a_mistake_is_one_line(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train_world_model.main(arguments) == cli.BAD_INPUT
+    assert cli.main(["fit", *arguments]) == cli.BAD_INPUT
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.strip().splitlines()) == 1 and words in captured.err
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """The whole loop in this process: what it learns on an easy task, how it stops when learning diverges."""
 
 import csv
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,22 +8,26 @@ import jax
 import numpy as np
 import pytest
 
-from polygrad_jax import config as configs
-from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.agents.agent_table import make_agent
+from polygrad_jax.config import ConfigError, EnvSpec, override, smoke, validate
 from polygrad_jax.data import replay as replays
-from polygrad_jax.training import loop
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
-from polygrad_jax.training.step import make_iterations
-from polygrad_jax.training.learners import acting_params, make_learner, shown_actor
-from polygrad_jax.training.loop import NonFiniteError, crossed, train
-from polygrad_jax.training.programs import compile_learning
+from polygrad_jax.training import loop
+from polygrad_jax.training.collecting import empty_chunk
+from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
+from polygrad_jax.training.step import compile_learn, make_model_update, make_steps
+from polygrad_jax.training.train_state import Counters
 from polygrad_jax.world_models.model_table import make_world_model
 
 
 def small(env="hopper", **loop_fields):
-    base = configs.smoke(env)
     fields = {"total_env_steps": 1_600, "eval_every_env_steps": 400, "checkpoint_every_env_steps": 200} | loop_fields
-    return configs.validate(dataclasses.replace(base, loop=dataclasses.replace(base.loop, **fields)))
+    return validate(override(smoke(env), {f"loop.{name}": value for name, value in fields.items()}))
+
+
+def steps_of(config, spec):
+    world_model = make_world_model(config, spec)
+    return make_steps(config, spec, world_model, make_agent(config, spec, world_model))
 
 
 def test_multiples_are_crossed_once():
@@ -33,7 +36,7 @@ def test_multiples_are_crossed_once():
 
 def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     traced = []
-    make = loop.make_iterations
+    make = loop.make_steps
 
     def counted(name, function):
         def counting(*given):
@@ -44,13 +47,13 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
 
     def counting(*given):
         made = make(*given)
-        parts = {name: counted(name, getattr(made.parts, name)) for name in ("improve_policy", "improve_model")}
-        return made._replace(learn=counted("learn", made.learn), parts=made.parts._replace(**parts))
+        names = ("improve_policy", "improve_model", "finish", "learn", "warmup", "finite")
+        return made._replace(**{name: counted(name, getattr(made, name)) for name in names})
 
-    monkeypatch.setattr(loop, "make_iterations", counting)
+    monkeypatch.setattr(loop, "make_steps", counting)
     config = small()
     result = train(config, tmp_path / "run")
-    assert traced == ["improve_policy", "improve_model"]
+    assert sorted(traced) == ["finish", "finite", "improve_model", "improve_policy", "warmup"]
     assert result.stopped_by is None
     assert config.loop.total_env_steps <= result.env_steps < config.loop.total_env_steps + 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -58,13 +61,13 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     assert last["env_steps"] == result.env_steps
     prefill = result.env_steps - last["env_steps/without_prefill"]
     assert prefill >= config.loop.prefill_env_steps
-    # one policy update per iteration of 4 steps after the warm-up, 4 denoiser updates per iteration from the start
+    # one policy update per 4 environment steps after the warm-up, 4 denoiser updates beside it from the start
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     step, host = checkpoints.steps()[-1], None
     arrays, host = checkpoints._read(step)
     checkpoints.close()
     iterations = (result.env_steps - prefill) // 4
-    warmup = -(-config.loop.denoiser_warmup_env_steps // 4)
+    warmup = -(-config.model_training.warmup_env_steps // 4)
     assert arrays["train_state/policy_updates"] == iterations - warmup
     assert arrays["train_state/model_updates"] == 4 * iterations
     assert arrays["train_state/replay/total"] == result.env_steps
@@ -72,46 +75,88 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
         evaluations = list(csv.DictReader(file))
     assert float(evaluations[-1]["return_mean"]) == pytest.approx(result.last_return)
     best = load_npz(tmp_path / "run" / "best.npz")
-    assert max(float(e["return_mean"]) for e in evaluations) == pytest.approx(host["progress"]["best_return"])
-    assert best["actor"]["log_std"].shape == (3,)
+    assert max(float(e["return_mean"]) for e in evaluations) == pytest.approx(host["counters"]["best_return"])
+    assert best["agent"]["actor"]["log_std"].shape == (3,)
+    assert not [name for part in ("agent", "world_model") for name in best[part] if name.endswith(("adam", "optimiser"))]
     # the error of imagined trajectories is there for every horizon, and it grows
     errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
     assert errors[-1] > errors[0] > 0
 
 
-def test_side_by_side_the_numbers_are_those_of_one_program():
-    config = small("inverted_pendulum")
-    spec = EnvSpec(observation_size=4, action_size=1)
+def noise_rows(count):
     noise = np.random.default_rng(0)
-    rows = loop.empty_chunk(200, spec)
-    rows.observations[:], rows.actions[:] = noise.standard_normal((200, 4)), noise.uniform(-3, 3, (200, 1))
-    rows.rewards[:], rows.valid[:] = noise.standard_normal(200), True
+    rows = empty_chunk(count, EnvSpec(observation_size=4, action_size=1))
+    rows.observations[:], rows.actions[:] = noise.standard_normal((count, 4)), noise.uniform(-3, 3, (count, 1))
+    rows.rewards[:], rows.valid[:] = noise.standard_normal(count), True
     rows.terminals[49::50] = 1.0
+    return rows
+
+
+def test_side_by_side_the_numbers_are_those_of_one_program():
+    config, rows = small("inverted_pendulum"), noise_rows(200)
     chunk = jax.tree.map(lambda x: x[:4], rows)
 
     def learnt(side_by_side):
-        iterations = make_iterations(config, spec)
-        state = jax.jit(iterations.insert)(jax.jit(iterations.init, static_argnums=0)(0), rows)
-        asked = dataclasses.replace(config, loop=dataclasses.replace(config.loop, side_by_side=side_by_side))
-        learning = compile_learning(iterations, asked, state, chunk)
+        steps = steps_of(config, EnvSpec(observation_size=4, action_size=1))
+        state = jax.jit(steps.insert)(jax.jit(steps.init)(), rows)
+        compiled = compile_learn(steps, state, chunk, side_by_side)
         for _ in range(2):
-            state, output = learning.learn(state, chunk)
-        return len(learning.programs), state, output
+            state, output = compiled.learn(state, chunk)
+        return len(compiled.programs), state, output
 
     (one, state, output), (several, other_state, other_output) = learnt(False), learnt(True)
     assert one == 1 and several > 1
     assert int(state.policy_updates) == int(other_state.policy_updates) == 2
     assert int(state.model_updates) == int(other_state.model_updates) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), state, other_state)
-    assert set(output.metrics) == set(other_output.metrics)
+    assert output.metrics.names == other_output.metrics.names
     assert np.array_equal(output.finite, other_output.finite) and output.finite.all()
+
+
+def test_delta_adapts_to_the_imagination_that_the_policy_learnt_from():
+    config, rows = small("inverted_pendulum", side_by_side=False), noise_rows(200)
+    steps = steps_of(config, EnvSpec(observation_size=4, action_size=1))
+    state = jax.jit(steps.insert)(jax.jit(steps.init)(), rows)
+    after, output = jax.jit(steps.learn)(state, jax.tree.map(lambda x: x[:4], rows))
+    sigma = output.metrics.by_name()["guidance/sigma"]
+    change = float(after.world_model.log_delta - state.world_model.log_delta)
+    assert abs(sigma - 1) > 1e-3
+    assert change == pytest.approx(config.guidance.delta_lr * (sigma - 1), abs=1e-6)
+
+
+def test_a_row_holds_means_over_its_interval():
+    interval = Interval()
+    interval.add({"world_model/loss": 1.0})
+    interval.add({"world_model/loss": 2.0, "agent/std": 4.0}, counts={"guidance/standardised_histogram": np.ones(40)})
+    interval.add({"world_model/loss": 9.0}, steps=2, counts={"guidance/standardised_histogram": np.ones(40)})
+    means, histograms = interval.take()
+    assert means == {"world_model/loss": 12.0 / 4, "agent/std": 4.0}  # (1 + 2 + 9) over 1 + 1 + 2 steps
+    assert histograms["guidance/standardised_actions"].counts.tolist() == [2] * 40
+    assert interval.take() == ({}, {})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_one_update_honours_recent_share(share):
+    """Of a replay whose older half has rewards of 0 and whose newer half has 1, the newest windows have 1 alone."""
+    spec, seen = EnvSpec(observation_size=4, action_size=1), []
+    config = override(small("inverted_pendulum"), {"model_training.recent_share": share})
+    config = override(config, {"model_training.recent_windows": 40, "model_training.batch_size": 64})
+    rows = noise_rows(200)
+    rows.rewards[:100], rows.rewards[100:] = 0.0, 1.0
+    world_model = make_world_model(config, spec)._replace(
+        update=lambda state, segment, normaliser, key: (seen.append(segment.rewards[:, 0]), (state, {}))[1]
+    )
+    replay = replays.add(replays.init(spec, 300, config.horizon), rows, config.horizon)
+    make_model_update(world_model, config)(None, replay, None, jax.random.key(0), jax.random.key(1))
+    newer = float(np.mean(seen[0] > 0))
+    assert newer == 1.0 if share else 0.3 < newer < 0.7
 
 
 def test_a_replay_without_a_window_is_refused():
     config, spec = small(), EnvSpec(2, 1)
-    run = SimpleNamespace(config=config, at=loop.Progressing(env_steps=12))
+    run = SimpleNamespace(config=config, at=Counters(env_steps=12))
     state = SimpleNamespace(replay=replays.init(spec, 300, config.horizon))
-    chunk = loop.empty_chunk(13, spec)
+    chunk = empty_chunk(13, spec)
     chunk.valid[:] = True
     chunk.truncations[5::6] = 1.0  # episodes of 6 steps, cut off: no window of 10 states in them
     state.replay = replays.add(state.replay, chunk, config.horizon)
@@ -125,25 +170,20 @@ def test_a_replay_without_a_window_is_refused():
 
 def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
     config = small("halfcheetah", prefill_env_steps=500, total_env_steps=900)  # an episode is 1,000 steps
-    run = loop.open_run(config, tmp_path / "run")
+    run = loop.begin(config, tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        loop.prefill(run, None, lambda state, chunk: state, SimpleNamespace(requested=True))
+        run.collecting.prefill(None, lambda state, chunk: state, lambda: True)
     with pytest.raises(ConfigError, match="is 900; allowed: more than the prefill .* has not ended at step 900"):
-        loop.prefill(run, None, lambda state, chunk: state)
-    run.lock.close()
+        run.collecting.prefill(None, lambda state, chunk: state)
+    run.close()
 
 
 @pytest.mark.parametrize(
-    ("group", "field", "value", "component"),
-    [
-        ("denoiser", "learning_rate", 1e30, "imagined trajectory|loss|world model"),
-        ("a2c", "critic_lr", 1e30, "loss|actor"),
-    ],
+    ("field", "component"),
+    [("denoiser.learning_rate", "imagined trajectory|loss|world model"), ("a2c.critic_lr", "loss|actor")],
 )
-def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, group, field, value, component):
-    config = small()
-    part = dataclasses.replace(getattr(config, group), **{field: value})
-    config = dataclasses.replace(config, **{group: part})
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, field, component):
+    config = override(small(), {field: 1e30})
     with pytest.raises(NonFiniteError, match=f"not finite at environment step [0-9]+: .*({component})"):
         train(config, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
@@ -155,23 +195,25 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_path, monkeypatch):
     config, spec, evaluated, kept = small(), EnvSpec(3, 2), [], []
-    config = dataclasses.replace(config, a2c=dataclasses.replace(config.a2c, actor_ema=0.9 if averaged else 0.0))
-    learner = make_learner(config, spec, make_world_model(config, spec))
-    learnt = jax.jit(learner.init)(jax.random.key(0))
+    config = override(config, {"a2c.actor_ema": 0.9 if averaged else 0.0})
+    agent = make_agent(config, spec, make_world_model(config, spec))
+    learnt = jax.jit(agent.init)(jax.random.key(0))
     if averaged:
         learnt = learnt.replace(averaged_actor=learnt.averaged_actor | {"log_std": np.full(2, 7.0)})
 
-    def evaluate_policy(env, behaviour, params, episodes, seed):
+    def evaluate_policy(env, agent, decide, params, episodes, seed):
         evaluated.append(params)
         return SimpleNamespace(returns=np.ones(2), lengths=np.ones(2), distances=np.full(2, np.nan))
 
-    monkeypatch.setattr(loop.evaluation, "evaluate_policy", evaluate_policy)
-    monkeypatch.setattr(loop, "save_best", lambda path, tree: kept.append(tree["actor"]))
-    at = SimpleNamespace(env_steps=5, last_return=None, best_return=None, clock=SimpleNamespace(evaluating=0.0))
+    monkeypatch.setattr(loop, "evaluate_policy", evaluate_policy)
+    monkeypatch.setattr(loop, "export_npz", lambda path, tree: kept.append(agent.evaluated(tree["agent"], {})))
     metrics = SimpleNamespace(write_evaluation=lambda *_: None)
-    run = SimpleNamespace(at=at, config=config, behaviour=None, metrics=metrics, folder=tmp_path)
-    state = SimpleNamespace(learner=learnt, world_model={}, replay=SimpleNamespace(moments={}))
-    loop.evaluate(run, state, lambda s: acting_params(config, shown_actor(s.learner), s.world_model), None)
+    collecting = SimpleNamespace(decide=None)
+    run = SimpleNamespace(
+        at=Counters(env_steps=5), config=config, agent=agent, collecting=collecting, metrics=metrics, folder=tmp_path
+    )
+    state = SimpleNamespace(agent=learnt, world_model={}, replay=SimpleNamespace(moments={}))
+    loop.evaluate(run, state, None)
     for seen in (*evaluated, *kept):
         np.testing.assert_array_equal(seen["log_std"], np.full(2, 7.0) if averaged else learnt.actor["log_std"])
     assert len(evaluated) == len(kept) == 1

@@ -47,7 +47,7 @@ def newest_arrays(folder):
     step = checkpoints.steps()[-1]
     arrays, host = checkpoints._read(step)
     checkpoints.close()
-    host["progress"].pop("clock")
+    host["counters"].pop("clock")
     return step, arrays, host
 
 
@@ -103,11 +103,9 @@ def checkpoint_count(folder):
     return max(steps, default=0)
 
 
-def test_half_then_half_is_the_whole_with_overlap_and_sigterm_says_how_to_go_on(uninterrupted, tmp_path):
-    without, cache = uninterrupted
-    whole, folder, overlap = tmp_path / "whole", tmp_path / "halves", "--loop.overlap"
-    finish(whole, cache, overlap)
-    process = subprocess.Popen(command(folder, overlap), env=environment(cache), stdout=subprocess.PIPE, text=True)
+def test_half_then_half_is_the_whole_and_sigterm_says_how_to_resume(uninterrupted, tmp_path):
+    (whole, cache), folder = uninterrupted, tmp_path / "halves"
+    process = subprocess.Popen(command(folder), env=environment(cache), stdout=subprocess.PIPE, text=True)
     while checkpoint_count(folder) < 1_200 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -121,9 +119,6 @@ def test_half_then_half_is_the_whole_with_overlap_and_sigterm_says_how_to_go_on(
     done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, folder)
-    (_, one, _), (_, other, _) = newest_arrays(whole), newest_arrays(without)
-    different = [n for n in one if "learner/actor" in n and not np.array_equal(one[n], other[n])]
-    assert different, "acting with the policy of one iteration earlier must change what is learnt"
 
 
 def test_another_configuration_is_refused_in_one_line(uninterrupted):
