@@ -1,6 +1,7 @@
 # make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--a2c.gae-lambda 0.95"
 #                             WORLD_MODEL=polygrad|autoregressive|transformer|ensemble|dreamer|simulator
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
+# make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make figures               draws the figures of results/ again from their CSV files
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
@@ -11,6 +12,7 @@ WORLD_MODEL =
 PRESET =
 SEED =
 RUN =
+DATASET =
 ARGS =
 WORKERS = 2
 VENV = .venv
@@ -22,7 +24,7 @@ INSTALLED = $(VENV)/installed-$(JAX)
 INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
 
-.PHONY: install train dataset figures test lint tensorboard benchmark clean
+.PHONY: install train fit dataset figures test lint tensorboard benchmark clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -53,6 +55,10 @@ train: $(INSTALLED)
 	@exec $(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(RUN),--run $(RUN)) $(if $(WORLD_MODEL),--world-model $(WORLD_MODEL)) $(ARGS)
 
+fit: $(INSTALLED)
+	@exec $(BIN)/polygrad fit $(if $(DATASET),--dataset $(DATASET)) $(if $(PRESET),--preset $(PRESET)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(RUN),--out $(RUN)) $(if $(WORLD_MODEL),--world-model $(WORLD_MODEL)) $(ARGS)
+
 $(INSTALLED_MINARI): setup.cfg $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[minari]"
 	@touch $@
@@ -82,7 +88,7 @@ figures: $(INSTALLED)
 	@$(BIN)/python experiments/plot_search.py results/cpu_search; $(BIN)/python experiments/plot_search.py results/cpu_search_2
 
 tensorboard: $(INSTALLED)
-	@$(BIN)/tensorboard --logdir $(or $(RUN),runs)
+	@$(BIN)/polygrad tensorboard $(RUN)
 
 benchmark: $(INSTALLED)
 	@$(BIN)/python benchmarks/rollout_speed.py $(ARGS)

@@ -1,4 +1,4 @@
-"""The ``polygrad`` command. A mistake is one line and exit code 2, before any work is done.
+"""The ``polygrad`` command: parsing and exit codes of its verbs. A mistake is one line and exit code 2.
 
 jax is imported only once the command line is known to be sound, so that a mistake is reported at once.
 """
@@ -17,16 +17,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError
-from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
+from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.runs.run_folder import BEST_FILE, CONFIG_FILE, RunFolder
+
+if TYPE_CHECKING:
+    from polygrad_jax.analysis.opened_run import OpenedRun
 
 BAD_INPUT = 2
 DIVERGED = 3
+FAILED = 1
 DEFAULT_ENV = "hopper"
-DATASETS = Path("datasets")
+RUNS, DATASETS = Path("runs"), Path("datasets")
+FIT_DELTA_LR = 3e-2
+"""Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
+ALL_POINTS = ("--samples_per_plugin", "scalars=0")
+"""For TensorBoard, which otherwise keeps a random 10,000 points of a longer series."""
+
+
+# --- parsing ---------------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,29 +47,53 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def _count(text: str) -> int:
+    value = int(text) if text.lstrip("-").isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or greater")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: from 0 to 4294967295")
+    return int(text)
+
+
 def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser = _Parser(prog=f"polygrad {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--env", default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--show-config", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser
 
 
-def _option_names(config: Config) -> list[str]:
-    return ["--" + name.replace("_", "-") for name, _ in configs.flatten(config)]
+def _run_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"polygrad {command}", description=description, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    return parser
+
+
+def _add_which_and_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--which", choices=("newest", "best"), default="newest", help="newest checkpoint, or best.npz")
+    parser.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default 0)")
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
-    """The config with fields replaced from the command line (``--a2c.gae-lambda 0.95``), by tyro.
+    """Replace fields of the config from the command line (``--a2c.gae-lambda 0.95``), by tyro.
 
     Raises:
-      ConfigError: an unknown field (with the nearest known one) or a value of the wrong kind; one line.
+      ConfigError: an unknown field (with the nearest known one), a removed one (with what replaced it), or a value of
+        the wrong kind; one line.
     """
+    if not arguments:
+        return config
     import tyro
 
-    known = _option_names(config)
+    known = ["--" + name.replace("_", "-") for name, _ in configs.flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
         if name == "--env.name":  # the preset depends on it
@@ -66,6 +101,8 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         # A switch is turned off by --group.no-switch.
         positive = ".".join(part.removeprefix("no-") for part in name.split(".")).replace("--no-", "--")
         if name.startswith("--") and not {name, positive} & {*known, "--help"}:
+            if (instead := configs.removed_field(name)) is not None:
+                raise ConfigError(instead)
             near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"unknown field {name}; allowed: "
@@ -83,16 +120,19 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         raise ConfigError(words.split("For full helptext")[0].strip()) from None
 
 
+# --- which configuration ---------------------------------------------------------------------------------------------
+
+
 def build_config(options: argparse.Namespace, fields: Sequence[str], preset: str) -> Config:
-    """Preset, then fields from the command line, then validation."""
+    """Take the preset, then the fields of the command line, then validate."""
     config = replace(configs.preset(preset, options.env or DEFAULT_ENV), seed=options.seed or 0)
     return configs.validate(override(config, fields))
 
 
-def _goes_on(options: argparse.Namespace) -> bool:
-    """Whether only a run folder was named, and a run is in it: then its own config is what is meant."""
+def _resumes(options: argparse.Namespace) -> bool:
+    """Whether only a run folder was named, and a run is in it: then its own config is meant."""
     named = (options.env, options.preset, options.seed) != (None, None, None)
-    return not named and options.run is not None and (options.run / CONFIG_FILE).is_file()
+    return not named and options.run is not None and RunFolder(options.run).holds_a_run()
 
 
 def _checked_early(options: argparse.Namespace, fields: Sequence[str]) -> Config:
@@ -107,48 +147,39 @@ def _checked_early(options: argparse.Namespace, fields: Sequence[str]) -> Config
         raise
 
 
-def _cost_of_other(options: argparse.Namespace, fields: Sequence[str], preset: str) -> str:
-    """The line on the preset that was not taken."""
-    from polygrad_jax.runs import first_screen as opening
-
-    other = "paper" if preset == "cpu" else "cpu"
-    try:
-        return opening.cost_of_other(build_config(options, fields, other))
-    except ConfigError as error:
-        return f"preset {other} does not go with these fields: {error}"
-
-
-def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, str]:
-    """``(config, why this preset)``; a mistake is reported before jax is even imported."""
-    if _goes_on(options):
-        config = configs.validate(override(configs.from_dict(RunFolder(options.run).saved_config()), fields))
-        _check_task(config)
-        return config, "the run folder's own"
+def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, EnvSpec, str]:
+    """``(config, sizes of the task, why this preset)``; a mistake is reported before jax is even imported."""
+    if _resumes(options):
+        folder = RunFolder(options.run)
+        folder.check_version()
+        config = configs.validate(override(configs.from_dict(folder.saved_config()), fields))
+        return config, _check_task(config), "the run folder's own"
     early = _checked_early(options, fields)
     _prepare_jax(early)  # choosing a preset starts jax
-    _check_task(early)
-    preset, why = (options.preset, "it was asked for") if options.preset else _choose_preset()
-    return build_config(options, fields, preset), why
+    spec = _check_task(early)
+    preset, why = (options.preset, "asked for") if options.preset else _choose_preset()
+    return build_config(options, fields, preset), spec, why
 
 
-def _check_task(config: Config) -> None:
-    """Refuses a task that there is not, or that the world model cannot do."""
-    from polygrad_jax.envs import mujoco_state as simulator
-    from polygrad_jax.envs import tasks as registry
+def _check_task(config: Config) -> EnvSpec:
+    """Refuse an unknown task, or one that the world model cannot do; return its sizes."""
+    from polygrad_jax.envs import mujoco_state, tasks
 
-    env = registry.make(config.env)
+    env = tasks.make(config.env)
     if config.world_model == "simulator":
-        simulator.require_state(env)
+        mujoco_state.require_state(env)
+    spec = tasks.spec_of(env)
     env.close()
+    return spec
 
 
 def default_run_folder(config: Config) -> Path:
     """``runs/<env>-<preset>-seed<seed>``."""
-    return Path("runs") / f"{config.env.name.replace('/', '_')}-{config.preset}-seed{config.seed}"
+    return RUNS / f"{config.env.name.replace('/', '_')}-{config.preset}-seed{config.seed}"
 
 
 def _prepare_jax(config: Config) -> None:
-    """Settings that JAX reads when it starts; said aloud in :func:`polygrad_jax.runs.first_screen.describe`."""
+    """Set what JAX reads when it starts."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if config.preallocate_gpu_memory else "false"
 
 
@@ -162,54 +193,142 @@ def _choose_preset() -> tuple[str, str]:
     return "paper", f"JAX found an accelerator ({device.device_kind})"
 
 
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
 def train_command(arguments: Sequence[str]) -> int:
-    """``polygrad train``: see the README."""
+    """``polygrad train``: Algorithm 3, in a run folder; the same command resumes."""
     parser = _train_parser()
     options, fields = parser.parse_known_args(arguments)
     if options.help:
         print(
             f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--run FOLDER] "
-            "[--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
+            "[--show-config] [--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
         )
         override(configs.preset(options.preset or "paper", options.env or DEFAULT_ENV), ["--help"])
-    config, why = _config_to_train(options, fields)
+    config, spec, why = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
     RunFolder(folder).check(config, {})  # before anything is compiled
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
-    from polygrad_jax.runs import first_screen as opening
-    from polygrad_jax.training.loop import NonFiniteError, train
+    from polygrad_jax.runs import first_screen
+    from polygrad_jax.runs.compilation_cache import use_compilation_cache
+    from polygrad_jax.training.loop import train
+    from polygrad_jax.training.step import NonFiniteError
 
-    print(opening.describe(config, folder, why), flush=True)
-    if options.preset is None and not RunFolder(folder).holds_a_run():
-        print(_cost_of_other(options, fields, config.preset), flush=True)
+    print(first_screen.describe(config, spec, folder, why), flush=True)
+    if options.show_config:
+        print(first_screen.whole_configuration(config), flush=True)
+    use_compilation_cache(config)
     try:
         result = train(config, folder)
     except NonFiniteError as error:
-        print(f"polygrad: {error}", file=sys.stderr)
-        return DIVERGED
+        return _say(error, DIVERGED)
     except (EnvStepError, EnvRestartError, TransitionLogError) as error:
-        print(f"polygrad: {error}", file=sys.stderr)
-        return 1
-    return _farewell(result, options, arguments)
-
-
-def _farewell(result, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+        return _say(error, FAILED)
     if result.stopped_by is None:
         last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
         print(f"finished: {result.env_steps:,} environment steps; {last}")
         print(f"look at it: {sys.argv[0]} imagine {result.folder}   or   make tensorboard RUN={result.folder}")
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
-    print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Go on with:")
+    print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Resume with:")
     print("  " + shlex.join([sys.argv[0], "train", *words]))
     return 128 + signal.Signals[result.stopped_by]
 
 
+def _say(error: Exception, code: int) -> int:
+    print(f"polygrad: {error}", file=sys.stderr)
+    return code
+
+
+# --- fit -------------------------------------------------------------------------------------------------------------
+
+
+def _fit_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="polygrad fit",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a world model alone on recorded transitions, to the least error five steps ahead.",
+        epilog="All further options are fields of the configuration, as for polygrad train (polygrad train --help).\n"
+        "Without --updates and --seconds: the paper's million updates. The same command resumes after a stop.",
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="DATA",
+        help="folder of a run or of a Minari dataset, id of a local Minari dataset, or the official code's .npy",
+    )  # fmt: skip
+    parser.add_argument("--preset", default=None, help="of the world model (cpu; paper with an accelerator)")
+    parser.add_argument("--seed", type=int, default=0)
+    out = "default runs/<dataset>-<world model>-<preset>-seed<seed>"
+    parser.add_argument("--out", type=Path, default=None, metavar="RUNFOLDER", help=out)
+    parser.add_argument("--updates", type=int, default=None, help="gradient steps at most")
+    parser.add_argument("--seconds", type=float, default=None, help="seconds of gradient steps at most")
+    parser.add_argument("--no-early-stopping", dest="early_stopping", action="store_false")
+    parser.add_argument("--patience", type=int, default=10, help="evaluations without a better error before it stops")
+    parser.add_argument("--evaluate-every-updates", type=int, default=5_000)
+    parser.add_argument("--contexts", type=int, default=500, help="initial states of the error")
+    parser.add_argument("--log-every-updates", type=int, default=500)
+    parser.add_argument("--checkpoint-every-seconds", type=float, default=300.0)
+    return parser
+
+
+def fit_config(options: argparse.Namespace, fields: Sequence[str], env: EnvConfig | None) -> Config:
+    """Take the preset for the dataset's task, then the fields of the command line, then validate."""
+    env = env or EnvConfig(name="recorded")
+    preset = options.preset or _choose_preset()[0]
+    base = replace(configs.preset(preset, env.name), env=env, seed=options.seed)
+    base = replace(base, guidance=replace(base.guidance, delta_lr=FIT_DELTA_LR))
+    return configs.validate(override(base, fields))
+
+
+def fit_command(arguments: Sequence[str]) -> int:
+    """``polygrad fit --dataset DATA``: train a world model alone on recorded transitions (paper, Appendix C.1)."""
+    options, fields = _fit_parser().parse_known_args(arguments)
+    _prepare_jax(override(configs.smoke("recorded"), fields))  # choosing a preset starts jax
+    fit_config(options, fields, None)  # a mistake is reported before the data are read
+
+    from polygrad_jax.runs.compilation_cache import use_compilation_cache
+    from polygrad_jax.runs.console import clock_time
+    from polygrad_jax.runs.recorded_data import open_data
+    from polygrad_jax.training.fitting import Schedule, Training
+    from polygrad_jax.training.step import NonFiniteError
+
+    names = Schedule.__dataclass_fields__
+    schedule = Schedule(**{name: getattr(options, name) for name in names}).checked()
+    data = open_data(options.dataset)
+    config = fit_config(options, fields, data.env)
+    folder = options.out or RUNS / f"{data.name}-{config.world_model}-{config.preset}-seed{config.seed}"
+    print(f"{config.world_model} on {data.name}: {len(data.transitions):,} transitions; folder {folder}", flush=True)
+    use_compilation_cache(config)
+    try:
+        outcome = Training(data, config, folder, schedule).run()
+    except NonFiniteError as error:
+        return _say(error, DIVERGED)
+    at = outcome.at
+    print(
+        f"{at.updates:,} updates in {clock_time(at.training_seconds)} of training; beside it "
+        f"{clock_time(at.compiling_seconds)} compiling, {clock_time(at.judging_seconds)} judging"
+    )
+    if at.best_error is not None:
+        print(f"best five-step error {at.best_error:.4g} after {at.best_updates:,} updates: {folder / BEST_FILE}")
+    if outcome.stopped_by is None:
+        print(f"finished: {outcome.why}")
+        return 0
+    words = list(arguments) if options.out else [*arguments, "--out", str(folder)]
+    print(f"stopped by {outcome.stopped_by}; all is saved. Resume with:")
+    print("  " + shlex.join([sys.argv[0], "fit", *words]))
+    return 128 + signal.Signals[outcome.stopped_by]
+
+
+# --- dataset ---------------------------------------------------------------------------------------------------------
+
+
 def dataset_command(arguments: Sequence[str]) -> int:
-    """``polygrad dataset``: a run's transitions and final policy as a Minari dataset; trains it if there is none."""
+    """``polygrad dataset``: write a run's transitions and final policy as a Minari dataset; train it if there is none.
+    """
     parser = _train_parser("dataset")
     parser.add_argument("--out", type=Path, default=DATASETS)
     options, fields = parser.parse_known_args(arguments)
@@ -228,11 +347,11 @@ def dataset_command(arguments: Sequence[str]) -> int:
         if (options.env, options.preset, options.seed) != (None, None, None) or fields:
             raise ConfigError(f"--run {options.run} is a run already; allowed: no other option than --out beside it")
         return _export(options.run, options.out)
-    config, _ = _config_to_train(options, fields)
+    config, _, _ = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     RunFolder(folder).check(config, {})
     total = config.loop.total_env_steps
-    if _newest_step(folder) < total:
+    if RunFolder(folder).newest_step() < total:
         there = "has not come to its end" if RunFolder(folder).holds_a_run() else "is not there"
         print(f"run {folder} {there}: it is trained first, to {total:,} environment steps", flush=True)
         code = train_command(_without_out(arguments))
@@ -240,11 +359,6 @@ def dataset_command(arguments: Sequence[str]) -> int:
             print(f"no dataset yet; go on with: {shlex.join([sys.argv[0], 'dataset', *arguments])}", file=sys.stderr)
             return code
     return _export(folder, options.out)
-
-
-def _newest_step(folder: Path) -> int:
-    """Environment steps of a run's newest checkpoint; 0 without one."""
-    return max((int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
 def _without_out(arguments: Sequence[str]) -> list[str]:
@@ -265,48 +379,110 @@ def _export(run: Path, out: Path) -> int:
     return 0
 
 
-def evaluate_command(arguments: Sequence[str]) -> int:
-    """``polygrad evaluate RUN``: episodes with the mean action, and a video."""
-    from polygrad_jax.analysis import reports as looking
+# --- looking at a run ------------------------------------------------------------------------------------------------
 
-    return looking.evaluate_command(arguments)
+
+def _open(options: argparse.Namespace) -> OpenedRun:
+    # A training run may hold the accelerator's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from polygrad_jax.analysis.opened_run import open_run
+
+    return open_run(options.run, options.which)
+
+
+def evaluate_command(arguments: Sequence[str]) -> int:
+    """``polygrad evaluate RUN``: whole episodes with the mean action, and a video."""
+    parser = _run_parser("evaluate", "Whole episodes with the policy's mean action.")
+    parser.add_argument("--episodes", type=_count, default=20)
+    parser.add_argument("--video", type=Path, default=None, help="film of the first episode, .mp4 or .gif")
+    _add_which_and_seed(parser)
+    options = parser.parse_args(arguments)
+    if options.video is not None:
+        from polygrad_jax.analysis.films import check_film_path
+
+        check_film_path(options.video)
+    run = _open(options)
+
+    from polygrad_jax.analysis import reports
+    from polygrad_jax.envs.collector import EnvStepError
+
+    try:
+        print(*reports.report_evaluation(run, options.episodes, options.seed, options.video), sep="\n")
+    except EnvStepError as error:
+        return _say(error, FAILED)
+    return 0
 
 
 def imagine_command(arguments: Sequence[str]) -> int:
     """``polygrad imagine RUN``: imagined trajectories beside the simulator."""
-    from polygrad_jax.analysis import reports as looking
+    parser = _run_parser("imagine", "Imagined trajectories beside the simulator replaying the same actions.")
+    parser.add_argument("--trajectories", type=_count, default=100)
+    parser.add_argument("--out", type=Path, default=None, help="folder for figures and tables (default RUN/imagined)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--video", dest="film", action="store_const", const="mp4", help="the film as .mp4")
+    how.add_argument(
+        "--gif", dest="film", action="store_const", const="gif", help="the film as .gif (default, where possible)"
+    )
+    how.add_argument("--no-video", dest="film", action="store_const", const="none", help="no film")
+    parser.add_argument("--shown", type=_count, default=5, help="trajectories in the film (default 5)")
+    _add_which_and_seed(parser)
+    options = parser.parse_args(arguments)
+    out = options.out or options.run / "imagined"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {out}, which is a file; allowed: a folder")
+    run = _open(options)
 
-    return looking.imagine_command(arguments)
+    from polygrad_jax.analysis import reports
+
+    film, no_film = reports.choose_film(run, options.film, out)
+    shown = min(options.shown, options.trajectories)
+    print(reports.title(run))
+    print(*reports.report_imagination(run, out, options.trajectories, options.seed, film, shown), sep="\n")
+    if no_film:
+        print(no_film)
+    return 0
 
 
 def plot_command(arguments: Sequence[str]) -> int:
     """``polygrad plot RUN``: the training curves."""
-    from polygrad_jax.analysis import reports as looking
+    parser = _run_parser("plot", "Training curves of a run.")
+    parser.add_argument("-o", "--out", type=Path, default=None, help="default RUN/training_curves.png")
+    options = parser.parse_args(arguments)
 
-    return looking.plot_run_command(arguments)
+    from polygrad_jax.analysis.reports import plot
+    from polygrad_jax.runs.saved_run import read_saved
+
+    out = options.out or options.run / "training_curves.png"
+    plot(read_saved(options.run), out)
+    print(f"written: {out}")
+    return 0
 
 
 def tensorboard_command(arguments: Sequence[str]) -> int:
-    """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``."""
+    """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``, with every point of every series."""
     if len(arguments) > 1 or (arguments and not Path(arguments[0]).is_dir()):
         raise ConfigError(f"tensorboard was given {shlex.join(arguments)}; allowed: one run folder, or nothing")
-    folder = arguments[0] if arguments else "runs"
-    return subprocess.run([sys.executable, "-m", "tensorboard.main", "--logdir", folder], check=False).returncode
+    folder = arguments[0] if arguments else str(RUNS)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, *ALL_POINTS]
+    return subprocess.run(command, check=False).returncode
 
+
+# --- the door --------------------------------------------------------------------------------------------------------
 
 COMMANDS = {
     "train": train_command,
+    "fit": fit_command,
     "dataset": dataset_command,
     "evaluate": evaluate_command,
     "imagine": imagine_command,
     "plot": plot_command,
     "tensorboard": tensorboard_command,
 }
-USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; train, dataset, evaluate, imagine and plot know --help"
+USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; all but tensorboard know --help"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the ``polygrad`` command; returns the exit code."""
+    """Run the ``polygrad`` command; return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -317,8 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"command is {given}; allowed: {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
     except ConfigError as error:
-        print(f"polygrad: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _say(ConfigError(" ".join(str(error).split())), BAD_INPUT)
     except KeyboardInterrupt:
         print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -239,7 +239,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], evaluations: Mapping[str,
     else:
         _draw_evaluations(axes[0, 0], evaluations, "return", "evaluation return (mean, std over episodes)")
         if "distance_mean" in evaluations or not evaluations:
-            _draw_evaluations(axes[0, 1], evaluations, "distance", "distance in evaluation, m (mean, std over episodes)")
+            _draw_evaluations(axes[0, 1], evaluations, "distance", "evaluation distance, m (mean, std over episodes)")
         else:
             _draw_column(axes[0, 1], evaluations, "length_mean", "length of an evaluation episode, steps", step)
     _draw_model(axes[1, 0], rows, step)
@@ -260,7 +260,7 @@ def _named(ax: Axes) -> list[Any]:
 
 def _scale(ax: Axes) -> None:
     """A logarithmic y-axis; where values are not all positive, one that is linear around 0."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in _named(ax)] or [np.ones(1)])
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()] or [np.ones(1)])
     values = values[np.isfinite(values)]
     if (values > 0).all():
         _logarithmic(ax)

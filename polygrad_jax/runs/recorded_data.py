@@ -1,0 +1,115 @@
+"""Recorded transitions to train a world model on: a run's, a Minari dataset's, or the official code's arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.data import minari_dataset, official_npy
+from polygrad_jax.data import replay as replays
+from polygrad_jax.data.recordings import replay_of
+from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.runs.checkpoints import load_npz
+from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
+from polygrad_jax.runs.saved_run import read_saved
+from polygrad_jax.types import Params, Transitions
+
+POLICY_FILE = "policy.npz"
+"""Beside a dataset of ``polygrad dataset``: the parameters of the policy that acted last, ``actor/...``."""
+
+
+@dataclass(frozen=True)
+class RecordedData:
+    """Recorded transitions and their origin, as far as it is known."""
+
+    name: str
+    transitions: TransitionRecord
+    env: EnvConfig | None
+    collector: Config | None
+    """Configuration of the run that collected; None for data of other programs."""
+    actor: Params | None
+    """Parameters by name of that run's last policy, under which the prediction error is measured."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Sizes O and A."""
+        return EnvSpec(self.transitions.observations.shape[1], self.transitions.actions.shape[1])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify the data: a resumed training must find them unchanged."""
+        crc = 0
+        for field in fields(TransitionRecord):
+            flat = np.ascontiguousarray(getattr(self.transitions, field.name)).reshape(-1)
+            crc = zlib.crc32(flat.view(np.uint8), crc)
+        return {"transitions": len(self.transitions), "checksum": crc}
+
+    def replay(self, window: int) -> replays.ReplayState:
+        """Put all of it on the device, for windows of ``window`` states; row t is transition t."""
+        t = self.transitions
+        terminals, truncations = t.terminals.astype(np.float32), (t.truncations & ~t.terminals).astype(np.float32)
+        everything = np.ones(len(t), bool)
+        rows = Transitions(t.observations, t.actions, t.rewards, terminals, truncations, everything)
+        return replay_of(rows, window)
+
+    def why_not_judged(self) -> str | None:
+        """Say why the error five steps ahead cannot be measured; None where it can."""
+        if self.transitions.simulator_states.shape[1] == 0:
+            return "it has no simulator states to replay imagined actions from"
+        if self.actor is None or self.collector is None:
+            return f"it has no policy of raw observations ({POLICY_FILE}, {CONFIG_FILE} beside it) to imagine under"
+        return None
+
+
+def open_data(where: str | Path) -> RecordedData:
+    """Open a dataset: the folder of a run or of a Minari dataset, the id of a local one, or the official code's file.
+
+    Raises:
+      ConfigError: there is none, or it cannot be read.
+    """
+    path = Path(where)
+    if minari_dataset.is_minari_dataset(path):
+        return _open_minari(path)
+    if RunFolder(path).holds_a_run():
+        return _open_run(path)
+    if path.suffix in (".npz", ".npy"):
+        return RecordedData(path.name, official_npy.read(path), None, None, None)
+    if not path.exists():
+        with contextlib.suppress(ConfigError, ValueError):
+            minari_dataset.require_minari()
+            from minari.storage import get_dataset_path
+
+            if minari_dataset.is_minari_dataset(local := Path(get_dataset_path(str(where)))):
+                return _open_minari(local)
+    raise ConfigError(
+        f"dataset {where} is not there; allowed: the folder of a run or of a Minari dataset, the id of a local Minari "
+        "dataset, or the official code's .npy (or the same arrays as .npz)"
+    )
+
+
+def _open_run(folder: Path) -> RecordedData:
+    RunFolder(folder).check_has_policy()
+    run = read_saved(folder)
+    # A policy that reads latents cannot act in another world model.
+    actor = run.arrays["agent"]["actor"] if run.config.agent == "a2c" else None
+    return RecordedData(folder.name, run.transitions, run.config.env, run.config, actor)
+
+
+def _open_minari(folder: Path) -> RecordedData:
+    transitions, env_id = minari_dataset.read(folder)
+    env = None if env_id is None else EnvConfig(name=env_id)
+    collector, actor = None, None
+    if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
+        collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
+        env, actor = collector.env, load_npz(folder / POLICY_FILE).get("actor")
+    # The folder's own name is only the last part of the id, without the task.
+    metadata = json.loads((folder / "data" / "metadata.json").read_text())
+    name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
+    return RecordedData(name, transitions, env, collector, actor)

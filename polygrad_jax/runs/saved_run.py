@@ -1,0 +1,148 @@
+"""What the folder of a run holds, read without knowing what learns; nothing on the disk is changed."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
+from polygrad_jax.runs.checkpoints import Checkpoints, load_npz, nested
+from polygrad_jax.runs.console import announce
+from polygrad_jax.runs.metrics_log import read_rows, todays_metric
+from polygrad_jax.runs.run_folder import BEST_FILE, CHECKPOINTS, RunFolder
+
+Which = Literal["newest", "best"]
+WHICH = ("newest", "best")
+
+_PARTS = {
+    "agent": "train_state/agent",
+    "world_model": "train_state/world_model",
+    "moments": "train_state/replay/moments",
+}
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run on disk: its configuration, and what it learnt up to the newest checkpoint or the best evaluation.
+
+    Arrays, transitions and metrics are read when they are first asked for.
+    """
+
+    folder: Path
+    config: Config
+    which: Which = "newest"
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps after which the arrays were saved, the prefill included; updates of ``polygrad fit``."""
+        return self._stored[0]
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Named arrays as nested dictionaries: ``agent``, ``world_model``, and ``moments`` of everything stored.
+
+        A best evaluation keeps no optimisers (format version 1 kept the policy alone of the agent, ``agent/actor``).
+        ``polygrad fit`` saves a world model alone.
+
+        Raises:
+          ConfigError: nothing is saved yet, or it cannot be read.
+        """
+        return self._stored[1]
+
+    @functools.cached_property
+    def _stored(self) -> tuple[int, dict[str, Any]]:
+        return _read_best(self.folder) if self.which == "best" else _read_newest(self.folder)
+
+    @functools.cached_property
+    def transitions(self) -> TransitionRecord:
+        """Every stored transition, ``[T, ...]`` raw, on the host.
+
+        Raises:
+          ConfigError: they are missing or damaged.
+        """
+        try:
+            log = TransitionLog(self.folder / "replay", read_only=True)
+            return log.load(log.flushed_rows)
+        except TransitionLogError as error:
+            raise ConfigError(f"{error}; allowed: the folder of a run with its replay") from error
+
+    @functools.cached_property
+    def evaluations(self) -> dict[str, np.ndarray]:
+        """The columns of ``eval.csv``, ``[rows]`` float64 each; see :func:`read_evaluations`."""
+        return read_evaluations(self.folder)
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``, under the names of ``docs/metrics.md`` whatever revision wrote them.
+
+        Raises:
+          ConfigError: there is no such file.
+        """
+        return [{todays_metric(name): value for name, value in row.items()} for row in read_rows(self.folder)]
+
+
+def read_saved(folder: Path | str, which: Which = "newest") -> SavedRun:
+    """Open the folder of a run of this revision or of the one before.
+
+    Raises:
+      ConfigError: the folder is not a run's, or ``which`` is another word.
+    """
+    folder = Path(folder)
+    if which not in WHICH:
+        raise ConfigError(f"which is {which}; allowed: {', '.join(WHICH)}")
+    return SavedRun(folder, configs.validate(configs.from_dict(RunFolder(folder).saved_config())), which)
+
+
+def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
+    """Read the columns of ``eval.csv``: ``[rows]`` float64 each, NaN where a cell is empty; none without the file."""
+    path = Path(folder) / "eval.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="") as file:
+        names, *cells = list(csv.reader(file)) or [[]]
+    table = np.array([[float(c) if c else np.nan for c in row] for row in cells if len(row) == len(names)])
+    return dict(zip(names, table.reshape(-1, len(names)).T, strict=True)) if names else {}
+
+
+def _read_newest(folder: Path) -> tuple[int, dict[str, Any]]:
+    checkpoints = Checkpoints(folder / CHECKPOINTS, say=announce, read_only=True)
+    try:
+        found = checkpoints.look()
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise ConfigError(f"run folder {folder} has no checkpoint yet; allowed: a run that has saved one")
+    tree = nested(found.arrays)
+    if "train_state" not in tree:  # a world model alone
+        return found.step, tree
+    return found.step, {name: _at(tree, path) for name, path in _PARTS.items()}
+
+
+def _read_best(folder: Path) -> tuple[int, dict[str, Any]]:
+    path = folder / BEST_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"run folder {folder} has no {BEST_FILE} yet; allowed: --which newest, or a run evaluated once"
+        )
+    tree = load_npz(path)
+    env_steps = int(tree.pop("env_steps", tree.pop("updates", 0)))
+    tree.pop("five_step_error", None)
+    if "actor" in tree:
+        tree["agent"] = {"actor": tree.pop("actor")}
+    return env_steps, tree
+
+
+def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The part of nested dictionaries at ``a/b/c``; empty where there is none."""
+    node: Any = tree
+    for name in path.split("/"):
+        node = node.get(name, {})
+    return node

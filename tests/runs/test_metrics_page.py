@@ -1,0 +1,88 @@
+"""``docs/metrics.md``: a line for every name that is logged, none for a name that is not, and the right loggers."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polygrad_jax import config as configs
+from polygrad_jax.agents.agent_table import AGENTS, make_agent
+from polygrad_jax.config import EnvSpec
+from polygrad_jax.envs.episodes import EpisodeResults
+from polygrad_jax.training.collecting import empty_chunk
+from polygrad_jax.training.evaluating import evaluation_row
+from polygrad_jax.training.fitting import Progressing
+from polygrad_jax.training.loop import HISTOGRAMS
+from polygrad_jax.training.step import make_steps
+from polygrad_jax.training.train_state import Clock
+from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_world_model
+
+ROOT = Path(__file__).parents[2]
+PENDULUM = EnvSpec(4, 1)
+PAIRS = [*((model, "a2c") for model in (*WORLD_MODELS, SIMULATOR)), ("dreamer", "dreamer")]
+OF_THE_HOST = ("error", "env_steps", "memory", "fit")
+
+
+def page() -> dict[str, str]:
+    """Every name of the page with who logs it."""
+    rows = re.findall(r"^\| `(\S+)` \|(.*)\|$", (ROOT / "docs" / "metrics.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a name has two lines"
+    cells = {name: [cell.strip() for cell in line.split("|")] for name, line in rows}
+    assert all(len(cell) == 3 and all(cell) for cell in cells.values())
+    return {name: cell[-1] for name, cell in cells.items()}
+
+
+def on_the_device(world_model: str, agent: str) -> set[str]:
+    """The names that one training step logs; nothing is computed."""
+    config = configs.override(
+        configs.preset("smoke", "inverted_pendulum"),
+        {"world_model": world_model, "agent": agent, "diffusion.terminals": "classified"},
+    )
+    model = make_world_model(config, PENDULUM)
+    steps = make_steps(config, PENDULUM, model, make_agent(config, PENDULUM, model))
+    chunk = empty_chunk(config.loop.env_steps_per_policy_update, PENDULUM)
+    _, output = jax.eval_shape(steps.learn, jax.eval_shape(steps.init), chunk)
+    assert set(output.metrics.counts) <= set(HISTOGRAMS)
+    return {*output.metrics.names, *(HISTOGRAMS[name][0] for name in output.metrics.counts)}
+
+
+@pytest.fixture(scope="module")
+def logged() -> dict[tuple[str, str], set[str]]:
+    return {pair: on_the_device(*pair) for pair in PAIRS}
+
+
+def of_the_host() -> set[str]:
+    """The names that the loop and ``polygrad fit`` add."""
+    sources = [*(ROOT / "polygrad_jax" / "training").glob("*.py"), ROOT / "polygrad_jax/envs/prediction_error.py"]
+    written = re.compile(rf'"((?:{"|".join(OF_THE_HOST)})/[a-z_]+)"')
+    names = {name for source in sources for name in written.findall(source.read_text())}
+    names |= {"error/observation_mse_NNN"}
+    names |= {f"seconds/{field.name}" for field in dataclasses.fields(Clock)}
+    names |= {f"seconds/{f.name.removesuffix('_seconds')}" for f in dataclasses.fields(Progressing) if "_sec" in f.name}
+    names |= {f"episode/{name}" for name in ("return", "length", "distance")}
+    evaluated = evaluation_row(EpisodeResults(np.ones(2), np.ones(2), np.ones(2)))
+    return names | {f"evaluation/{name}" for name in (*evaluated, "five_step_error", "reward_mse", "training_seconds")}
+
+
+def test_every_name_has_a_line_and_every_line_a_name(logged):
+    names = of_the_host().union(*logged.values())
+    assert names - page().keys() == set(), "docs/metrics.md lacks a line"
+    assert page().keys() - names == set(), "docs/metrics.md has a line for a name that nothing logs"
+
+
+def test_the_last_column_says_who_logs_it(logged):
+    learning = set(WORLD_MODELS)
+    for name, by in page().items():
+        room = name.split("/")[0]
+        if room in ("world_model", "guidance") or name.startswith(("imagination/dis", "imagination/pre")):
+            expected = {model for (model, agent), names in logged.items() if name in names and agent == "a2c"}
+            said = learning if by == "every model" else set(by.split(", "))
+        elif room in ("agent", "imagination"):
+            expected = {agent for (_, agent), names in logged.items() if name in names}
+            said = set(AGENTS) if by == "every agent" else set(by.split(", "))
+        else:
+            continue
+        assert said == expected, name
