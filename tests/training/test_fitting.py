@@ -27,6 +27,7 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
 from polygrad_jax.runs.console import Progress
 from polygrad_jax.runs.metrics_log import event_files, read_rows
+from polygrad_jax.runs import recorded_data
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.training import fitting, loop
 from polygrad_jax.training.fitting import Judge, Progressing, Schedule, Training
@@ -346,7 +347,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(data, tmp_p
 def command(data, monkeypatch, tmp_path):
     """Runs the command in this process, on the data of this file."""
     monkeypatch.setattr(recorded_data, "open_data", lambda where: data)
-    monkeypatch.setattr(cli, "config_to_fit", lambda options, fields, env: config_of(data, "drift"))
+    monkeypatch.setattr(cli, "fit_config", lambda options, fields, env: config_of(data, "drift"))
     monkeypatch.chdir(tmp_path)
     words = ["fit", "--dataset", "pendulum", "--updates", "60", "--evaluate-every-updates", "20", "--contexts", "40"]
     words += ["--log-every-updates", "10"]
@@ -395,10 +396,10 @@ def test_a_mistake_is_one_line(arguments, words, capsys, tmp_path, monkeypatch):
 
 
 def test_the_config_is_the_presets_for_the_datasets_task(data):
-    options = train_world_model.parser().parse_args(["--dataset", "x", "--preset", "cpu", "--seed", "4"])
-    config = train_world_model.config_for(options, ["--denoiser.width", "32"], data.env)
+    options = cli._fit_parser().parse_args(["--dataset", "x", "--preset", "cpu", "--seed", "4"])
+    config = cli.fit_config(options, ["--denoiser.width", "32"], data.env)
     assert (config.env, config.seed, config.denoiser.width) == (data.env, 4, 32)
-    assert config.guidance.delta_lr == train_world_model.DELTA_LR
+    assert config.guidance.delta_lr == cli.FIT_DELTA_LR
     expected = configs.cpu("inverted_pendulum")
     assert config.a2c == expected.a2c and config.diffusion == expected.diffusion
 

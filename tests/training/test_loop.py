@@ -63,8 +63,8 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     assert prefill >= config.loop.prefill_env_steps
     # one policy update per 4 environment steps after the warm-up, 4 denoiser updates beside it from the start
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    step, host = checkpoints.steps()[-1], None
-    arrays, host = checkpoints._read(step)
+    stored = checkpoints.read(checkpoints.steps()[-1])
+    arrays, host = stored.arrays, stored.host
     checkpoints.close()
     iterations = (result.env_steps - prefill) // 4
     warmup = -(-config.model_training.warmup_env_steps // 4)
@@ -187,7 +187,7 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, 
     with pytest.raises(NonFiniteError, match=f"not finite at environment step [0-9]+: .*({component})"):
         train(config, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    arrays, _ = checkpoints._read(checkpoints.steps()[-1])
+    arrays = checkpoints.read(checkpoints.steps()[-1]).arrays
     checkpoints.close()
     assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
 

@@ -45,7 +45,8 @@ def newest_arrays(folder):
     """Every array of the newest checkpoint, by name, and what the host remembers (less the clock)."""
     checkpoints = Checkpoints(folder / "checkpoints")
     step = checkpoints.steps()[-1]
-    arrays, host = checkpoints._read(step)
+    stored = checkpoints.read(step)
+    arrays, host = stored.arrays, stored.host
     checkpoints.close()
     host["counters"].pop("clock")
     return step, arrays, host
