@@ -74,18 +74,22 @@ test: $(INSTALLED_DEV)
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .
 
-# A folder of results names its experiment by the CSV file that it holds.
+# An experiment draws every folder of results that holds its CSV file; the learning curves have no such file.
 figures: $(INSTALLED)
-	@set -e; for experiment in oracle:oracle_study guidance_error:guidance_error runs:seeds \
-	    gradient_study:gradient_study action_distribution:action_distribution \
-	    computation_time:computation_time prediction_error:prediction_error \
-	    small_data:small_data partial_observation:partial_observation learning_rates:learning_rates \
-	    training_curves:training_curves; do \
-	  for csv in $$(find results -name "$${experiment%%:*}.csv" -not -path "*/imagined/*" | sort); do \
-	    echo "$$csv"; $(BIN)/python experiments/$${experiment##*:}.py --out "$$(dirname "$$csv")" --figure-only; \
+	@set -e; for experiment in world_models/prediction_error world_models/small_data world_models/partial_observation \
+	    world_models/learning_rates world_models/training_curves world_models/computation_time \
+	    guidance/oracle:oracle_study guidance/guidance_error guidance/action_distribution guidance/gradient_study; do \
+	  subject=$${experiment%%/*}; file=$${experiment##*[/:]}; csv=$${experiment#*/}; csv=$${csv%%:*}.csv; \
+	  for path in $$(find results/$$subject -name "$$csv" -not -path "*/imagined_*" | sort); do \
+	    echo "$$path"; $(BIN)/python experiments/$$subject/$$file.py --out "$$(dirname "$$path")" --figure-only; \
 	  done; \
 	done
-	@$(BIN)/python experiments/plot_search.py results/cpu_search; $(BIN)/python experiments/plot_search.py results/cpu_search_2
+	@for folder in results/learning_curves results/archive/former_preset; do \
+	  $(BIN)/python experiments/learning/training_runs.py --out $$folder --figure-only || exit; \
+	done
+	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
+	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
+	done
 
 tensorboard: $(INSTALLED)
 	@$(BIN)/polygrad tensorboard $(RUN)

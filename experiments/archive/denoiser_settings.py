@@ -4,7 +4,7 @@ Fits a fresh denoiser per setting on the first ROWS transitions of a run, lets i
 measures against MuJoCo replaying the same actions: the states' error, and whether the policy's gradient on the imagined
 batch is the one that the real world would give. Much cheaper than training with each setting.
 
-    python experiments/denoiser_settings.py RUN --rows 20000 --updates 12000 --out results/denoiser_settings.csv \
+    python experiments/archive/denoiser_settings.py RUN --rows 20000 --updates 12000 --out results/archive/denoiser_settings.csv \
         --setting "--diffusion.tau 0.1" --setting "--diffusion.tau 1.0 --denoiser.learning-rate 1e-3"
 
 One row per setting, appended as it is finished; a row that is in the file already (same run, rows, updates and setting)

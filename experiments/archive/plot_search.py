@@ -1,6 +1,6 @@
-"""The settings tried on the way to the ``cpu`` preset: every curve, labelled by what it changed.
+"""Draw the settings tried on the way to the ``cpu`` preset: a curve per trial, labelled by what it changed.
 
-    python experiments/plot_search.py results/cpu_search
+    python experiments/archive/plot_search.py results/archive/preset_search_1
 
 reads ``curves.csv`` (one row per evaluation: trial, env, seed, env_steps, return_mean, ...) and ``trials.csv`` (one
 row per trial: what it changed) and draws ``<env>.png`` for each environment.
@@ -23,12 +23,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def has(row: dict[str, str], name: str) -> bool:
-    """Whether a cell holds a number; the pendulum travels no distance."""
+    """Return whether a cell holds a number; the pendulum travels no distance."""
     return row[name] not in ("", "nan")
 
 
 def draw(folder: Path, env: str) -> None:
-    """Evaluation return, and distance where there is one, against environment steps: a line per trial."""
+    """Draw evaluation return, and distance where there is one, against environment steps: a line per trial."""
     import matplotlib
 
     matplotlib.use("Agg")
