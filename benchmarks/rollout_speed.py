@@ -10,18 +10,21 @@ What the columns mean is in ``benchmarks/README.md``.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Before jax starts: as many CPU devices as there are cores. XLA runs loops that are no matrix products on one core
 # of a device, so with one device for all cores the others wait. Accelerators are not touched by it.
@@ -36,9 +39,9 @@ import jax.numpy as jnp
 import measure
 
 from polygrad_jax import config as configs
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.networks.actor_critic import Actor
-from polygrad_jax.agents import a2c
 from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 

@@ -8,14 +8,17 @@ Any field of the configuration may follow, as for training. What the columns mea
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flops
 import jax
@@ -23,16 +26,16 @@ import measure
 import numpy as np
 
 from polygrad_jax import config as configs
+from polygrad_jax.agents import a2c
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.collector import Collector, uniform_action
-from polygrad_jax.agents import a2c
 from polygrad_jax.training.evaluating import make_act
-from polygrad_jax.training.step import Iterations, TrainState, make_iterations
 from polygrad_jax.training.loop import empty_chunk
 from polygrad_jax.training.programs import compile_learning
+from polygrad_jax.training.step import Iterations, TrainState, make_iterations
 from polygrad_jax.types import Params, Transitions
 from polygrad_jax.world_models.model_table import make_world_model
 

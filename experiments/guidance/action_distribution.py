@@ -7,8 +7,9 @@ controller has there (``following``) and, for ``score``, with one that was given
 std for all actions ``preconditioned`` is ``score`` with another delta and is not tried. DEVIATION from the paper: the
 policy's mean is the finished run's throughout, so that the figures show the guidance and not the learning.
 
-    python experiments/action_distribution.py RUN [RUN ...] --out results/action_distribution --jobs 2 --threads 1
-    python experiments/action_distribution.py --out results/action_distribution --figure-only
+    python experiments/guidance/action_distribution.py RUN [RUN ...] --jobs 2 --threads 1 \\
+        --out results/action_distribution
+    python experiments/guidance/action_distribution.py --out results/action_distribution --figure-only
 
 Columns of ``action_distribution.csv``: moments of z, its largest distance from the normal distribution (``z_ks``), the
 share of actions further than 3.5 std from the mean (``z_beyond``; 0.0005 is normal), ``delta`` and whether it sits at
@@ -20,37 +21,36 @@ the states that they were drawn for whatever the denoiser; see ``guidance_error.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import dataclasses
 import itertools
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.harness import grid as sweep
-from experiments.guidance.guidance_error import DELTA_LR, NUM_STEPS, Fitted, fit, make_run, settled, with_std
 
-from polygrad_jax import config as configs
-from polygrad_jax.cli import override
-from polygrad_jax.config import Config
-from polygrad_jax.data.normaliser import normalise
-from polygrad_jax.diffusion.guidance import RULES, Gaussian, sigma_of, standardise, update_log_delta
-from polygrad_jax.diffusion.sampler import Given, sample
-from polygrad_jax.diffusion.schedule import sampling_coefficients
-from polygrad_jax.analysis.opened_run import FinishedRun, open_finished
+from experiments.guidance.rules_tried import EVEN, RELAXED, Setting, Tried, setting_of
+from experiments.harness import experiment, figures, grid, opened_runs, statistics
+from experiments.harness.grid import Row
+from experiments.harness.guided_sampler import GuidedSampler
+from experiments.harness.opened_runs import NUM_STEPS, Fitted, OfRun, drawn_rows, fit
 from polygrad_jax.analysis.action_spread import spread_of, standardised_actions
-from polygrad_jax.runs.run_folder import write_text_atomically
+from polygrad_jax.analysis.opened_run import open_finished
+from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.types import Array
-from polygrad_jax.world_models.polygrad import make_sampler, unpack
 
 SIGMAS = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 SAMPLING_STEPS = (16, 128)
+TRAJECTORIES = 1000
 BATCH_ACTIONS = 1280
 """Imagined actions per update while the std falls: 128 trajectories of 10, as in the preset ``cpu``."""
 FIRST_LOG_DELTA = np.log(0.05)
@@ -59,37 +59,34 @@ EDGES = np.linspace(-LIMIT, LIMIT, BINS + 1)
 RULES_TRIED = {
     "score": {"rule": "score"},
     "no_clipping": {"rule": "no_clipping"},
-    "correlated 1, relaxed": {"rule": "correlated", "rho": 1.0, "relaxation": 0.5},
+    "correlated 1, relaxed": RELAXED,
     "policy_sampling": {"rule": "policy_sampling"},
+}
+COLOURS = {
+    "score": "#0072B2",
+    "no_clipping": "#E69F00",
+    "correlated 1, relaxed": "#009E73",
+    "policy_sampling": "#CC79A7",
 }
 SETTLES = ("score",)
 """Rules that are also looked at with a delta that was given time."""
 
 
 def counts_of(z: np.ndarray) -> np.ndarray:
-    """How many of the standardised actions lie in each of the BINS bins; the outermost take what lies beyond."""
+    """Count how many of the standardised actions lie in each of the BINS bins; the outermost take what lies beyond."""
     return np.histogram(np.clip(z.ravel(), EDGES[0], EDGES[-1]), EDGES)[0]
 
 
-def make_follow(config: Config, run: FinishedRun, fitted: Fitted) -> Callable[[Array, Array, Array], Array]:
-    """``(log delta, stds [U], key) -> log delta`` after one imagined batch and one controller step at each std."""
-    policy_apply = with_std(run.policy_apply)
-    sampler, schedule = make_sampler(config, policy_apply), sampling_coefficients(config.diffusion)
-    observations = jnp.asarray(run.transitions.observations[fitted.rows])
-    trajectories = BATCH_ACTIONS // config.horizon
+def make_follow(guided: GuidedSampler, begins: np.ndarray) -> Callable[[Array, Array, Array], Array]:
+    """Return ``(log delta, stds [U], key) -> log delta`` after an imagined batch and a controller step at each std."""
+    observations = jnp.asarray(guided.fitted.run.transitions.observations[begins])
+    trajectories = BATCH_ACTIONS // guided.config.horizon
 
     def one(log_delta: Array, std_and_key: tuple[Array, Array]) -> tuple[Array, None]:
         std, key = std_and_key
         rows = jax.random.randint(jax.random.fold_in(key, 0), (trajectories,), 0, observations.shape[0])
-        initial = normalise(observations[rows], fitted.normaliser.observations)
-        given = Given(fitted.state.ema_params, (run.actor, std), fitted.normaliser, initial, jnp.exp(log_delta))
-        traj, actions, _ = sample(
-            sampler, given, schedule, jax.random.fold_in(key, 1), config.horizon, run.spec.action_size
-        )
-        segment = unpack(traj, actions, fitted.normaliser)
-        policy = Gaussian(*policy_apply(given.policy_params, segment.observations[:, :-1]))
-        sigma = sigma_of(standardise(segment.actions[:, :-1], policy))
-        return update_log_delta(log_delta, sigma, policy, config.guidance), None
+        given = guided.given(observations[rows], std, log_delta)
+        return guided.round(log_delta, given, jax.random.fold_in(key, 1)), None
 
     @jax.jit
     def follow(log_delta: Array, stds: Array, key: Array) -> Array:
@@ -99,19 +96,19 @@ def make_follow(config: Config, run: FinishedRun, fitted: Fitted) -> Callable[[A
 
 
 def falling(updates: int) -> dict[float, np.ndarray]:
-    """The stds of the updates up to each of SIGMAS, on one straight line from the first to the last."""
+    """Return the stds of the updates up to each of SIGMAS, on one straight line from the first to the last."""
     line = np.linspace(SIGMAS[0], SIGMAS[-1], updates)
     ends = [int(np.searchsorted(-line, 1e-9 - s, side="right")) for s in SIGMAS]
     return {s: line[a:b].astype(np.float32) for s, a, b in zip(SIGMAS, [0, *ends[:-1]], ends, strict=True)}
 
 
-def looked_at(fitted: Fitted, once: Callable[..., Any], std: float, log_delta: Array) -> dict[str, Any]:
-    """The columns of one histogram."""
-    run, given = fitted.run, fitted.given(fitted.rows, std, log_delta)
-    traj, actions, _ = once(given, jax.random.key(2), False)
-    segment = jax.device_get(unpack(traj, actions, fitted.normaliser))
+def looked_at(guided: GuidedSampler, begins: np.ndarray, std: float, log_delta: Array) -> Row:
+    """Return the columns of one histogram."""
+    run = guided.fitted.run
+    given = guided.given(run.transitions.observations[begins], std, log_delta)
+    segment = guided.raw(guided.imagine(given, jax.random.key(2)))
     finite = bool(np.isfinite(segment.actions).all() and np.isfinite(segment.observations).all())
-    row: dict[str, Any] = {"delta": float(jnp.exp(log_delta)), "finite": int(finite)}
+    row: Row = {"delta": float(jnp.exp(log_delta)), "finite": int(finite)}
     if not finite:
         return row
     mean = np.asarray(run.policy_apply(run.actor, jnp.asarray(segment.observations))[0])
@@ -127,143 +124,102 @@ def looked_at(fitted: Fitted, once: Callable[..., Any], std: float, log_delta: A
     }
 
 
-def rows_of(fitted: Fitted, config: Config, updates: int) -> Iterator[dict[str, Any]]:
-    """One rule, one number of steps: the std falls; a row for each std and each delta."""
-    run, rule = fitted.run, RULES[config.guidance.rule]
-    once, settle, _ = make_run(dataclasses.replace(config, guidance=_quicker(config)), run)
-    follow, log_delta = make_follow(config, run, fitted), jnp.float32(FIRST_LOG_DELTA)
+def rows_of_setting(fitted: Fitted, setting: Setting, updates: int) -> Iterator[Row]:
+    """Let the std fall under one rule and K; yield a row for each std and each delta."""
+    quick = GuidedSampler(fitted, setting.config, setting.schedule)
+    # the controller of training, not the one in a hurry
+    guidance = dataclasses.replace(setting.config.guidance, delta_lr=fitted.config.guidance.delta_lr)
+    slow = GuidedSampler(fitted, dataclasses.replace(setting.config, guidance=guidance), setting.schedule)
+    begins = drawn_rows(fitted.episodes, fitted.config.horizon)[:TRAJECTORIES]
+    raw_obs, rule = fitted.run.transitions.observations[begins], guidance.rule
+    follow, log_delta = make_follow(slow, begins), jnp.float32(FIRST_LOG_DELTA)
     for number, (std, stds) in enumerate(falling(updates).items()):
-        if rule.tunes_delta:
+        if RULES[rule].tunes_delta:
             if number == 0:  # the paper's policies stay at std 1 for long before
-                log_delta, _ = settled(fitted, config, settle, std)
+                log_delta, _ = quick.settled(raw_obs, std)
             log_delta = follow(log_delta, jnp.asarray(stds), jax.random.fold_in(jax.random.key(4), number))
-        found = looked_at(fitted, once, std, log_delta)
+        found = looked_at(quick, begins, std, log_delta)
         yield {"sigma": std, "protocol": "following"} | found
-        if config.guidance.rule in SETTLES and found["finite"]:
-            quiet, at_bound = settled(fitted, config, settle, std)
-            yield {"sigma": std, "protocol": "settled", "at_bound": at_bound} | looked_at(fitted, once, std, quiet)
+        if rule in SETTLES and found["finite"]:
+            quiet, at_bound = quick.settled(raw_obs, std)
+            labels = {"sigma": std, "protocol": "settled", "at_bound": at_bound}
+            yield labels | looked_at(quick, begins, std, quiet)
 
 
-def _quicker(config: Config) -> configs.GuidanceConfig:
-    """The controller in a hurry, for settling."""
-    return dataclasses.replace(config.guidance, delta_lr=DELTA_LR)
-
-
-def run_cell(options: argparse.Namespace) -> list[dict]:
-    """All rules and numbers of steps for one run and one horizon."""
-    run = open_finished(options.cell)
-    fields = [*shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), "--horizon", str(options.horizon)]
-    config = configs.validate(override(run.config, fields))
+def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
+    """Measure all rules and K for one run and one horizon."""
+    run, horizon = open_finished(varied.run), varied.more
+    config = opened_runs.config_of(run, options, "--horizon", str(horizon))
     fitted = fit(run, config, options.data_rows, options.updates)
-    about = sweep.machine()
-    common = {"env": config.env.name, "seed": config.seed, "horizon": options.horizon, "rows": options.data_rows}
+    common = {"env": config.env.name, "seed": config.seed, "horizon": horizon, "rows": options.data_rows}
     common |= {"updates": options.updates, "falling_updates": options.falling}
-    rows = []
-    for (name, rule), steps in itertools.product(RULES_TRIED.items(), SAMPLING_STEPS):
-        guidance = dataclasses.replace(config.guidance, **rule)
-        diffusion = dataclasses.replace(config.diffusion, sampling_steps=steps)
-        there = configs.validate(dataclasses.replace(config, guidance=guidance, diffusion=diffusion))
-        for found in rows_of(fitted, there, options.falling):
-            row = common | {"rule": name, "sampling_steps": steps} | found
-            rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()} | about)
-            print(json.dumps({k: v for k, v in rows[-1].items() if k != "counts"}), flush=True)
-    return rows
+    for (rule, guidance), steps in itertools.product(RULES_TRIED.items(), SAMPLING_STEPS):
+        setting = setting_of(config, rule, Tried(guidance, SAMPLING_STEPS, EVEN), steps)
+        for row in rows_of_setting(fitted, setting, options.falling):
+            yield common | setting.labels | row
 
 
 # --- the figures -----------------------------------------------------------------------------------------------------
 
-COLOURS = {
-    "score": "#0072B2",
-    "no_clipping": "#E69F00",
-    "correlated 1, relaxed": "#009E73",
-    "policy_sampling": "#CC79A7",
-}
-
 
 def density(rows: list[dict[str, str]]) -> np.ndarray:
-    """The density of z on the bins, over all the rows given; no actions give NaN."""
+    """Return the density of z on the bins, over all the rows given; no actions give NaN."""
     counts = sum(np.array(r["counts"].split(), float) for r in rows if r["counts"])
     return counts / np.sum(counts) / np.diff(EDGES) if np.ndim(counts) else np.full(BINS, np.nan)
 
 
-def draw(out: Path, task: str, horizon: str, steps: str, rows: list[dict[str, str]]) -> None:
-    """One figure: a column per std, a row per rule; the normal density dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def draw_panel(axis: Any, rows: list[dict[str, str]], colour: str) -> None:
+    """Draw the density at one std under one rule, the normal one dashed, and say how far they are apart."""
     middle = (EDGES[1:] + EDGES[:-1]) / 2
-    sigmas = sorted({float(r["sigma"]) for r in rows}, reverse=True)
-    rules = [rule for rule in COLOURS if any(r["rule"] == rule for r in rows)]
-    figure, axes = plt.subplots(
-        len(rules), len(sigmas), figsize=(2.1 * len(sigmas), 1.5 * len(rules)), sharex=True, sharey=True, squeeze=False
-    )
-    for (i, rule), (j, sigma) in itertools.product(enumerate(rules), enumerate(sigmas)):
-        axis = axes[i, j]
-        there = [r for r in rows if (r["rule"], float(r["sigma"]), r["protocol"]) == (rule, sigma, "following")]
-        axis.plot(middle, np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi), "k--", linewidth=0.8)
-        axis.plot(middle, density(there), color=COLOURS[rule], linewidth=1.3)
-        lost = sum(r["finite"] == "0" for r in there)
-        distances = [float(r["z_ks"]) for r in there if r["z_ks"]]
-        label = f"KS {np.mean(distances):.3f}" if distances else "not finite"
-        axis.text(0.03, 0.93, label + (f", {lost} not finite" if lost and distances else ""), va="top", fontsize=6,
-                  transform=axis.transAxes, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8})
-        axis.set_ylim(0, 0.75)
-        axis.tick_params(labelsize=6)
-        axis.spines[["top", "right"]].set_visible(False)
-        if i == 0:
-            axis.set_title(f"sigma {sigma:g}", fontsize=8)
-        if j == 0:
-            axis.set_ylabel(rule.replace("_", " "), fontsize=8)
-    figure.supxlabel("standardised action, (a - mean) / sigma", fontsize=8)
-    seeds = len({r["seed"] for r in rows})
-    figure.suptitle(
-        f"{task}, H = {horizon}, K = {steps} of {NUM_STEPS}, std falling in {rows[0]['falling_updates']} updates; "
-        f"denoiser of {rows[0]['updates']} updates on {rows[0]['rows']} transitions, {seeds} seed(s)",
-        fontsize=8,
-    )
-    figure.tight_layout()
-    sweep.save_figure(figure, out / f"{task}_h{horizon}_k{steps}.png")
-    plt.close(figure)
+    axis.plot(middle, np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi), "k--", linewidth=0.8)
+    axis.plot(middle, density(rows), color=colour, linewidth=1.3)
+    lost = sum(r["finite"] == "0" for r in rows)
+    distances = [float(r["z_ks"]) for r in rows if r["z_ks"]]
+    label = f"KS {np.mean(distances):.3f}" if distances else "not finite"
+    label += f", {lost} not finite" if lost and distances else ""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    axis.text(0.03, 0.93, label, va="top", fontsize=6, transform=axis.transAxes, bbox=box)
+    axis.set_ylim(0, 0.75)
+    axis.tick_params(labelsize=6)
 
 
-def draw_all(out: Path) -> None:
-    """A figure for every task, horizon and number of steps in the CSV."""
-    rows = [r for r in sweep.read_csv(out / "action_distribution.csv") if r.get("rule")]
-    for names in dict.fromkeys((r["env"], r["horizon"], r["sampling_steps"]) for r in rows):
-        draw(out, *names, [r for r in rows if (r["env"], r["horizon"], r["sampling_steps"]) == names])
+def draw(out: Path) -> None:
+    """Draw a figure for every task, horizon and K in the CSV: a column per std, a row per rule."""
+    rows = [r for r in grid.read_csv(out / "action_distribution.csv") if r.get("rule")]
+    for (task, horizon, steps), of_figure in statistics.groups(rows, ("env", "horizon", "sampling_steps")).items():
+        sigmas = sorted({float(r["sigma"]) for r in of_figure}, reverse=True)
+        rules = [rule for rule in COLOURS if any(r["rule"] == rule for r in of_figure)]
+        path, size = out / f"{task}_h{horizon}_k{steps}.png", (2.1 * len(sigmas), 1.5 * len(rules))
+        with figures.figure(path, len(rules), len(sigmas), size, sharex=True, sharey=True) as (figure, axes):
+            following = [r for r in of_figure if r["protocol"] == "following"]
+            for (i, rule), (j, sigma) in itertools.product(enumerate(rules), enumerate(sigmas)):
+                own = [r for r in following if (r["rule"], float(r["sigma"])) == (rule, sigma)]
+                draw_panel(axes[i, j], own, COLOURS[rule])
+            for axis, sigma in zip(axes[0], sigmas, strict=True):
+                axis.set_title(f"sigma {sigma:g}", fontsize=8)
+            for axis, rule in zip(axes[:, 0], rules, strict=True):
+                axis.set_ylabel(rule.replace("_", " "), fontsize=8)
+            figure.supxlabel("standardised action, (a - mean) / sigma", fontsize=8)
+            first, seeds = of_figure[0], statistics.count_seeds(of_figure)
+            figure.suptitle(
+                f"{task}, H = {horizon}, K = {steps} of {NUM_STEPS}, std falling in {first['falling_updates']} "
+                f"updates; denoiser of {first['updates']} updates on {first['rows']} transitions, {seeds} seed(s)",
+                fontsize=8,
+            )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of runs")
-    sweep.add_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    opened_runs.add_arguments(parser)
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50])
-    parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
-    parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
     parser.add_argument("--falling", type=int, default=1_000, help="updates in which the std falls from 1 to 0.02")
-    parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
-    parser.add_argument("--cell", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--horizon", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        write_text_atomically(options.rows, json.dumps(run_cell(options)))
-        return 0
-    code, path = 0, options.out / "action_distribution.csv"
-    if not options.figure_only:
-        keep = ("--data-rows", options.data_rows, "--updates", options.updates, "--falling", options.falling)
-        keep = (f"--fields={options.fields}", *keep)
-        cells = []
-        for run, horizon in itertools.product((path.resolve() for path in options.runs), options.horizons):
-            name = sweep.with_fields(f"{run.parent.name}-{run.name}-h{horizon}", options.fields)
-            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", run, "--horizon", horizon))
-        code = sweep.run(cells, path, options)
-    if path.exists():
-        draw_all(options.out)
-    return code
 
+
+def cells(options: argparse.Namespace) -> dict[str, OfRun]:
+    """Return the runs and horizons by the names of their cells."""
+    return opened_runs.cells(options, ((f"-h{horizon}", horizon) for horizon in options.horizons))
+
+
+ACTION_DISTRIBUTION = experiment.Experiment(Path(__file__), __doc__, draw, cells, rows_of, add_arguments)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(experiment.run(ACTION_DISTRIBUTION))

@@ -5,8 +5,8 @@ imagined is Gaussian and known in closed form, and so is what a perfect model wo
 grid: two systems, process noise or none, data from random actions or from the closed loop at three stds, horizons 10
 and 50; in each of them rules, K of the 128 steps, the policy's sigma, and eta.
 
-    python experiments/oracle_study.py --out results/oracle --jobs 2 --threads 1
-    python experiments/oracle_study.py --out results/oracle --figure-only
+    python experiments/guidance/oracle_study.py --out results/oracle --jobs 2 --threads 1
+    python experiments/guidance/oracle_study.py --out results/oracle --figure-only
 
 Columns of ``oracle.csv``; first, middle and last are the horizons 1, H // 2 and H - 1:
 
@@ -26,21 +26,26 @@ Beside it ``convergence.csv``, the map actions -> states -> policy's means at se
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import dataclasses
 import itertools
-import json
-import sys
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from experiments.harness import linear_gaussian as world
 import numpy as np
-from experiments.harness import grid as sweep
-from experiments.harness.linear_gaussian import LinearPolicy, Problem, System
 
-from polygrad_jax.noise_levels import spaced_steps
-from polygrad_jax.runs.run_folder import write_text_atomically
+from experiments.harness import experiment, figures, grid
+from experiments.harness import linear_gaussian as world
+from experiments.harness.grid import Row
+from experiments.harness.linear_gaussian import LinearPolicy, Problem, System
+from experiments.harness.schedules import spaced_steps
 
 NUM_STEPS, TAU = 128, 1.0
 SAMPLING_STEPS = (4, 8, 16, 32, 64, 128)
@@ -64,7 +69,7 @@ LATER = {
     "correlated 1, relaxed, spaced": RELAXED,
 }
 """Rules that were tried after the others, in cells of their own. ``spaced``: K steps from a floor of noise upwards,
-closer where little of it is left (``--diffusion.sampling-tau 0.1 --diffusion.sampling-floor 0.08``)."""
+closer where little of it is left (``harness/schedules.py``)."""
 GROUPS = {"": RULES, "_relaxed": LATER}
 SPACED_STEPS, SPACING = (8, 16, 32), (0.1, 0.08)
 """``score`` without its clip at 3 std, which would not be affine. ``causal``: the denoiser sees only the past."""
@@ -216,12 +221,11 @@ def measure(problem: Problem, out: world.Returned, known: Truth | None = None) -
     }
 
 
-def run_cell(cell: World, group: str = "") -> list[dict]:
-    """All settings of one cell; the denoisers of every step, and what one sigma makes true, are made once."""
+def rows_of_world(cell: World, group: str = "") -> Iterator[Row]:
+    """Measure all settings of one cell; the denoisers of every step, and what one sigma makes true, are made once."""
     stats = cell.problem(1.0).stats
     denoisers = {causal: dataclasses.replace(cell.problem(1.0), causal=causal).denoiser() for causal in (False, True)}
     truths = {s: truth_of(dataclasses.replace(cell.problem(s), known_stats=stats)) for s in SIGMAS}
-    rows = []
     for rule, steps, sigma, eta in settings(cell, group):
         base = dataclasses.replace(cell.problem(sigma), known_stats=stats, sampling_steps=steps, eta=eta)
         which = tuple(spaced_steps(NUM_STEPS, steps, TAU, *SPACING).tolist()) if "spaced" in rule else None
@@ -234,8 +238,7 @@ def run_cell(cell: World, group: str = "") -> list[dict]:
             unit = 1.0 if found.rule == "preconditioned" else np.min(found.policy.std) ** 2
             row |= {"delta": found.delta / unit if found.rule != "correlated" else ""}
             row |= measure(found, world.returned(found, denoiser), truths[sigma])
-        rows.append({k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()})
-    return rows
+        yield row
 
 
 LEVELS = (1, 4, 16, 32, 64, 96, 128)
@@ -259,7 +262,7 @@ def convergence(cell: World) -> list[dict]:
             found = {"spectral_radius": radius, "acausal": later}
             found |= {f"norm_of_power_{p}": n for p, n in zip((1, 2, 4, 8, 16, 32), powers, strict=True)}
             labels = dataclasses.asdict(cell) | {"causal": int(causal), "level": level}
-            rows.append(labels | {k: float(f"{v:.4g}") for k, v in found.items()})
+            rows.append(labels | grid.rounded(found, digits=4))
     return rows
 
 
@@ -274,85 +277,73 @@ def run_gains(cell: World) -> list[dict]:
             denoiser = tuple(of_all_steps[problem.schedule.step] for of_all_steps in of_all)
             start, noise = world.gains_of_a_run(problem, denoiser)
             labels = dataclasses.asdict(cell) | {"causal": int(causal), "relaxation": relaxation}
-            gains = {"of_start": float(f"{start:.4g}"), "of_noise": float(f"{noise:.4g}")}
+            gains = grid.rounded({"of_start": start, "of_noise": noise}, digits=4)
             rows.append(labels | {"sampling_steps": steps} | gains)
     return rows
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- the grid and the figure -----------------------------------------------------------------------------------------
+
+DRAWN = {
+    "score": ("#0072B2", "score, delta tuned"),
+    "correlated 1": ("#D55E00", "correlated, rho 1"),
+    "correlated 0.9": ("#009E73", "correlated, rho 0.9"),
+    "correlated 0": ("#CC79A7", "correlated, rho 0"),
+    "correlated 1, causal": ("#000000", "correlated, rho 1, causal denoiser"),
+    "correlated 1, relaxed": ("#E69F00", "correlated, rho 1, relaxation 0.5"),
+}
+
+
+def draw_panel(axis: Any, rows: list[dict[str, str]]) -> None:
+    """Draw the variance of the last state over the truth's against K, a line per rule and eta."""
+    for (rule, (colour, label)), (eta, style) in itertools.product(DRAWN.items(), (("1.0", "-"), ("0.0", ":"))):
+        own = [r for r in rows if (r["rule"], r["eta"]) == (rule, eta) and r["variance_last"]]
+        if own:
+            curve = [[int(r["sampling_steps"]) for r in own], [float(r["variance_last"]) for r in own]]
+            axis.plot(*curve, style, color=colour, label=label if eta == "1.0" else None)
+    axis.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_ylim(3e-2, 3e3)
 
 
 def draw(out: Path) -> None:
-    """``oracle.png``: variance of the last state over the truth's against K, for rules, sigma 0.1, and worlds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = sweep.read_csv(out / "oracle.csv")
-    rules = {
-        "score": ("#0072B2", "score, delta tuned"),
-        "correlated 1": ("#D55E00", "correlated, rho 1"),
-        "correlated 0.9": ("#009E73", "correlated, rho 0.9"),
-        "correlated 0": ("#CC79A7", "correlated, rho 0"),
-        "correlated 1, causal": ("#000000", "correlated, rho 1, causal denoiser"),
-        "correlated 1, relaxed": ("#E69F00", "correlated, rho 1, relaxation 0.5"),
-    }
+    """Draw ``oracle.png``: variance of the last state over the truth's against K, for rules, sigma 0.1, and worlds."""
+    rows = [r for r in grid.read_csv(out / "oracle.csv") if (r["system"], r["sigma"]) == ("scalar", "0.1")]
     panels = list(itertools.product(("0.0", "0.05"), ("10", "50"), ("random", "closed 1", "closed 0.1", "closed 0.02")))
-    figure, axes = plt.subplots(4, 4, figsize=(12, 10.5), sharex=True, sharey=True)
-    for axis, (noise, horizon, data) in zip(axes.ravel(), panels, strict=True):
-        for rule, (colour, label) in rules.items():
-            for eta, style in (("1.0", "-"), ("0.0", ":")):
-                curve = [
-                    (int(r["sampling_steps"]), float(r["variance_last"]))
-                    for r in rows
-                    if (r["system"], r["process_std"], r["data"], r["horizon"]) == ("scalar", noise, data, horizon)
-                    and (r["rule"], r["sigma"], r["eta"]) == (rule, "0.1", eta)
-                    and r["variance_last"]
-                ]
-                if curve:
-                    axis.plot(*zip(*curve, strict=True), style, color=colour, label=label if eta == "1.0" else None)
-        axis.axhline(1.0, color="0.7", linewidth=0.8, zorder=0)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_ylim(3e-2, 3e3)
-        axis.set_title(f"H = {horizon}, process std {noise}, data {data}", fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("K, diffusion steps sampled of 128")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("variance of last state / truth")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=6, frameon=False, fontsize=8)
-    figure.suptitle(
-        "s' = 1.1 s + a + noise under a = -0.3 s + 0.1 xi, optimal denoiser: exact. Solid: eta 1, dotted: eta 0.\n"
-        "No blue: no delta brings the std of z to 1. No other colour: off the scale, or under black.",
-        fontsize=10,
-    )
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
-    sweep.save_figure(figure, out / "oracle.png")
+    layout = {"size": (12, 10.5), "rect": (0, 0.02, 1, 1), "sharex": True, "sharey": True}
+    with figures.figure(out / "oracle.png", 4, 4, **layout) as (figure, axes):
+        for axis, panel in zip(axes.ravel(), panels, strict=True):
+            draw_panel(axis, [r for r in rows if (r["process_std"], r["horizon"], r["data"]) == panel])
+            axis.set_title("H = {1}, process std {0}, data {2}".format(*panel), fontsize=8)
+        for axis in axes[-1]:
+            axis.set_xlabel("K, diffusion steps sampled of 128")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("variance of last state / truth")
+        legend = {"loc": "lower center", "ncols": 6, "frameon": False, "fontsize": 8}
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), **legend)
+        figure.suptitle(
+            "s' = 1.1 s + a + noise under a = -0.3 s + 0.1 xi, optimal denoiser: exact. Solid: eta 1, dotted: eta 0.\n"
+            "No blue: no delta brings the std of z to 1. No other colour: off the scale, or under black.",
+            fontsize=10,
+        )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sweep.add_arguments(parser)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        cell, group = next((w, g) for w, g in itertools.product(WORLDS, GROUPS) if w.name + g == options.cell)
-        write_text_atomically(options.rows, json.dumps(run_cell(cell, group)))
-        return 0
-    code = 0
-    if not options.figure_only:
-        names = [cell.name + group for group, cell in itertools.product(GROUPS, WORLDS)]
-        cells = [sweep.own_cell(__file__, options.out, name, "--cell", name) for name in names]
-        code = sweep.run(cells, options.out / "oracle.csv", options)
-        for name, of in (("convergence", convergence), ("run_gains", run_gains)):
-            sweep.write_csv(options.out / f"{name}.csv", [row for cell in WORLDS for row in of(cell)])
-    if (options.out / "oracle.csv").exists():
-        draw(options.out)
-    return code
+def gather(options: argparse.Namespace) -> None:
+    """Write ``convergence.csv`` and ``run_gains.csv``."""
+    for name, of in (("convergence", convergence), ("run_gains", run_gains)):
+        grid.write_csv(options.out / f"{name}.csv", [row for cell in WORLDS for row in of(cell)])
 
+
+ORACLE = experiment.Experiment(
+    Path(__file__),
+    __doc__,
+    draw,
+    cells=lambda _: {cell.name + group: (cell, group) for group, cell in itertools.product(GROUPS, WORLDS)},
+    measure=lambda _, varied: rows_of_world(*varied),
+    gather=gather,
+    csv="oracle",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(experiment.run(ORACLE))

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
-from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
 from polygrad_jax.agents import a2c
 from polygrad_jax.agents.gae import gae
+from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
+from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
 from polygrad_jax.types import Array, Params, PolicyApply, Segment
 
 

@@ -1,17 +1,18 @@
-"""Runs a grid of commands as local processes (or on a Ray cluster) and keeps one CSV.
+"""Run a grid of commands as local processes, or on a Ray cluster, and keep one CSV.
 
-A cell is a command that writes its rows to a file; the experiments make the cells. What holds for every grid:
+A cell is a command that writes its rows to a file. ``experiment.py`` makes the cells of an experiment that measures in
+a process of its own; ``learning/seeds.py`` makes cells that are whole trainings. For every grid:
 
-- Resumable: a cell that has left its rows is not run again, whatever became of the others. Rows are kept per cell in
-  ``OUT.cells/``, each written whole or not at all, and the CSV is made of them after every cell. The CSV alone is
-  enough to go on from, as in a clone, and rows in it of cells that this grid does not have stay.
-- A cell that ends with exit code 3 diverged: that is its result, a row with ``outcome`` "diverged". Any other exit
-  code but 0 is a failure: said aloud with the last line that the cell wrote, no row, exit code 1 at the end.
-- Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command goes on.
-- ``--jobs`` cells at once. ``--threads`` cores for each: XLA, BLAS and OpenMP see no more (by affinity where the
-  system has it): the first of those that the grid itself may use, so a second grid at the same time needs a
-  ``taskset`` of its own. With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``, or of one on this
-  machine where that is not set (extra ``ray``).
+- Resuming: a cell that has left its rows is not run again, whatever became of the others. Rows are kept per cell in
+  ``OUT.cells/``, each file written whole or not at all, and the CSV is made of them after every cell. The CSV alone is
+  enough to resume from, as in a clone; rows of cells that this grid does not have stay in it.
+- Divergence: exit code 3 is a result, a row with ``outcome`` "diverged". Any other exit code but 0 is a failure: the
+  grid prints the last line that the cell wrote, keeps no row, and ends with exit code 1.
+- Stopping: Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command resumes.
+- Cores: ``--jobs`` cells run at once, with ``--threads`` cores for each. XLA, BLAS and OpenMP see no more of them (by
+  affinity where the system has it). They are the first of those that the grid itself may use, so a second grid at the
+  same time needs a ``taskset`` of its own. With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``,
+  or of one on this machine where that is not set (extra ``ray``).
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.optimize import isotonic_regression
-
+from experiments.harness.figures import label_end as label_end
+from experiments.harness.figures import move_apart as move_apart
+from experiments.harness.figures import save_figure as save_figure
+from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
 
 Row = dict[str, Any]
-LINE_END = "line end"
-"""What marks the names at lines' ends in a figure."""
 OUTCOMES = {0: "finished", 3: "diverged"}
 """Exit codes that are results (3 is ``polygrad train``'s for numbers that are not finite)."""
+INTERRUPTED = 130
+"""The exit code of a grid that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -63,49 +65,53 @@ class Cell:
     collect: Callable[[int], list[Row]] | None = None
 
 
-def own_cell(script: str | Path, out: Path, name: str, *words: Any, labels: tuple[tuple[str, Any], ...] = ()) -> Cell:
-    """A cell that is an experiment's script itself, run with these words and told where its rows go."""
-    command = (sys.executable, Path(script).resolve(), "--out", out, *words, "--rows", "{rows}")
-    return Cell(name, tuple(map(str, command)), labels)
-
-
 def with_fields(name: str, fields: str) -> str:
-    """The name of a cell whose config has these fields: one that is done is not taken for one with others."""
+    """Name a cell whose config has these fields, so that a finished cell is not taken for one with other fields."""
     return name + re.sub(r"[^A-Za-z0-9.]+", "-", fields).rstrip("-")
 
 
+def rounded(row: Row, digits: int = 5) -> Row:
+    """Round the floats of a row to so many significant digits."""
+    return {name: float(f"{x:.{digits}g}") if isinstance(x, float) else x for name, x in row.items()}
+
+
 def machine() -> Row:
-    """Columns that say where a row was measured."""
+    """Return the columns that say where a row was measured."""
     facts = describe_environment()
     return {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every grid has."""
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of everything that keeps a CSV and draws from it."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV and the figures")
+    parser.add_argument("--figure-only", action="store_true", help="draw from the CSV, run nothing")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every grid has."""
+    add_output_arguments(parser)
     parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--threads", type=int, default=0, help="cores for each cell (0: all of them)")
     parser.add_argument("--ray", action="store_true", help="run the cells on the Ray cluster at RAY_ADDRESS")
     parser.add_argument("--only", nargs="+", default=None, metavar="CELL", help="cells by name; all if left out")
     parser.add_argument("--again", action="store_true", help="run cells again that have rows")
-    parser.add_argument("--figure-only", action="store_true", help="draw from the CSV, run nothing")
 
 
 def chosen(cells: Sequence[Cell], only: Iterable[str] | None) -> list[Cell]:
-    """The cells of these names, in the order of the grid.
+    """Return the cells of these names, in the order of the grid.
 
     Raises:
-      ValueError: a name that no cell has; one line.
+      ConfigError: no cell has the name.
     """
     wanted = list(only) if only is not None else [cell.name for cell in cells]
     unknown = sorted(set(wanted) - {cell.name for cell in cells})
     if unknown:
-        raise ValueError(f"--only is {' '.join(unknown)}; allowed: {', '.join(cell.name for cell in cells)}")
+        raise ConfigError(f"--only is {' '.join(unknown)}; allowed: {', '.join(cell.name for cell in cells)}")
     return [cell for cell in cells if cell.name in wanted]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Rows with the columns of all of them, written whole or not at all."""
+    """Write rows with the columns of all of them, whole or not at all."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -114,44 +120,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text_atomically(path, text.getvalue())
 
 
-def label_end(axis: Any, x: float, y: float, text: str, colour: str, size: int = 9) -> None:
-    """A line's name at its end, in its colour; :func:`save_figure` moves those that would lie on one another."""
-    place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-    axis.annotate(text, (x, y), color=colour, fontsize=size, gid=LINE_END, **place)
-
-
-def move_apart(axis: Any) -> None:
-    """Moves the names at lines' ends by as little as keeps them a line of text apart (squares, isotonic regression)."""
-    ends = [text for text in axis.texts if text.get_gid() == LINE_END]
-    if not ends:
-        return
-    points = 72.0 / axis.figure.dpi
-    heights = np.array([axis.transData.transform(text.xy)[1] * points for text in ends])
-    order = np.argsort(heights, kind="stable")
-    apart = np.arange(len(ends)) * 1.2 * ends[0].get_fontsize()
-    lowest = axis.bbox.y0 * points + 0.5 * ends[0].get_fontsize()  # not on the numbers of the axis
-    moved = np.maximum(isotonic_regression(heights[order] - apart).x, lowest) + apart
-    for index, height in zip(order, moved, strict=True):
-        ends[index].set_position((ends[index].get_position()[0], height - heights[index]))
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """A matplotlib figure, written whole or not at all."""
-    for axis in figure.axes:
-        move_apart(axis)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
-
-
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 class Grid:
-    """The state of one grid on disk and in flight."""
+    """Hold the state of one grid, on disk and in flight."""
 
     def __init__(self, cells: Sequence[Cell], csv_path: Path, jobs: int, threads: int):
         self.cells, self.csv_path, self.threads = list(cells), csv_path, threads
@@ -166,11 +142,11 @@ class Grid:
             self._cores.put(share)
 
     def rows_path(self, cell: Cell) -> Path:
-        """Where a cell's rows are once it has ended."""
+        """Return where a cell's rows are once it has ended."""
         return self.folder / f"{cell.name}.json"
 
     def _adopt(self) -> list[Row]:
-        """Takes over the rows of a CSV whose cells' own files are gone; returns those of cells that are not ours."""
+        """Take over the rows of a CSV whose cells' own files are gone; return those of cells that are not ours."""
         found = read_csv(self.csv_path) if self.csv_path.exists() else []
         rows = [{name: value for name, value in row.items() if value != ""} for row in found]
         ours = {cell.name for cell in self.cells}
@@ -182,7 +158,7 @@ class Grid:
         return [row for row in rows if row.get("cell") not in ours]
 
     def run_one(self, cell: Cell) -> None:
-        """Runs a cell as a process of its own and keeps what it found."""
+        """Run a cell as a process of its own and keep what it measured."""
         cores = self._cores.get()
         try:
             if not self.stopped:
@@ -191,7 +167,7 @@ class Grid:
             self._cores.put(cores)
 
     def prepared(self, cell: Cell) -> tuple[list[str], str, dict[str, str]]:
-        """What to execute, the file for what it says, and environment variables."""
+        """Return the command to execute, the file for its output, and environment variables."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [word.replace("{rows}", str(self._fresh(cell).resolve())) for word in cell.command]
         return command, str(self._log(cell).resolve()), thread_variables(self.threads)
@@ -221,7 +197,7 @@ class Grid:
         return self.folder / f"{cell.name}.log"
 
     def keep(self, cell: Cell, code: int) -> None:
-        """The rows of a cell that ended with this exit code; nothing where the grid was stopped."""
+        """Keep the rows of a cell that ended with this exit code; nothing where the grid was stopped."""
         if self.stopped:
             return
         labels = dict(cell.labels)
@@ -248,14 +224,14 @@ class Grid:
         print(line, file=sys.stderr, flush=True)
 
     def stop(self, number: int) -> None:
-        """Passes a signal on to the cells; those that have not begun never do."""
+        """Pass a signal on to the cells; those that have not begun never do."""
         self.stopped = True
         for child in list(self._children):
             child.send_signal(number)
 
 
 def core_shares(jobs: int, threads: int) -> list[set[int] | None]:
-    """Which cores each of the jobs runs on: shares of ``threads`` of those allowed; None where nothing is pinned."""
+    """Return the cores of each job: shares of ``threads`` of those allowed; None where nothing is pinned."""
     if threads == 0 or not hasattr(os, "sched_setaffinity"):
         return [None] * jobs
     allowed = sorted(os.sched_getaffinity(0))
@@ -263,7 +239,7 @@ def core_shares(jobs: int, threads: int) -> list[set[int] | None]:
 
 
 def pinned(command: Sequence[str], cores: set[int] | None) -> list[str]:
-    """The command on these cores only: a Python that sets its own affinity and becomes the command.
+    """Return the command on these cores only: a Python that sets its own affinity and becomes the command.
 
     Setting it between fork and exec would run Python in a fork of a process in which JAX has threads.
     """
@@ -274,13 +250,13 @@ def pinned(command: Sequence[str], cores: set[int] | None) -> list[str]:
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """What tells numerical libraries how many threads to start; nothing for 0."""
+    """Return what tells numerical libraries how many threads to start; nothing for 0."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return dict.fromkeys(names, str(threads)) if threads else {}
 
 
 def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> int:
-    """All cells that have no rows yet; the exit code (130 where it was interrupted, 1 where a cell failed)."""
+    """Run all cells that have no rows yet; return the exit code (130 where interrupted, 1 where a cell failed)."""
     grid = Grid(cells, csv_path, options.jobs, options.threads)
     remaining = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
     print(f"{len(remaining)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
@@ -302,27 +278,30 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> i
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped_by:
-        print("stopped; what is finished is kept. The same command goes on.", file=sys.stderr)
-        return 130
+        print("stopped; what is finished is kept. The same command resumes.", file=sys.stderr)
+        return INTERRUPTED
     print(f"{len(remaining)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
     return 1 if grid.wrong else 0
 
 
 def run_on_ray(grid: Grid, remaining: Sequence[Cell], threads: int) -> None:
-    """The same cells as tasks of a Ray cluster whose nodes share this file system and this Python."""
+    """Run the same cells as tasks of a Ray cluster whose nodes share this file system and this Python."""
     try:
         import ray
     except ImportError:
-        raise SystemExit("sweep: --ray needs the package ray; install the extra: pip install -e .[ray]") from None
+        raise SystemExit("grid: --ray needs the package ray; install the extra: pip install -e .[ray]") from None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(address=os.environ.get("RAY_ADDRESS"))
     for number, handler in handlers.items():  # Ray puts its own in their place
         signal.signal(number, handler)
 
+    folder = os.getcwd()  # a task's own may be another; the options of a cell may name relative paths
+
     # Inside, so that Ray sends its code: a node need not find this file by name.
     def execute(command: list[str], log_path: str, variables: dict[str, str]) -> int:
         with open(log_path, "ab") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | variables)
+            how = {"stdout": log, "stderr": subprocess.STDOUT, "env": os.environ | variables, "cwd": folder}
+            child = subprocess.Popen(command, **how)
             try:
                 while child.poll() is None:  # Ray cancels by a KeyboardInterrupt, which a wait would not notice
                     time.sleep(0.2)

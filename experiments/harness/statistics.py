@@ -1,7 +1,8 @@
-"""How many times one model's error another's is: pairs of the same dataset and seed, with their uncertainty.
+"""Rows of a CSV by what they have in common, and how many times one model's error another's is.
 
-Errors of different datasets differ by more than those of different models, so that means over seeds say less than
-ratios within them. An interval of three ratios is wide; where it holds 1, the seeds do not say which model is better.
+Errors of different datasets differ by more than those of different models, so means over seeds say less than ratios
+within them: pairs of the same dataset and seed, with their uncertainty. An interval of three ratios is wide; where it
+holds 1, the seeds do not say which model is better.
 """
 
 from __future__ import annotations
@@ -15,8 +16,30 @@ Row = dict[str, str]
 CONFIDENCE = 0.95
 
 
+def groups(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return rows by the values of these columns, in their order; a column that a row lacks is empty."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(c, "") for c in columns), []).append(row)
+    return found
+
+
+def along(rows: Iterable[Row], column: str, measure: str) -> tuple[list[int], list[list[float]]]:
+    """Return the whole numbers in ``column``, ascending, and for each of them ``measure`` of all its rows."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(int(row[column]), []).append(float(row[measure]))
+    places = sorted(found)
+    return places, [found[place] for place in places]
+
+
+def count_seeds(rows: Iterable[Row]) -> int:
+    """Return how many seeds the rows are of."""
+    return len({row["seed"] for row in rows})
+
+
 def by_seed(rows: Iterable[Row], measure: str, **where: str) -> dict[str, float]:
-    """``measure`` of the trained rows with these columns, by seed; infinite where what was imagined is not finite.
+    """Return ``measure`` of the trained rows with these columns by seed; infinite where the imagined is not finite.
 
     Raises:
       ValueError: a seed has several rows.
@@ -34,12 +57,12 @@ def by_seed(rows: Iterable[Row], measure: str, **where: str) -> dict[str, float]
 
 
 def ratios(over: dict[str, float], under: dict[str, float]) -> list[float]:
-    """Of the seeds that both have, in order."""
+    """Return the ratios of the seeds that both have, in order."""
     return [over[seed] / under[seed] for seed in sorted(over) if seed in under]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """``(geometric mean, low, high)``: Student's 95 % of the mean logarithm; NaN bounds for fewer than two values."""
+    """Return ``(geometric mean, low, high)``: Student's 95 % of the mean logarithm; NaN bounds for fewer than two."""
     logs = np.log(np.asarray(values, np.float64))
     if logs.size < 2 or not np.isfinite(logs).all():
         return float(np.exp(logs.mean())), float("nan"), float("nan")
@@ -48,20 +71,19 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def said(values: Sequence[float]) -> str:
-    """``1.4 (0.9 to 2.1; 1.2, 1.5, 1.4)``: mean, interval, and each; of one value that alone."""
+    """Write ratios as ``1.4 (0.9 to 2.1; 1.2, 1.5, 1.4)``: mean, interval, and each; one value alone."""
     if len(values) < 2:
         return f"{values[0]:.2g}" if values else "-"
     mean, low, high = (f"{x:.2g}" for x in interval(values))
     return f"{mean} ({low} to {high}; {', '.join(f'{x:.2g}' for x in values)})"
 
 
-def table(
-    rows: Sequence[Row],
-    pairs: Iterable[tuple[str, dict[str, str], dict[str, str]]],
-    steps: Iterable[int],
-    measure: str,
-) -> list[str]:
-    """Lines of a table: a pair ``(label, columns of one, columns of the other)`` each, a column per step ahead."""
+Pair = tuple[str, dict[str, str], dict[str, str]]
+"""A label, the columns of the rows above the line of a ratio, those below it."""
+
+
+def table(rows: Sequence[Row], pairs: Iterable[Pair], steps: Iterable[int], measure: str) -> list[str]:
+    """Return the lines of a table of ratios: a line per pair, a column per step ahead."""
     steps = [str(k) for k in steps]
     lines = [f"| {measure} | " + " | ".join(f"{k} step{'s' * (k != '1')}" for k in steps) + " |"]
     lines += ["|---" * (len(steps) + 1) + "|"]
@@ -70,3 +92,8 @@ def table(
         if any(a and b for a, b in found):
             lines.append(f"| {label} | " + " | ".join(said(ratios(a, b)) for a, b in found) + " |")
     return lines
+
+
+def tables(rows: Sequence[Row], pairs: Sequence[Pair], steps: Sequence[int]) -> str:
+    """Return the tables of the mean and of the median error, one behind the other."""
+    return "\n".join(line for measure in ("mse", "median") for line in (*table(rows, pairs, steps, measure), ""))

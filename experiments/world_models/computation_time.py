@@ -1,10 +1,11 @@
 """How long does each world model take to imagine 1,000 rollouts? (the paper's Figure 4)
 
-Every model has the paper's size (``polygrad_jax/config.py``: presets ``paper`` and ``paper_transformer``; the residual
-MLP is 2,048 wide for more than 10 states) and random weights, for Walker2d as in the paper. Compile time is apart.
+Varied: the model and the horizon. Every model has the paper's size (presets ``paper`` and ``paper_transformer``; the
+residual MLP is 2,048 wide for more than 10 states) and random weights, for Walker2d as in the paper. Compile time is
+apart.
 
-    python experiments/computation_time.py --out results/computation_time
-    python experiments/computation_time.py --out results/computation_time --figure-only
+    python experiments/world_models/computation_time.py --out results/computation_time
+    python experiments/world_models/computation_time.py --out results/computation_time --figure-only
 
 Rollouts are imagined in batches of ``--batch``. Where all of them would take longer than ``--most-seconds``, one batch
 is timed and its time multiplied (``batches_timed`` below ``batches``; the seconds of a scan are those of its steps, so
@@ -14,26 +15,32 @@ that this errs by what the machine's speed varies). Columns: ``seconds`` for all
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import itertools
-import json
+import re
 import resource
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.harness import grid as sweep
 
+from experiments.harness import experiment, figures, grid
+from experiments.harness.grid import Row
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, EnvSpec
-from polygrad_jax.envs import tasks as registry
 from polygrad_jax.agents import a2c
-from polygrad_jax.runs.run_folder import write_text_atomically
+from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.envs import tasks
 from polygrad_jax.training.simulator_host import host_for
 from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
 from polygrad_jax.world_models.model_table import make_world_model
@@ -52,10 +59,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "Dreamer-v3": {"world_model": "dreamer"},
     "simulator": {"world_model": "simulator"},
 }
+COLOURS = {10: "#56B4E9", 50: "#0072B2", 200: "#000000"}
+"""By horizon."""
 
 
 def sized(label: str, horizon: int) -> Config:
-    """The config of a model by its label, at the paper's size."""
+    """Return the config of a model by its label, at the paper's size."""
     wanted = MODELS[label]
     base = configs.preset(wanted.get("preset", "paper"), TASK)
     width = 1024 if horizon <= 10 else 2048
@@ -68,7 +77,7 @@ def sized(label: str, horizon: int) -> Config:
 
 
 def contexts(spec: EnvSpec, batch: int, length: int, key: Array) -> Segment:
-    """Contexts ``[B, C]`` of standard normal numbers, all observed."""
+    """Draw contexts ``[B, C]`` of standard normal numbers, all observed."""
     observations, actions = (
         jax.random.normal(jax.random.fold_in(key, i), (batch, length, size))
         for i, size in enumerate((spec.observation_size, spec.action_size))
@@ -78,11 +87,12 @@ def contexts(spec: EnvSpec, batch: int, length: int, key: Array) -> Segment:
     return Segment(observations, jnp.clip(actions, -1, 1), zeros, zeros, rows, jnp.ones((batch, length), bool))
 
 
-def timed(label: str, horizon: int, rollouts: int, batch: int, most_seconds: float) -> dict[str, Any]:
-    """One row, without what describes the machine."""
+def timed(options: argparse.Namespace, varied: tuple[str, int]) -> Iterator[Row]:
+    """Time one model at one horizon."""
+    (label, horizon), batch = varied, options.batch
     config = sized(label, horizon)
-    env = registry.make(config.env)
-    spec = registry.spec_of(env)
+    env = tasks.make(config.env)
+    spec = tasks.spec_of(env)
     env.close()
     model = make_world_model(config, spec, host_for(config))
     policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
@@ -105,15 +115,15 @@ def timed(label: str, horizon: int, rollouts: int, batch: int, most_seconds: flo
         jax.block_until_ready(program(state, actor, context, normaliser, key))
         return time.perf_counter() - began
 
-    batches = rollouts // batch
+    batches = options.rollouts // batch
     times = [one()]
-    if times[0] * batches <= most_seconds:
+    if times[0] * batches <= options.most_seconds:
         times = [one() for _ in range(batches)]  # the first also touched fresh memory
     params = getattr(state, "params", ())
-    return {
+    yield {
         "model": label,
         "horizon": horizon,
-        "rollouts": rollouts,
+        "rollouts": options.rollouts,
         "seconds": float(np.mean(times)) * batches,
         "batch": batch,
         "batches": batches,
@@ -125,75 +135,53 @@ def timed(label: str, horizon: int, rollouts: int, batch: int, most_seconds: flo
     }
 
 
-# --- the figure ------------------------------------------------------------------------------------------------------
-
-COLOURS = {10: "#56B4E9", 50: "#0072B2", 200: "#000000"}
-
-
 def draw(out: Path) -> None:
-    """``computation_time.png``: seconds for 1,000 rollouts of every model and horizon, logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [r for r in sweep.read_csv(out / "computation_time.csv") if r.get("seconds")]
+    """Draw ``computation_time.png``: seconds for 1,000 rollouts of every model and horizon, logarithmic."""
+    rows = [r for r in grid.read_csv(out / "computation_time.csv") if r.get("seconds")]
     labels = [label for label in MODELS if any(r["model"] == label for r in rows)][::-1]
     horizons = sorted({int(r["horizon"]) for r in rows})
-    figure, axis = plt.subplots(figsize=(7.5, 0.5 * len(labels) + 1.4))
-    for r in rows:
-        y = labels.index(r["model"])
-        offset = 0.22 * (horizons.index(int(r["horizon"])) - (len(horizons) - 1) / 2)
-        seconds = float(r["seconds"])
-        axis.plot(seconds, y - offset, "o", color=COLOURS.get(int(r["horizon"]), "#D55E00"), markersize=5)
-        said = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
-        axis.annotate(
-            f"H {r['horizon']}: {said}", (seconds, y - offset), xytext=(5, 0), textcoords="offset points",
-            va="center", fontsize=6,
-        )
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.set_xscale("log")
-    axis.margins(x=0.15)
-    axis.set_xlabel(f"seconds for {int(rows[0]['rollouts']):,} rollouts, compile time apart")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", linewidth=0.3)
-    machine = f"{rows[0]['precision']}, {rows[0]['processor']}, {rows[0]['cores']} core(s)"
-    axis.set_title(f"{TASK}, the paper's sizes, {machine}", fontsize=8)
-    figure.tight_layout()
-    sweep.save_figure(figure, out / "computation_time.png")
-    plt.close(figure)
+    size = (7.5, 0.5 * len(labels) + 1.4)
+    with figures.figure(out / "computation_time.png", size=size) as (_, axes):
+        axis = axes[0, 0]
+        for r in rows:
+            seconds, horizon = float(r["seconds"]), int(r["horizon"])
+            y = labels.index(r["model"]) - 0.22 * (horizons.index(horizon) - (len(horizons) - 1) / 2)
+            axis.plot(seconds, y, "o", color=COLOURS.get(horizon, "#D55E00"), markersize=5)
+            said = f"H {horizon}: " + (f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}")
+            place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            axis.annotate(said, (seconds, y), fontsize=6, **place)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set_xscale("log")
+        axis.margins(x=0.15)
+        axis.set_xlabel(f"seconds for {int(rows[0]['rollouts']):,} rollouts, compile time apart")
+        axis.grid(axis="y", linewidth=0.3)
+        machine = f"{rows[0]['precision']}, {rows[0]['processor']}, {rows[0]['cores']} core(s)"
+        axis.set_title(f"{TASK}, the paper's sizes, {machine}", fontsize=8)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sweep.add_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--horizons", type=int, nargs="+", default=[10, 50, 200])
     parser.add_argument("--rollouts", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=125, help="rollouts at once")
     parser.add_argument("--most-seconds", type=float, default=120.0, help="timed in full up to here")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    parser.add_argument("--horizon", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rollouts % options.batch:
-        parser.error(f"--rollouts is {options.rollouts}; allowed: a multiple of --batch ({options.batch})")
-    if options.cell:
-        row = timed(options.cell, options.horizon, options.rollouts, options.batch, options.most_seconds)
-        write_text_atomically(options.rows, json.dumps([row | sweep.machine()]))
-        return 0
-    code, path = 0, options.out / "computation_time.csv"
-    if not options.figure_only:
-        keep = ("--rollouts", options.rollouts, "--batch", options.batch, "--most-seconds", options.most_seconds)
-        cells = []
-        for label, horizon in itertools.product(options.models, options.horizons):
-            name = "".join(c if c.isalnum() else "-" for c in label) + f"-h{horizon}"
-            cells.append(sweep.own_cell(__file__, options.out, name, *keep, "--cell", label, "--horizon", horizon))
-        code = sweep.run(cells, path, options)
-    if path.exists():
-        draw(options.out)
-    return code
 
+
+def cells(options: argparse.Namespace) -> dict[str, tuple[str, int]]:
+    """Return the models and horizons by the names of their cells.
+
+    Raises:
+      ConfigError: the rollouts are not whole batches.
+    """
+    if options.rollouts % options.batch:
+        raise configs.ConfigError(
+            f"--rollouts is {options.rollouts}; allowed: a multiple of --batch ({options.batch})"
+        )
+    varied = itertools.product(options.models, options.horizons)
+    return {re.sub("[^A-Za-z0-9]", "-", label) + f"-h{horizon}": (label, horizon) for label, horizon in varied}
+
+
+TIMES = experiment.Experiment(Path(__file__), __doc__, draw, cells, timed, add_arguments)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(experiment.run(TIMES))

@@ -1,54 +1,55 @@
 """Tasks whose next state does not follow from the last observation: who predicts with the velocities hidden?
 
-The paper's other open question. The observations of a recorded run are cut before the velocities; every model learns
-from the rest for the same seconds, and 500 trajectories are compared, in what is seen, with MuJoCo under the same
-actions from the stored simulator states (``prediction_error.py``, whose columns these are). PolyGRAD diffuses
-trajectories that begin with the last 1 (the paper's), 2 or 4 observed states and the actions between them; the
-transformer sees up to 15, Dreamer-v3 five before it predicts. All are shown actions as they are executed.
-
-    python experiments/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
+    python experiments/world_models/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
         --seeds 0 1 2 --jobs 2 --threads 1 --out results/partial_observation
-    python experiments/partial_observation.py --out results/partial_observation --figure-only
+    python experiments/world_models/partial_observation.py --out results/partial_observation --figure-only
 
-The run's policy reads velocities too, so that what all models imagine under is another one, of the same kind: the mean
-action regressed on what is seen, the std as it was (``regressed``; what it explains of the
-variance of the run's mean actions is the column ``policy_explained``).
+The paper's other open question. The observations of a recorded run are cut before the velocities; every model learns
+from the rest for the same seconds. Varied: PolyGRAD diffuses trajectories that begin with the last 1 (the paper's), 2
+or 4 observed states and the actions between them; the transformer sees up to 15, Dreamer-v3 five before it predicts.
+All are shown actions as they are executed. What is measured, in what is seen, and the columns of
+``partial_observation.csv``: ``experiments/harness/study.py``.
+
+The run's policy reads velocities too. All models imagine under another policy of the same kind: the mean action
+regressed on what is seen, the std as it was (``regressed``; what it explains of the variance of the run's mean actions
+is the column ``policy_explained``).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.harness import statistics as paired
-from experiments.world_models import prediction_error
-from experiments.harness import grid as sweep
-from experiments.world_models.prediction_error import Study, draw, main
 
-from polygrad_jax.config import ConfigError
-from polygrad_jax.envs import tasks as registry
+from experiments.harness import grid, statistics
+from experiments.harness.study import Fields, Study, run
+from experiments.world_models.compared_models import EXECUTED, SCORE
+from experiments.world_models.compared_models import MODELS as COMPARED
+from experiments.world_models.prediction_error import draw
 from polygrad_jax.agents import a2c
+from polygrad_jax.config import ConfigError
+from polygrad_jax.envs import tasks
 from polygrad_jax.training.fitting import FixedData, open_data
 from polygrad_jax.types import Array, Params
 
-MODELS: dict[str, tuple[str, ...]] = {
-    **{
-        f"PolyGRAD, {states} state{'s' * (states > 1)}": (
-            *prediction_error.MODELS["PolyGRAD MLP"],
-            *prediction_error.EXECUTED,
-            *("--denoiser.context-length", str(states)),
-        )
-        for states in (1, 2, 4)
-    },
-    **{name: prediction_error.MODELS[name] for name in ("transformer", "Dreamer-v3")},
-}
-RULES = {"score": {"rule": "score"}}
+MODELS: dict[str, Fields] = {
+    f"PolyGRAD, {states} state{'s' * (states > 1)}": (
+        *(*COMPARED["PolyGRAD MLP"], *EXECUTED),
+        *("--denoiser.context-length", str(states)),
+    )
+    for states in (1, 2, 4)
+} | {name: COMPARED[name] for name in ("transformer", "Dreamer-v3")}
 COLOURS = {
     ("PolyGRAD, 1 state", "score"): "#56B4E9",
     ("PolyGRAD, 2 states", "score"): "#0072B2",
@@ -61,9 +62,9 @@ REGRESSION_UPDATES, REGRESSION_BATCH, REGRESSION_LEARNING_RATE = 5_000, 256, 1e-
 
 
 def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
-    """``(actor, share)``: the data's policy from the first ``shown`` observations only, and what it explains of it.
+    """Return ``(actor, share)``: the data's policy from the first ``shown`` observations only, and what it explains.
 
-    The actor of least squared error of the mean action, over the data's own states; the std is the policy's.
+    The actor has the least squared error of the mean action, over the data's own states; the std is the policy's.
     """
     assert data.collector is not None and data.actor is not None  # hidden() asks first
     config, precision = data.collector.a2c, data.collector.precision
@@ -97,7 +98,7 @@ def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
 
 @functools.cache
 def hidden(where: str) -> tuple[FixedData, float]:
-    """The dataset with its velocities hidden, and a policy that does without them, with what that explains.
+    """Return the dataset with its velocities hidden, and a policy that does without them, with what that explains.
 
     Raises:
       ConfigError: see ``open_data``; or the data are of no named task, lack a policy, or hide their velocities already.
@@ -109,8 +110,8 @@ def hidden(where: str) -> tuple[FixedData, float]:
     if data.env.hide_velocities:
         raise ConfigError(f"dataset {where} hides its velocities already; allowed: one that has them")
     task = dataclasses.replace(data.env, hide_velocities=True)
-    env = registry.make(task)
-    shown = registry.spec_of(env).observation_size
+    env = tasks.make(task)
+    shown = tasks.spec_of(env).observation_size
     env.close()
     actor, share = regressed(data, shown)
     data = dataclasses.replace(
@@ -123,30 +124,21 @@ def hidden(where: str) -> tuple[FixedData, float]:
     return data, share
 
 
-def compared(rows: list[dict[str, str]]) -> list[str]:
-    """Tables: errors over those of the paper's PolyGRAD, and those of PolyGRAD with a history over the others'."""
+def compared() -> list[statistics.Pair]:
+    """Return the ratios of the table: over the paper's PolyGRAD, and of PolyGRAD with a history over the others."""
     with_history = [model for model in MODELS if model.startswith("PolyGRAD") and model != FIRST]
     pairs = [(model, FIRST) for model in MODELS if model != FIRST]
     pairs += [(model, other) for other in ("transformer", "Dreamer-v3") for model in with_history]
-    pairs = [(f"{model} / {other}", {"model": model}, {"model": other}) for model, other in pairs]
-    return [line for measure in ("mse", "median") for line in (*paired.table(rows, pairs, STEPS, measure), "")]
+    return [(f"{model} / {other}", {"model": model}, {"model": other}) for model, other in pairs]
 
 
-def shown(out: Path) -> None:
-    """``partial_observation.png``, and the ratios said."""
+def draw_and_compare(out: Path) -> None:
+    """Draw ``partial_observation.png`` and print the ratios."""
     name = Path(__file__).stem
     draw(out, name, COLOURS)
-    print(*compared(sweep.read_csv(out / f"{name}.csv")), sep="\n")
+    print(statistics.tables(grid.read_csv(out / f"{name}.csv"), compared(), STEPS))
 
 
 if __name__ == "__main__":
-    study = Study(
-        Path(__file__),
-        __doc__,
-        MODELS,
-        RULES,
-        shown,
-        prepare=lambda where: hidden(where)[0],
-        columns=lambda where: {"policy_explained": hidden(where)[1]},
-    )
-    sys.exit(main(study))
+    own = {"prepare": lambda where: hidden(where)[0], "columns": lambda where: {"policy_explained": hidden(where)[1]}}
+    sys.exit(run(Study(Path(__file__), __doc__, MODELS, SCORE, draw_and_compare, **own)))

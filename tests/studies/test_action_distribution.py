@@ -1,11 +1,11 @@
 """The experiment on the distribution of imagined actions: what it counts and how the std falls."""
 
-import csv
-
-from experiments.guidance import action_distribution
 import numpy as np
 import pytest
-from experiments.guidance.action_distribution import BINS, EDGES, SIGMAS, counts_of, density, draw_all, falling
+
+from experiments.guidance import action_distribution
+from experiments.guidance.action_distribution import BINS, EDGES, SIGMAS, counts_of, density, draw, falling
+from experiments.harness import grid
 
 
 def test_the_std_falls_on_one_line_and_stops_at_each_figure():
@@ -39,11 +39,8 @@ def test_the_figures_are_made_from_the_csv_alone_and_show_what_was_lost(tmp_path
     common |= {"updates": 7, "rows": 8, "falling_updates": 9}
     good = {"rule": "score", "finite": 1, "z_ks": 0.125, "counts": " ".join("1" for _ in range(BINS))}
     bad = {"rule": "no_clipping", "finite": 0, "z_ks": None, "counts": None}
-    with (tmp_path / "action_distribution.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*common, *good])
-        writer.writeheader()
-        writer.writerows([common | good, common | bad])
-    draw_all(tmp_path)
+    grid.write_csv(tmp_path / "action_distribution.csv", [common | good, common | bad])
+    draw(tmp_path)
     assert said == ["KS 0.125", "not finite"]
     assert (tmp_path / "hopper_h10_k16.png").stat().st_size > 1000
 

@@ -1,11 +1,11 @@
 """The study of gradients: what it counts and tries; its measures are those of ``gradient_error``, tested there."""
 
-import csv
 from dataclasses import replace
 
-from experiments.guidance import gradient_study as study
 import numpy as np
 
+from experiments.guidance import gradient_study as study
+from experiments.harness import grid
 from polygrad_jax.config import cpu, validate
 from polygrad_jax.types import Segment
 
@@ -21,14 +21,14 @@ def test_rewards_behind_an_end_and_of_the_last_step_do_not_count():
 def test_the_fitted_denoiser_is_tried_at_several_steps_and_the_runs_own_at_its_own():
     config = cpu("hopper")
     many = validate(replace(config, diffusion=replace(config.diffusion, num_steps=128)))
-    fitted = [labels for labels, _ in study.settings(many, own=False)]
+    fitted = [setting.labels for setting in study.settings(many, own=False)]
     assert {labels["sampling_steps"] for labels in fitted} == set(study.STEPS)
     assert {labels["rule"] for labels in fitted} == set(study.WITH_NOBODY)
     assert not any("z of" in labels["rule"] for labels in fitted)
     assert all((labels["sampling_tau"] > 0) == ("spaced" in labels["rule"]) for labels in fitted)
     own = list(study.settings(config, own=True))
-    assert [labels["rule"] for labels, _ in own] == list(study.OF_OWN)
-    assert {there.diffusion.sampling_steps for _, there in own} == {config.diffusion.num_steps}
+    assert [setting.labels["rule"] for setting in own] == list(study.OF_OWN)
+    assert {len(setting.schedule.step) for setting in own} == {config.diffusion.num_steps}
 
 
 def test_the_figure_is_made_from_the_csv_alone(tmp_path):
@@ -37,9 +37,6 @@ def test_the_figure_is_made_from_the_csv_alone(tmp_path):
         common | {"model": model, "rule": "score", "sampling_steps": steps, "seed": seed, "closed_cosine": cosine}
         for model, steps, seed, cosine in (("fitted", 8, 0, 0.5), ("fitted", 8, 1, 0.7), ("untrained", 16, 0, 0.1))
     ]
-    with (tmp_path / "gradient_study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    grid.write_csv(tmp_path / "gradient_study.csv", rows)
     study.draw(tmp_path)
     assert (tmp_path / "gradient_study.png").stat().st_size > 1000

@@ -2,12 +2,14 @@
 
 import dataclasses
 
-from experiments.harness import linear_gaussian as world
 import numpy as np
-from experiments.guidance import oracle_study as study
 import pytest
 
-from polygrad_jax.diffusion.schedule import coefficients
+from experiments.guidance import oracle_study as study
+from experiments.guidance.rules_tried import SPACED
+from experiments.harness import linear_gaussian as world
+from experiments.harness.schedules import schedule_of
+from polygrad_jax.config import DiffusionConfig
 
 DRAWS = 20_000
 
@@ -88,7 +90,7 @@ def test_one_cell_names_its_settings_and_leaves_out_what_no_delta_reaches(monkey
     monkeypatch.setattr(study, "SAMPLING_STEPS", (4,))
     monkeypatch.setattr(study, "SIGMAS", (1.0, 0.1))
     cell = study.World("scalar", 0.0, "random", 10)
-    rows = study.run_cell(cell)
+    rows = list(study.rows_of_world(cell))
     assert [(r["rule"], r["sigma"]) for r in rows] == [
         (rule, sigma) for rule in study.RULES if rule != "preconditioned" for sigma in (1.0, 0.1)
     ]
@@ -97,15 +99,16 @@ def test_one_cell_names_its_settings_and_leaves_out_what_no_delta_reaches(monkey
     assert found["correlated 1", 0.1]["variance_last"] > 100  # K < H
 
 
-def test_spaced_steps_are_those_of_the_package(monkeypatch):
-    """The cell's schedule at K = 16 has the coefficients of ``--diffusion.sampling-tau 0.1 --sampling-floor 0.08``."""
+def test_spaced_steps_are_those_of_the_sampler(monkeypatch):
+    """The cell's schedule at K = 16 has the coefficients with which ``guidance_error.py`` samples."""
     seen = []
     monkeypatch.setattr(study, "SPACED_STEPS", (16,))
     monkeypatch.setattr(study, "SIGMAS", (1.0,))
     monkeypatch.setattr(study, "measure", lambda problem, out, truth: seen.append(problem) or {})
-    study.run_cell(study.World("scalar", 0.0, "random", 10), "_relaxed")
+    list(study.rows_of_world(study.World("scalar", 0.0, "random", 10), "_relaxed"))
     mine = next(p.schedule for p in seen if p.steps)
-    theirs = coefficients(study.NUM_STEPS, 16, study.TAU, sampling_tau=0.1, floor=0.08)
+    diffusion = DiffusionConfig(num_steps=study.NUM_STEPS, sampling_steps=16, tau=study.TAU)
+    theirs = schedule_of(diffusion, SPACED)
     np.testing.assert_array_equal(mine.step, theirs.step)
     for own, name in ((mine.clean, "posterior_clean"), (mine.noisy, "posterior_noisy"), (mine.std, "posterior_std")):
         np.testing.assert_allclose(own, getattr(theirs, name), atol=1e-6)

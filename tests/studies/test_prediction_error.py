@@ -3,25 +3,30 @@
 import dataclasses
 import json
 
-from experiments.world_models import computation_time
-from experiments.world_models import error_table
 import jax
-from experiments.world_models import learning_rates
 import numpy as np
-from experiments.harness import statistics as paired
-from experiments.world_models import partial_observation
-from experiments.world_models import prediction_error
 import pytest
-from experiments.world_models import small_data
-from experiments.harness import grid as sweep
-from experiments.world_models import training_curves
-from experiments.world_models.prediction_error import ALL, drawn, ends_found, episodes_of, held_out, variants
 
+from experiments.harness import error_by_step, grid, statistics, study
+from experiments.harness.error_by_step import Measuring, ends_found, positions
+from experiments.harness.recorded_episodes import ALL, drawn, episodes_of, held_out
+from experiments.harness.study import variants
+from experiments.world_models import (
+    compared_models,
+    computation_time,
+    error_table,
+    learning_rates,
+    partial_observation,
+    small_data,
+    training_curves,
+)
+from experiments.world_models.compared_models import MODELS
+from polygrad_jax import cli
 from polygrad_jax import config as configs
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.agents import a2c
 from polygrad_jax.training.fitting import FixedData
 from polygrad_jax.types import Segment
 from polygrad_jax.world_models.model_table import make_world_model
@@ -92,7 +97,7 @@ def test_ends_that_are_found():
 def test_positions_are_what_is_left_without_velocities():
     task = configs.cpu("hopper").env
     asked = (task, dataclasses.replace(task, hide_velocities=True), dataclasses.replace(task, name="Hopper-v5"))
-    assert [prediction_error.positions(each) for each in asked] == [5, 5, 11]  # of the last it is not known
+    assert [positions(each) for each in asked] == [5, 5, 11]  # of the last it is not known
 
 
 def test_what_follows_on_an_end_is_not_counted(monkeypatch):
@@ -103,14 +108,14 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     unit = float(np.asarray(to_normaliser(data.replay(2).moments).observations.std)[0])
     real = np.float64([[0, 1, 10, 10], [0, 1, 2, 3]])[..., None]
     rewards, terminals = np.float64([[1, 1, 7], [1, 1, 1]]), np.array([[0, 1, 0], [0, 0, 0]], bool)
-    monkeypatch.setattr(prediction_error, "replay_actions", lambda *_: (real, rewards, terminals))
+    monkeypatch.setattr(error_by_step, "replay_actions", lambda *_: (real, rewards, terminals))
     imagined = Segment(
         np.float32([[0, 2, 2, 2], [0, 2, 2, 2]])[..., None], np.zeros((2, 4, 1), np.float32),
         np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32), rows=np.zeros((2, 1), int),
     )
-    measuring = prediction_error.Measuring(data, data, None, 0)
+    measuring = Measuring(data, data, None, 0)
     monkeypatch.setattr(measuring, "imagined", lambda *_: imagined)
-    monkeypatch.setattr(prediction_error, "positions", lambda _: 1)
+    monkeypatch.setattr(error_by_step, "positions", lambda _: 1)
     found = list(measuring.rows(data.collector, None))
     assert [r["alive"] for r in found] == [1.0, 0.5, 0.5] and [r["finite"] for r in found] == [1, 1, 1]
     np.testing.assert_allclose([r["mse_raw"] for r in found], [1, 0, 1])
@@ -127,32 +132,34 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
 
 def test_only_polygrad_is_trained_for_every_horizon():
     """Asked of the models: who has a window of its own does not learn with the config's horizon."""
-    for fields in prediction_error.MODELS.values():
-        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+    for fields in MODELS.values():
+        config = configs.validate(cli.override(configs.cpu("hopper"), fields))
         window = make_world_model(config, EnvSpec(11, 3)).window
-        assert prediction_error.horizon_of_training(fields, 50) == (50 if window is None else 10)
+        assert study.horizon_of_training(fields, 50) == (50 if window is None else 10)
 
 
 def test_only_what_is_guided_has_variants():
     config = configs.cpu("hopper")
-    assert {n: c.guidance.rule for n, c in variants(config).items()} == {"score": "score", "relaxed": "correlated"}
-    assert list(variants(configs.replace(config, world_model="ensemble"))) == [""]
+    rules = compared_models.RULES
+    found = {name: varied.guidance.rule for name, varied in variants(config, rules).items()}
+    assert found == {"score": "score", "relaxed": "correlated"}
+    assert list(variants(configs.replace(config, world_model="ensemble"), rules)) == [""]
 
 
-@pytest.mark.parametrize("label", prediction_error.MODELS)
+@pytest.mark.parametrize("label", MODELS)
 def test_every_model_has_a_config_and_a_colour(label):
-    fields = prediction_error.MODELS[label]
-    config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
-    for variant in variants(config, prediction_error.VARIANTS):
-        assert (label, variant) in prediction_error.COLOURS
+    fields = MODELS[label]
+    config = configs.validate(cli.override(configs.cpu("hopper"), fields))
+    for variant in variants(config, compared_models.VARIANTS):
+        assert (label, variant) in compared_models.COLOURS
 
 
-@pytest.mark.parametrize("label", prediction_error.MODELS)
+@pytest.mark.parametrize("label", MODELS)
 def test_every_model_is_tried_with_every_learning_rate(label):
-    tried = learning_rates.with_rates({label: prediction_error.MODELS[label]})
+    tried = learning_rates.with_rates({label: MODELS[label]})
     assert [learning_rates.split(name) for name in tried] == [(label, rate) for rate in learning_rates.RATES]
     for name, fields in tried.items():
-        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+        config = configs.validate(cli.override(configs.cpu("hopper"), fields))
         part = learning_rates.FIELD.get(config.world_model, config.world_model)
         assert getattr(config, part).learning_rate == learning_rates.split(name)[1]
 
@@ -173,9 +180,9 @@ def test_errors_by_learning_rate_are_of_trained_models_and_infinite_where_they_d
 @pytest.mark.parametrize(("label", "states"), [("PolyGRAD, 1 state", 1), ("PolyGRAD, 4 states", 4), ("transformer", 1)])
 def test_without_velocities_the_histories_are_as_long_as_they_are_called(label, states):
     fields = partial_observation.MODELS[label]
-    config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+    config = configs.validate(cli.override(configs.cpu("hopper"), fields))
     assert config.denoiser.context_length == states
-    assert all((label, v) in partial_observation.COLOURS for v in variants(config, partial_observation.RULES))
+    assert all((label, v) in partial_observation.COLOURS for v in variants(config, compared_models.SCORE))
 
 
 @pytest.mark.parametrize(("follow", "least", "most"), [(True, 0.95, 1.0), (False, -0.1, 0.6)])
@@ -219,21 +226,21 @@ def test_ratios_are_within_seeds_and_their_interval_is_students():
         for seed, mse in enumerate(errors)
     ]
     rows += [rows[0] | {"network": "untrained", "mse": "9"}, rows[0] | {"step": "9", "mse": "9"}]
-    a, b = (paired.by_seed(rows, "mse", model=m, step="5") for m in "ab")
-    assert paired.ratios(a, b) == [1.0, 2.0, 4.0]
-    mean, low, high = paired.interval([1.0, 2.0, 4.0])
+    a, b = (statistics.by_seed(rows, "mse", model=m, step="5") for m in "ab")
+    assert statistics.ratios(a, b) == [1.0, 2.0, 4.0]
+    mean, low, high = statistics.interval([1.0, 2.0, 4.0])
     assert mean == pytest.approx(2.0) and low * high == pytest.approx(4.0)
     assert high == pytest.approx(2.0 * 2.0 ** (4.30265 / np.sqrt(3)), rel=1e-5)
-    assert paired.ratios(a, {"2": 10.0, "7": 1.0}) == [4.0]
-    assert np.isnan(paired.interval([4.0])[1:]).all()
-    assert paired.table(rows, [("a/b", {"model": "a"}, {"model": "b"})], (5, 9), "mse")[-1] == (
+    assert statistics.ratios(a, {"2": 10.0, "7": 1.0}) == [4.0]
+    assert np.isnan(statistics.interval([4.0])[1:]).all()
+    assert statistics.table(rows, [("a/b", {"model": "a"}, {"model": "b"})], (5, 9), "mse")[-1] == (
         "| a/b | 2 (0.36 to 11; 1, 2, 4) | - |"
     )
-    assert (paired.said([4.0]), paired.said([])) == ("4", "-")
+    assert (statistics.said([4.0]), statistics.said([])) == ("4", "-")
     diverged = [rows[1] | {"finite": "0", "step": "", "mse": ""}, *(r for r in rows if r["seed"] != "1")]
-    assert paired.by_seed(diverged, "mse", model="a", step="5")["1"] == np.inf
+    assert statistics.by_seed(diverged, "mse", model="a", step="5")["1"] == np.inf
     with pytest.raises(ValueError, match="several rows of seed 0"):
-        paired.by_seed(rows, "mse", model="a")
+        statistics.by_seed(rows, "mse", model="a")
 
 
 def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monkeypatch):
@@ -249,7 +256,7 @@ def test_the_table_has_means_each_seed_and_what_diverged(tmp_path, capsys, monke
     ]
     rows = [r for r in rows if r["model"] == "a" or r["seed"] == "1"]
     rows += [rows[0] | {"seed": "0", "finite": "0", "step": "", "mse": ""}, rows[0] | {"network": "untrained"}]
-    sweep.write_csv(tmp_path / "study.csv", rows)
+    grid.write_csv(tmp_path / "study.csv", rows)
     monkeypatch.setattr("sys.argv", ["error_table.py", str(tmp_path / "study.csv")])
     assert error_table.main() == 0
     said = capsys.readouterr().out.splitlines()
@@ -288,10 +295,10 @@ def test_what_ten_times_the_seconds_gain_is_by_model_and_training():
 
 
 def test_trainings_are_read_by_the_names_of_the_comparison(tmp_path):
-    for label, fields in prediction_error.MODELS.items():
+    for label, fields in MODELS.items():
         folder = tmp_path / label
         folder.mkdir()
-        config = configs.validate(prediction_error.cli.override(configs.cpu("hopper"), fields))
+        config = configs.validate(cli.override(configs.cpu("hopper"), fields))
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
         (folder / "data.json").write_text(json.dumps({"dataset": "d", "transitions": 7}))
         machine = dict.fromkeys(("device", "processor", "cores", "git_revision"), "x")

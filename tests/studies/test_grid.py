@@ -11,23 +11,24 @@ import time
 from pathlib import Path
 
 import pytest
-from experiments.harness import grid as sweep
 
-EXPERIMENTS = Path(sweep.__file__).parent
+from experiments.harness import grid
+
+CLONE = Path(grid.__file__).parents[2]
 WRITES = "import json, sys; open(sys.argv[1], 'w').write(json.dumps({rows}))"
 
 
-def cell(name: str, code: str, **more) -> sweep.Cell:
-    return sweep.Cell(name, (sys.executable, "-c", code, "{rows}"), **more)
+def cell(name: str, code: str, **more) -> grid.Cell:
+    return grid.Cell(name, (sys.executable, "-c", code, "{rows}"), **more)
 
 
-def writes(name: str, rows: list) -> sweep.Cell:
+def writes(name: str, rows: list) -> grid.Cell:
     return cell(name, WRITES.replace("{rows}", repr(rows)))
 
 
 def options(tmp_path: Path, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    sweep.add_arguments(parser)
+    grid.add_arguments(parser)
     return parser.parse_args(["--out", str(tmp_path), *arguments])
 
 
@@ -38,9 +39,9 @@ def test_rows_divergence_and_failure(tmp_path, capsys):
         cell("fails", "print('why'); raise SystemExit(2)"),
     ]
     path = tmp_path / "grid.csv"
-    assert sweep.run(cells, path, options(tmp_path)) == 1
+    assert grid.run(cells, path, options(tmp_path)) == 1
     assert "fails: exit code 2: why" in capsys.readouterr().err
-    assert sweep.read_csv(path) == [
+    assert grid.read_csv(path) == [
         {"cell": "two", "outcome": "finished", "x": "1", "y": "", "seed": ""},
         {"cell": "two", "outcome": "finished", "x": "2", "y": "3", "seed": ""},
         {"cell": "diverges", "outcome": "diverged", "x": "", "y": "", "seed": "7"},
@@ -54,8 +55,8 @@ def test_finished_cells_are_not_run_again_unless_asked(tmp_path):
     path = tmp_path / "grid.csv"
 
     def seen(*arguments: str) -> list[str]:
-        assert sweep.run(cells, path, options(tmp_path, *arguments)) == 0
-        return [row["n"] for row in sweep.read_csv(path)]
+        assert grid.run(cells, path, options(tmp_path, *arguments)) == 0
+        return [row["n"] for row in grid.read_csv(path)]
 
     assert seen("--only", "a") == ["0"]
     assert seen() == ["0", "0"]  # b alone was run, and a's row kept
@@ -64,31 +65,31 @@ def test_finished_cells_are_not_run_again_unless_asked(tmp_path):
 
 def test_a_grid_goes_on_from_the_csv_alone_and_keeps_rows_of_other_cells(tmp_path):
     path, opts = tmp_path / "grid.csv", options(tmp_path)
-    assert sweep.run([writes("a", [{"x": 1}, {"x": 2, "y": 3}]), writes("z", [{"x": 9}])], path, opts) == 0
+    assert grid.run([writes("a", [{"x": 1}, {"x": 2, "y": 3}]), writes("z", [{"x": 9}])], path, opts) == 0
     for kept in (tmp_path / "grid.cells").iterdir():
         kept.unlink()
-    assert sweep.run([cell("a", "raise SystemExit(2)"), writes("b", [{"x": 4}])], path, opts) == 0
-    assert [(r["cell"], r["x"], r["y"]) for r in sweep.read_csv(path)] == [
+    assert grid.run([cell("a", "raise SystemExit(2)"), writes("b", [{"x": 4}])], path, opts) == 0
+    assert [(r["cell"], r["x"], r["y"]) for r in grid.read_csv(path)] == [
         ("a", "1", ""), ("a", "2", "3"), ("b", "4", ""), ("z", "9", "")
     ]
 
 
 def test_a_cell_with_other_fields_is_another_cell():
-    assert sweep.with_fields("hopper-seed0", "") == "hopper-seed0"
-    named = sweep.with_fields("hopper-seed0", "--denoiser.width 512 --a2c.gamma 0.9 ")
+    assert grid.with_fields("hopper-seed0", "") == "hopper-seed0"
+    named = grid.with_fields("hopper-seed0", "--denoiser.width 512 --a2c.gamma 0.9 ")
     assert named == "hopper-seed0-denoiser.width-512-a2c.gamma-0.9"
 
 
 def test_a_name_that_no_cell_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--only is c; allowed: a, b"):
-        sweep.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))
+        grid.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))
 
 
 def test_a_command_that_knows_nothing_of_rows_has_them_collected(tmp_path):
     commands = {code: (sys.executable, "-c", f"raise SystemExit({code})") for code in (0, 3)}
-    cells = [sweep.Cell(str(code), commands[code], collect=lambda code: [{"code": code}]) for code in commands]
-    assert sweep.run(cells, tmp_path / "grid.csv", options(tmp_path)) == 0
-    rows = sweep.read_csv(tmp_path / "grid.csv")
+    cells = [grid.Cell(str(code), commands[code], collect=lambda code: [{"code": code}]) for code in commands]
+    assert grid.run(cells, tmp_path / "grid.csv", options(tmp_path)) == 0
+    rows = grid.read_csv(tmp_path / "grid.csv")
     assert [(row["code"], row["outcome"]) for row in rows] == [("0", "finished"), ("3", "diverged")]
 
 
@@ -99,8 +100,8 @@ def test_cells_at_once_have_cores_and_threads_of_their_own(tmp_path, monkeypatch
     code += "sorted(os.sched_getaffinity(0)), 'omp': os.environ['OMP_NUM_THREADS'], 'at': time.time()}]))"
     jobs = min(2, len(allowed))
     cells = [cell(name, code) for name in "abc"]
-    assert sweep.run(cells, tmp_path / "grid.csv", options(tmp_path, "--jobs", str(jobs), "--threads", "1")) == 0
-    rows = sweep.read_csv(tmp_path / "grid.csv")
+    assert grid.run(cells, tmp_path / "grid.csv", options(tmp_path, "--jobs", str(jobs), "--threads", "1")) == 0
+    rows = grid.read_csv(tmp_path / "grid.csv")
     assert {row["omp"] for row in rows} == {"1"}
     assert len({row["cores"] for row in rows[:2]}) == jobs
     assert all(len(json.loads(row["cores"])) == 1 for row in rows)
@@ -109,8 +110,8 @@ def test_cells_at_once_have_cores_and_threads_of_their_own(tmp_path, monkeypatch
 def test_core_shares(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 8}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", None, raising=False)
-    assert sweep.core_shares(2, 2) == [{2, 3}, {5, 8}]
-    assert sweep.core_shares(3, 0) == [None, None, None]
+    assert grid.core_shares(2, 2) == [{2, 3}, {5, 8}]
+    assert grid.core_shares(3, 0) == [None, None, None]
 
 
 def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
@@ -120,8 +121,8 @@ def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
         textwrap.dedent(f"""
         import argparse, sys
         from pathlib import Path
-        sys.path.insert(0, {str(EXPERIMENTS)!r})
-        import sweep
+        sys.path.insert(0, {str(CLONE)!r})
+        from experiments.harness import grid
         slow = '''
         import json, pathlib, signal, sys, time
         mark = pathlib.Path({str(tmp_path)!r}) / "saved"
@@ -136,10 +137,10 @@ def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
         '''
         import textwrap
         parser = argparse.ArgumentParser()
-        sweep.add_arguments(parser)
+        grid.add_arguments(parser)
         options = parser.parse_args()
-        cells = [sweep.Cell(n, (sys.executable, "-c", textwrap.dedent(slow), "{{rows}}")) for n in ("a", "b")]
-        sys.exit(sweep.run(cells, options.out / "grid.csv", options))
+        cells = [grid.Cell(n, (sys.executable, "-c", textwrap.dedent(slow), "{{rows}}")) for n in ("a", "b")]
+        sys.exit(grid.run(cells, options.out / "grid.csv", options))
         """)
     )
     command = [sys.executable, str(script), "--out", str(tmp_path)]
@@ -152,16 +153,16 @@ def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert "The same command goes on" in said
+    assert "The same command resumes" in said
     assert not (tmp_path / "grid.csv").exists() and not (tmp_path / "grid.cells" / "b.log").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
-    assert [row["resumed"] for row in sweep.read_csv(tmp_path / "grid.csv")] == ["True", "True"]
+    assert [row["resumed"] for row in grid.read_csv(tmp_path / "grid.csv")] == ["True", "True"]
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit, match=r"extra: pip install -e \.\[ray\]"):
-        sweep.run([writes("a", [])], tmp_path / "grid.csv", options(tmp_path, "--ray"))
+        grid.run([writes("a", [])], tmp_path / "grid.csv", options(tmp_path, "--ray"))
 
 
 def test_names_at_lines_ends_do_not_lie_on_one_another(tmp_path):
@@ -174,8 +175,8 @@ def test_names_at_lines_ends_do_not_lie_on_one_another(tmp_path):
     figure, axis = plt.subplots()
     axis.set_ylim(0, 100)
     for height, name in ((10, "a"), (10, "b"), (90, "far"), (10, "c")):
-        sweep.label_end(axis, 1.0, height, name, "black", size=10)
-    sweep.save_figure(figure, tmp_path / "x.png")
+        grid.label_end(axis, 1.0, height, name, "black", size=10)
+    grid.save_figure(figure, tmp_path / "x.png")
     moved = {text.get_text(): text.get_position()[1] for text in axis.texts}
     assert {name: round(by, 6) for name, by in moved.items()} == {"a": -12.0, "b": 0.0, "c": 12.0, "far": 0.0}
     plt.close(figure)

@@ -1,0 +1,119 @@
+"""Open runs for the experiments on guidance: the command line, where trajectories begin, a denoiser fitted to the data.
+
+Every experiment on guidance takes run folders, fits a denoiser of N = 128 diffusion steps to a run's first transitions
+(the run's own model has fewer), and measures what it imagines under the run's policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.harness import grid
+from experiments.harness.recorded_episodes import episodes_of
+from polygrad_jax import config as configs
+from polygrad_jax.analysis.opened_run import FinishedRun
+from polygrad_jax.cli import override
+from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.data import recordings
+from polygrad_jax.types import Normaliser
+from polygrad_jax.world_models.model_table import make_world_model
+from polygrad_jax.world_models.polygrad import PolyGRADState, with_terminal_std
+
+NUM_STEPS = 128
+CONTEXTS = 4000
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+class OfRun(NamedTuple):
+    """One cell of an experiment on runs: the run, and what else is varied."""
+
+    run: Path
+    more: Any = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an experiment that fits denoisers to the transitions of runs."""
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of runs")
+    parser.add_argument("--data-rows", type=int, default=50_000, help="transitions that the denoisers are fitted to")
+    parser.add_argument("--updates", type=int, default=12_000, help="gradient steps of each")
+    parser.add_argument("--fields", default="", help='fields of the config, as in "--denoiser.width 512"')
+
+
+def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = (("", None),)) -> dict[str, OfRun]:
+    """Return a cell for every ending ``(end of its name, what else is varied)`` and run.
+
+    Raises:
+      ConfigError: no run is named.
+    """
+    if not options.runs:
+        raise ConfigError("RUN is missing; allowed: one or more folders of runs")
+    found = {}
+    for ending, more in endings:
+        for run in (path.resolve() for path in options.runs):
+            # Runs of two tasks may have one name.
+            found[grid.with_fields(f"{run.parent.name}-{run.name}{ending}", options.fields)] = OfRun(run, more)
+    return found
+
+
+def config_of(run: FinishedRun, options: argparse.Namespace, *fields: str) -> Config:
+    """Return the run's config with the fields of the command line, N steps, and these fields."""
+    words = [*shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), *fields]
+    return configs.validate(override(run.config, words))
+
+
+# --- where trajectories begin ----------------------------------------------------------------------------------------
+
+
+def recorded_episodes(run: FinishedRun, rows: int) -> list[recordings.Episode]:
+    """Return the first ``rows`` transitions of a run as its episodes; the last one may be cut short."""
+    return [
+        recordings.Episode(part.observations, part.actions, part.rewards, terminated=bool(part.terminals[-1]))
+        for part in episodes_of(run.transitions[:rows])
+    ]
+
+
+def drawn_rows(episodes: list[recordings.Episode], horizon: int) -> np.ndarray:
+    """Draw row numbers ``[CONTEXTS]`` at which trajectories begin: any that ``horizon`` steps of its episode follow."""
+    lengths = np.array([len(e.rewards) for e in episodes])
+    first = np.cumsum(lengths) - lengths
+    rows = np.concatenate([a + np.arange(max(n - horizon, 0)) for a, n in zip(first, lengths, strict=True)])
+    return np.random.default_rng(0).choice(rows, CONTEXTS)
+
+
+def begun_rows(run: FinishedRun, rows: int) -> np.ndarray:
+    """Draw row numbers ``[CONTEXTS]`` at which trajectories begin in training: any but the last steps of episodes."""
+    inside = np.flatnonzero(~(run.transitions.terminals[:rows] | run.transitions.truncations[:rows]))
+    return np.random.default_rng(1).choice(inside, CONTEXTS)
+
+
+# --- the denoiser ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Fitted:
+    """A denoiser of N steps, fitted to a run's transitions or not at all."""
+
+    run: FinishedRun
+    config: Config
+    state: PolyGRADState
+    normaliser: Normaliser
+    episodes: list[recordings.Episode]
+
+
+def fit(run: FinishedRun, config: Config, rows: int, updates: int) -> Fitted:
+    """Take ``updates`` gradient steps on the run's first ``rows`` transitions; with 0 the network is as drawn."""
+    model, episodes = make_world_model(config, run.spec), recorded_episodes(run, rows)
+    state, normaliser = recordings.fit(model, episodes, config, jax.random.key(0), max(updates, 1))
+    if updates == 0:
+        state = model.init(jax.random.key(0))
+    return Fitted(run, config, state, with_terminal_std(normaliser, config.diffusion.terminal_std), episodes)

@@ -1,0 +1,102 @@
+"""The command line that every experiment has: cells are the script itself, and the exit codes say what became of it."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from experiments.harness import experiment, grid, opened_runs, study
+from experiments.world_models import prediction_error
+from polygrad_jax.config import ConfigError
+from polygrad_jax.training.loop import NonFiniteError
+
+CLONE = Path(experiment.__file__).parents[2]
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {clone!r})
+from experiments.harness import experiment
+from polygrad_jax.training.loop import NonFiniteError
+
+def measure(options, number):
+    yield {{"half": number / 3 * options.times, "of": number}}
+    if number == 2:
+        raise NonFiniteError("not finite: x")
+
+one = experiment.Experiment(
+    Path(__file__), "?", lambda out: (out / "drawn").write_text(""),
+    cells=lambda options: {{f"n{{n}}": n for n in options.numbers}}, measure=measure,
+    add_arguments=lambda p: (p.add_argument("--numbers", type=int, nargs="+"), p.add_argument("--times", type=float)),
+    labels=lambda number: {{"number": number}},
+    gather=lambda options: (options.out / "gathered").write_text(""),
+)
+if __name__ == "__main__":
+    sys.exit(experiment.run(one))
+"""
+
+
+def test_a_cell_is_the_script_with_the_same_options(tmp_path):
+    script = tmp_path / "thirds.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(clone=str(CLONE))))
+    out = tmp_path / "out"
+    command = [sys.executable, str(script), "--out", str(out), "--numbers", "1", "2", "--times", "0.5", "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = grid.read_csv(out / "thirds.csv")
+    assert [(r["cell"], r["outcome"], r["number"], r["half"]) for r in rows] == [
+        ("n1", "finished", "1", "0.16667"),
+        ("n2", "diverged", "2", ""),  # and no row of what it had measured before
+    ]
+    assert rows[0]["device"] and (out / "drawn").exists() and (out / "gathered").exists()
+    assert "thirds: not finite: x" in (out / "thirds.cells" / "n2.log").read_text()
+
+
+def made(tmp_path, **more) -> experiment.Experiment:
+    return experiment.Experiment(tmp_path / "asks.py", "?", lambda out: (out / "drawn").touch(), **more)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    def refuse(_):
+        raise ConfigError("--x is 1; allowed: 2")
+
+    assert experiment.run(made(tmp_path, cells=refuse), ["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "asks: --x is 1; allowed: 2\n"
+    arguments = ["--out", str(tmp_path), "--only", "b"]
+    assert experiment.run(made(tmp_path, cells=lambda _: {"a": 1}), arguments) == 2
+    assert capsys.readouterr().err == "asks: --only is b; allowed: a\n"
+
+
+def test_a_diverged_cell_is_exit_code_3(tmp_path, capsys):
+    def diverge(*_):
+        raise NonFiniteError("not finite: x")
+
+    asks = made(tmp_path, cells=lambda _: {"a": 1}, measure=diverge)
+    assert experiment.run(asks, ["--out", str(tmp_path), "--cell", "a", "--rows", str(tmp_path / "rows.json")]) == 3
+    assert capsys.readouterr().err == "asks: not finite: x\n" and not (tmp_path / "rows.json").exists()
+
+
+def test_figures_alone_run_nothing(tmp_path):
+    asks = made(tmp_path, gather=lambda options: (options.out / "asks.csv").write_text("a\n1\n"))
+    assert experiment.run(asks, ["--out", str(tmp_path), "--figure-only"]) == 0
+    assert not list(tmp_path.iterdir())  # no CSV, no figure
+    assert experiment.run(asks, ["--out", str(tmp_path)]) == 0
+    assert (tmp_path / "drawn").exists()
+
+
+def test_cells_of_runs_and_of_studies_keep_their_names(tmp_path):
+    """They are the names in the CSV files of results: with others a grid would not find its rows."""
+    parser = made(tmp_path, cells=lambda _: {}, add_arguments=opened_runs.add_arguments).parser()
+    options = parser.parse_args(["--out", "x", str(tmp_path / "a" / "r0"), "--fields", "--denoiser.width 512"])
+    assert list(opened_runs.cells(options, (("-h10", 10),))) == ["a-r0-h10-denoiser.width-512"]
+    with pytest.raises(ConfigError, match="RUN is missing"):
+        opened_runs.cells(parser.parse_args(["--out", "x"]))
+    asked = study.Study(Path("prediction_error.py"), "?", prediction_error.MODELS, {}, print)
+    parser = made(tmp_path, cells=lambda _: {}, add_arguments=lambda p: study.add_arguments(asked, p)).parser()
+    words = ["--out", "y", "--dataset", str(tmp_path / "hopper-115k" / "score-seed0"), "--seconds", "1200"]
+    options = parser.parse_args([*words, "--transitions", "100000", "--seeds", "0", "--models", "PolyGRAD MLP"])
+    (name, varied), = study.cells_of(asked, options).items()
+    assert name == "hopper-115k-score-seed0-PolyGRAD-MLP-cpu-1200s-h10-n100000-seed0"
+    assert varied.folder == Path("runs/prediction_error-y") / name
+    assert varied.labels() == {"model": "PolyGRAD MLP", "seed": 0, "horizon": 10, "transitions": 100000}
