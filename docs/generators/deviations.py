@@ -106,7 +106,7 @@ def _docstrings(tree: ast.Module) -> list[tuple[int, str]]:
 
 
 def _paragraphs(docstring: str) -> list[str]:
-    """Return the paragraphs of a docstring, each in one line; the items of a list that one announces follow in lines."""
+    """Return the paragraphs of a docstring, each in one line; a list follows the paragraph that announces it."""
     paragraphs: list[str] = []
     for part in re.split(r"\n\s*\n", textwrap.dedent(docstring)):
         items = [" ".join(item.split()) for item in re.split(r"(?:^|\n)\s*[-*] ", part.strip())]
