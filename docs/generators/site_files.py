@@ -1,4 +1,4 @@
-"""A hook of mkdocs: show files of the repository that are not in ``docs/`` without copying them.
+"""A hook of mkdocs: show files of the repository that are not in ``docs/`` without copying them, and mend docstrings.
 
 Pages link to these files as a reader of the repository would (``../results/...``); in the site the links lead to the
 copies made here.
@@ -19,6 +19,7 @@ PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 PICTURES = re.compile(r"(?:\.\./)+(results/[\w/.-]+\.(?:png|gif))")
 """Links of pages to pictures of results."""
 _UP = re.compile(r"\]\((?:\.\./)+(results/)")
+_ROLES = re.compile(r":(?:func|class|data|meth|mod):(?=<code>)")
 _DOCS = re.compile(r"\]\(docs/")
 
 
@@ -40,3 +41,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri in PAGES:
         markdown = _DOCS.sub("](", markdown)
     return _UP.sub(rf"]({up}\1", markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Drop the roles of docstrings (``:func:``), which Markdown does not know."""
+    return _ROLES.sub("", html)
