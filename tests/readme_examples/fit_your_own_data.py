@@ -3,9 +3,9 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from polygrad_jax import Policy, fit, make_world_model, preset
-from polygrad_jax.config import EnvSpec, GuidanceConfig
-from polygrad_jax.data.recordings import Episode, contexts_at
+from polygrad_jax import EnvSpec, Episode, Policy, fit, make_world_model, preset
+from polygrad_jax.config import GuidanceConfig
+from polygrad_jax.data.recordings import contexts_at
 
 random = np.random.default_rng(0)  # a spinning point that is pushed: 100 episodes of 50 steps
 x, pushes = random.normal(size=(100, 50, 2)), random.uniform(-1, 1, (100, 50, 1))
