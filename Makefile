@@ -4,6 +4,7 @@
 # make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make figures               draws the figures of results/ again from their CSV files
+# make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
@@ -24,7 +25,7 @@ INSTALLED = $(VENV)/installed-$(JAX)
 INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
 
-.PHONY: install train fit dataset figures test lint tensorboard benchmark clean
+.PHONY: install train fit dataset figures test lint docs tensorboard benchmark clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -91,6 +92,22 @@ figures: $(INSTALLED)
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done
 
+# The site is read from the source without importing it: no JAX, and an environment of its own, so that the pins of the
+# package and of the site never meet. NO_MKDOCS_2_WARNING: Material says at every build that it gets critical fixes until
+# May 2027, and that Zensical, its successor, reads the same mkdocs.yml.
+VENV_DOCS = .venv-docs
+$(VENV_DOCS)/installed: requirements-docs.txt
+	@for python in python3.12 python3.11 python3; do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then \
+	    exec $$python -m venv --clear $(VENV_DOCS); fi; \
+	done; echo "no Python found; allowed: 3.11 or newer with venv (Debian: apt install python3-venv)" >&2; exit 2
+	@$(VENV_DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+docs: $(VENV_DOCS)/installed
+	@NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --quiet --strict $(ARGS)
+	@echo "documentation: site/index.html"
+
 tensorboard: $(INSTALLED)
 	@$(BIN)/polygrad tensorboard $(RUN)
 
@@ -99,5 +116,5 @@ benchmark: $(INSTALLED)
 
 # Runs are kept.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_DOCS) site build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent))
+sys.path[:0] = [str(DOCS.parent), str(DOCS)]
+
+from generators import deviations  # noqa: E402
 
 from polygrad_jax import config as configs  # noqa: E402
 
@@ -100,7 +102,7 @@ def _allowed(name: str, declared: Any) -> str:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-PAGES: dict[str, Callable[[], str]] = {"configuration": configuration}
+PAGES: dict[str, Callable[[], str]] = {"configuration": configuration, "deviations": deviations.page}
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = DOCS) -> int:

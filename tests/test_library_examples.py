@@ -1,75 +1,125 @@
-"""The library examples that the README shows: short, verbatim, and doing what they say."""
+"""The examples of the README and the pages: verbatim, short, and doing what they say."""
 
+import ast
+import re
 import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import jax
 import numpy as np
 import pytest
 
-from polygrad_jax import config as configs
-from polygrad_jax.config import ConfigError, EnvSpec
+import polygrad_jax
+from polygrad_jax.config import ConfigError, EnvSpec, preset
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.analysis.opened_run import imagine, open_finished
+from polygrad_jax.data.recordings import Episode, contexts_at, replay_of, transitions_of
 from polygrad_jax.runs.metrics_log import read_rows
-from polygrad_jax.data import recordings as fitting
-from polygrad_jax.data.recordings import Episode, contexts_at, fit, replay_of, transitions_of
+from polygrad_jax.training import fitting
+from polygrad_jax.training.fitting import fit
+from polygrad_jax.training.step import make_model_update
 from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((Path(__file__).parent / "readme_examples").glob("*.py"))
-FROM_A_RUN, OWN_DATA, ADD_A_MODEL = (
-    ROOT / "tests" / "readme_examples" / f"{name}.py"
-    for name in ("imagine_from_a_run", "fit_your_own_data", "add_a_world_model")
-)
+FOLDER = Path(__file__).parent / "readme_examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text())
+
+
+def statements(text: str) -> int:
+    """Lines that are neither blank nor an import."""
+    return sum(bool(line.strip()) and not re.match(r"(import|from) ", line) for line in text.splitlines())
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_the_readme_shows_it_verbatim_and_it_is_short(path):
-    text = path.read_text()
-    assert sum(bool(line.strip()) for line in text.splitlines()) < 20
-    readme = ROOT / "README.md"
-    assert readme.is_file() and f"```python\n{text.rstrip()}\n```" in readme.read_text(), f"{path.name} is not in it"
+def test_an_example_is_shown_verbatim(path):
+    assert any(path.read_text() in blocks(page) for page in PAGES), f"no page shows {path.name}"
+
+
+def test_the_readme_shows_what_is_run_and_nothing_else():
+    shown = blocks(ROOT / "README.md")
+    assert shown == [(FOLDER / "library.py").read_text()]
+    assert len([line for line in shown[0].splitlines() if line.strip()]) <= 12
+    imported = re.findall(r"^from (\S+) import", shown[0], flags=re.MULTILINE)
+    assert imported == ["polygrad_jax"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_is_python(page):
+    for block in blocks(page):
+        ast.parse(block)
+        assert statements(block) <= 25
 
 
 @pytest.fixture
 def nothing_left_registered():
-    before = dict(WORLD_MODELS)
+    before = dict(WORLD_MODELS), dict(gym.registry)
     yield
-    WORLD_MODELS.clear()
-    WORLD_MODELS.update(before)
+    for table, old in zip((WORLD_MODELS, gym.registry), before, strict=True):
+        table.clear()
+        table.update(old)
 
 
-def test_a_world_model_is_added_trained_with_and_opened_again(tmp_path, monkeypatch, capsys, nothing_left_registered):
-    """The first example runs on what the last one made: any world model imagines from a finished run."""
+@pytest.fixture
+def run_shortened(tmp_path, monkeypatch, nothing_left_registered):
+    """Run an example in an empty folder, with a budget of 1,300 environment steps in place of the preset's."""
+
+    def shorter(name, env):
+        config = preset(name, env)
+        return replace(config, loop=replace(config.loop, total_env_steps=1_300))
+
     monkeypatch.chdir(tmp_path)
-    shorter = configs.smoke("hopper")
-    shorter = replace(shorter, loop=replace(shorter.loop, total_env_steps=1_300))
-    monkeypatch.setattr(configs, "smoke", lambda env: shorter)
-    runpy.run_path(str(ADD_A_MODEL))
-    folder = tmp_path / "runs" / "nothing-moves"
-    run = open_finished(folder)
-    assert run.env_steps >= 1_300 and "loss/critic" in read_rows(folder)[-1]
+    monkeypatch.setattr(polygrad_jax, "preset", shorter, raising=False)
+    return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+def test_a_run_is_trained_opened_and_imagined_from(run_shortened, capsys):
+    names = run_shortened("library")
+    assert names["result"].env_steps >= 1_300 and names["result"].folder == Path("runs/library")
+    imagined = names["imagined"]
+    assert imagined.observations.shape == (100, 10, 11) and imagined.actions.shape == (100, 10, 3)
+    z = ((imagined.actions - names["mean"]) / names["std"])[:, :-1]
+    assert f"(1 is on-policy): {z.std()!s}" in capsys.readouterr().out
+
+
+def test_a_world_model_is_added_trained_with_and_opened_again(run_shortened):
+    run_shortened("add_a_world_model")
+    run = polygrad_jax.open_run("runs/nothing-moves")
+    assert run.env_steps >= 1_300 and "agent/critic_loss" in read_rows(run.folder)[-1]
     # The mean reward of what was collected, of which an average over some thousand batches knows most.
     assert float(run.model_state) == pytest.approx(run.transitions.rewards.mean(), rel=0.5)
     contexts = run.contexts(7, jax.random.key(0))
-    segment = imagine(run, contexts, jax.random.key(1))
+    segment = run.imagine(contexts, jax.random.key(1))
     np.testing.assert_array_equal(segment.observations, np.repeat(contexts.observations, 10, axis=1))
     np.testing.assert_array_equal(segment.rewards, np.full((7, 10), run.model_state))
-
-    monkeypatch.setattr(sys, "argv", ["example", str(folder)])
-    names = runpy.run_path(str(FROM_A_RUN))
-    assert names["imagined"].observations.shape == (100, 10, 11)
-    z = ((names["imagined"].actions - names["mean"]) / names["std"])[:, :-1]
-    assert f"(1 is on-policy): {z.std()!s}" in capsys.readouterr().out
+    mean, std = run.policy(segment.observations)
+    z = ((segment.actions - mean) / std)[:, :-1]
     assert float(z.std()) == pytest.approx(1.0, abs=4 / np.sqrt(2 * z.size))  # drawn from the policy
 
 
+def test_an_environment_is_registered_and_trained_on(run_shortened):
+    names = run_shortened("add_an_environment")
+    run = polygrad_jax.open_run("runs/point")
+    assert run.spec == EnvSpec(2, 1) and names["result"].env_steps >= 1_300
+    # The position moves by 0.1 times the velocity, within an episode.
+    stored = run.transitions
+    inside = ~(stored.terminals | stored.truncations)[:-1]
+    position, velocity = stored.observations[:-1].T
+    np.testing.assert_allclose(
+        stored.observations[1:, 0][inside], (position + 0.1 * velocity)[inside], rtol=1e-4, atol=1e-5
+    )
+    assert stored.truncations.any()
+
+
 def test_own_data_are_learnt_and_imagined_under_ones_own_policy():
-    names = runpy.run_path(str(OWN_DATA))
+    names = runpy.run_path(str(FOLDER / "fit_your_own_data.py"))
     imagined = jax.device_get(names["imagined"])
     observations, actions = imagined.observations, imagined.actions
     true = [observations[:, 0]]
@@ -82,7 +132,7 @@ def test_own_data_are_learnt_and_imagined_under_ones_own_policy():
     # On-policy: the policy is N(-0.5 x_1, 0.3^2).
     z = (actions[:, :-1] + 0.5 * observations[:, :-1, 1:]) / 0.3
     assert z.std() == pytest.approx(1.0, abs=0.1) and abs(z.mean()) < 0.15
-    assert float(names["metrics"]["guidance/sigma"]) == pytest.approx(z.std(ddof=1), rel=1e-3)
+    assert float(names["sigma"]) == pytest.approx(z.std(ddof=1), rel=1e-3)
 
 
 # --- arrays to a replay ----------------------------------------------------------------------------------------------
@@ -113,25 +163,27 @@ def test_the_normaliser_is_numpys_mean_and_standard_deviation():
 @pytest.mark.parametrize("padded_actions", ["repeated", "drawn"])
 def test_fitting_is_the_updates_of_the_protocol_one_by_one(padded_actions, monkeypatch):
     monkeypatch.setattr(fitting, "REPORT_EVERY_UPDATES", 5)
-    base = configs.smoke("own")
-    small = {"width": 16, "num_blocks": 1, "batch_size": 8}
-    config = replace(base, horizon=4, denoiser=replace(base.denoiser, **small, padded_actions=padded_actions))
+    base = preset("smoke", "own")
+    config = replace(
+        base,
+        horizon=4,
+        denoiser=replace(base.denoiser, width=16, num_blocks=1),
+        model_training=replace(base.model_training, batch_size=8, padded_actions=padded_actions),
+    )
     model = make_world_model(config, EnvSpec(2, 1))
     episodes, key = episodes_of([40, 30], [True, False]), jax.random.key(3)
     seen = []
-    state, normaliser = fit(model, episodes, config, key, 7, lambda n, m: seen.append((n, m["denoiser/loss"])))
+    state, normaliser = fit(model, episodes, config, key, 7, lambda n, m: seen.append((n, m["world_model/loss"])))
     replay = replay_of(transitions_of(episodes), 4)
     init_key, update_key = jax.random.split(key)
-    by_hand, update = model.init(init_key), jax.jit(model.update)
-    sample, draw = jax.jit(replays.sample, static_argnums=(2, 3)), jax.jit(replays.draw_padded_actions)
+    by_hand, update, losses = model.init(init_key), jax.jit(make_model_update(model, config)), []
     for k in range(7):
         batch_key, noise_key = jax.random.split(jax.random.fold_in(update_key, k))
-        batch = sample(replay, batch_key, 8, 4)
-        if padded_actions == "drawn":
-            batch = draw(replay, jax.random.fold_in(batch_key, 1), batch)
-        by_hand, metrics = update(by_hand, batch, normaliser, noise_key)
+        by_hand, metrics = update(by_hand, replay, normaliser, batch_key, noise_key)
+        losses.append(float(metrics["world_model/loss"]))
     assert [n for n, _ in seen] == [5, 7] and int(state.updates) == 7
-    assert seen[-1][1] == pytest.approx(float(metrics["denoiser/loss"]), rel=1e-3)
+    # Means over the updates since the last report.
+    assert [loss for _, loss in seen] == pytest.approx([np.mean(losses[:5]), np.mean(losses[5:])], rel=1e-3)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(by_hand.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -153,7 +205,7 @@ def test_fitting_is_the_updates_of_the_protocol_one_by_one(padded_actions, monke
     ],
 )
 def test_arrays_that_do_not_fit_are_one_line(episodes, updates, words):
-    config = replace(configs.smoke("own"), horizon=4)
+    config = replace(preset("smoke", "own"), horizon=4)
     with pytest.raises(ConfigError, match=words) as raised:
         fit(make_world_model(config, EnvSpec(2, 1)), episodes, config, jax.random.key(0), updates)
     assert "\n" not in str(raised.value)

@@ -181,8 +181,8 @@ def update(
 def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
     """``target_change`` at ``progress`` (0 to 1, clipped) of the policy updates: on a line to ``final_target_change``.
 
-    DEVIATION from paper and official code, whose target stays: where the gradient is mostly noise, steps of constant
-    size make a policy walk away from what it has found.
+    DEVIATION from paper and official code, whose target is constant: where the gradient is mostly noise, steps of
+    constant size carry a policy away from a good solution.
     """
     if config.final_target_change == 0:
         return config.target_change
@@ -309,8 +309,8 @@ def _update_actor(
     )
     network_gradients, norm = clip_by_norm(gradients["network"], config.grad_clip)
     gradients = {"network": network_gradients, "log_std": gradients["log_std"]}  # the log-std's is not clipped
-    # DEVIATION: the official code's every retry advances Adam's moments again and starts from the log-std where the
-    # last try left it. Here Adam's direction is computed once and all parameters are searched along it.
+    # DEVIATION from the official code, where every retry advances Adam's moments again and starts from the log-std of
+    # the last try: Adam's direction is computed once, and the search moves all parameters along it.
     direction, adam = adam_direction(gradients, state.actor_adam)
 
     def step_to(learning_rate: Array) -> Params:

@@ -18,7 +18,9 @@ def gae(rewards: Array, values: Array, terminals: Array, gamma: float, lam: floa
     A trajectory that stops without a terminal (a time limit, the end of the horizon) bootstraps from its last value.
 
     Args:
-      rewards, values, terminals: ``[B, H]``, rewards and values raw, terminals 0 or 1.
+      rewards: ``[B, H]`` raw.
+      values: ``[B, H]`` raw.
+      terminals: ``[B, H]`` 0 or 1.
 
     Returns:
       advantages ``[B, H - 1]``, targets ``[B, H - 1]``.

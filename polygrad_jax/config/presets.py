@@ -53,7 +53,7 @@ def paper(env: str) -> Config:
             "env.name": env,
             # Paper, Table 4: Hopper with the residual MLP has tau 0.1, everything else 1.
             "diffusion.tau": 0.1 if task == "hopper" else 1.0,
-            # DEVIATION: the paper does not count the prefill in its budget; we do.
+            # DEVIATION from the paper, whose budget does not count the prefill: ours does.
             "loop.total_env_steps": steps + 5_000,
         },
     )

@@ -154,9 +154,9 @@ def _add_to_pair(high: Array, low: Array, increment: Array) -> tuple[Array, Arra
 def _mean_std(moments: Moments) -> MeanStd:
     variance = moments.m2 / _as_float(jnp.maximum(moments.count, 1))
     root_mean_square = jnp.sqrt(variance + jnp.square(moments.mean))
-    # DEVIATION: the official code divides by std + 1e-6. A reward that is always 1.0 would then turn the zero
-    # reward of padding into -1e6; a floor relative to the root mean square makes it -100, and a channel that
-    # varies by more than a hundredth of its size is not touched.
+    # DEVIATION from the official code, which divides by std + 1e-6: a reward that is always 1.0 would then turn the
+    # zero reward of padding into -1e6. With a floor relative to the root mean square it becomes -100, and a channel
+    # that varies by more than a hundredth of its size does not change.
     floor = ABSOLUTE_STD_FLOOR + RELATIVE_STD_FLOOR * root_mean_square
     std = jnp.maximum(jnp.sqrt(variance), floor)
     return MeanStd(mean=moments.mean, std=jnp.where(moments.count > 0, std, jnp.ones_like(std)))

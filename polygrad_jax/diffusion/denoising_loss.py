@@ -22,9 +22,9 @@ Denoise = Callable[[Params, Array, Array, Array], Array]
 def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser:
     """The normaliser with terminals divided by ``terminal_std`` (raw units); as it is where that is 0.
 
-    DEVIATION, where it is not 0: divided by its own std a rare terminal is a channel some ten times as loud as the
-    others. When an episode ends is then legible in a trajectory of almost pure noise, where the actions are not yet,
-    so that sampling settles it before the actions that cause it.
+    DEVIATION from paper and official code where it is not 0. Divided by its own std, a rare terminal is a channel about
+    ten times as loud as the others. The end of an episode can then be read from almost pure noise, when the actions
+    cannot, and sampling decides it before the actions that cause it.
     """
     if terminal_std == 0:
         return normaliser
@@ -98,9 +98,10 @@ def denoising_loss(
     c = jax.tree.map(lambda x: x[steps][:, None, None], schedule)
     initial = normed_traj[:, :context_length, :-2]
     noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)
-    # DEVIATION from the paper, as the official code: the actions are scaled like the clean trajectory, without noise.
+    # DEVIATION from the paper, like the official code: actions are scaled like the clean trajectory, without noise.
     output = denoise(params, noisy, c.sqrt_alpha_bar * normed_actions, steps)
-    # DEVIATION from the paper's epsilon, as the official code: by default the network predicts the clean trajectory.
+    # DEVIATION from the paper, like the official code: by default the network predicts the clean trajectory, not the
+    # noise.
     target = normed_traj if prediction == "clean" else noise
     # The initial state is given: whatever the network says of it costs nothing and teaches nothing.
     output = set_initial_state(output, target[:, :context_length, :-2])

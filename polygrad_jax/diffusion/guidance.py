@@ -150,7 +150,7 @@ def largest_delta(policy: Gaussian) -> Array:
 def update_log_delta(log_delta: Array, sigma: Array, largest: Array, config: GuidanceConfig) -> Array:
     """Return log delta after Eq. 10: ``log delta += lr * (sigma - 1)``, between ``largest`` (delta) and 1e-6 of it.
 
-    DEVIATION from paper and official code: both leave delta unbounded.
+    DEVIATION from paper and official code, which leave delta unbounded.
     """
     return jnp.clip(
         log_delta + config.delta_lr * (sigma - 1.0), jnp.log(largest * LEAST_DELTA_SHARE), jnp.log(largest)

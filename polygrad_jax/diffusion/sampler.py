@@ -89,7 +89,7 @@ def clip_change(old: Array, new: Array, tolerance: Array) -> Array:
 def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: bool) -> Array:
     """Largest change of a normalised channel in this step; infinite where the clip does not hold.
 
-    DEVIATION from the paper, as the official code: the paper has no such clip.
+    DEVIATION from the paper, which has no such clip; the official code has it.
     """
     below = 1 if last_step_only else config.state_change_clip_below
     if config.state_change_clip == 0:
@@ -118,22 +118,23 @@ def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coeffic
     policy = policy_at(given, rule.reads(states))
     raw = unnormalise(before.actions, given.normaliser.actions)
     clipped = clip_to_policy(raw, policy, sampler.guidance.clip_std) if rule.clips else raw
-    # DEVIATION from Eq. 11, as the official code: the clip comes before the score step.
+    # DEVIATION from Eq. 11, like the official code: the clip comes before the score step.
     guided = Guided(clipped if rule.clips_while_moving else raw, before.residual)
     strength = Strength(given.delta, jnp.where(c.is_last, 1.0, sampler.guidance.relaxation), c.is_last)
     moved = rule.move(guided, policy, strength, draws.actions)  # line 10
 
     if rule.moves_states:
         clean = _move_states(given, clean, moved.actions)
-        # DEVIATION from the intent, as the official code: under this ablation the state-change clip is lost.
+        # DEVIATION from the paper's intent, like the official code: this ablation loses the state-change clip.
         mean = jnp.where(c.is_last, mean, posterior_mean(clean, traj, c))
 
-    # line 12. DEVIATION from the paper, as the official code: in the last step actions are still clipped.
+    # line 12. DEVIATION from the paper, like the official code: the last step still clips the actions.
     last = moved.actions if rule.keeps_residual else clipped
     actions = normalise(jnp.where(c.is_last, last, moved.actions), given.normaliser.actions)
     if rule.adds_noise:
         actions = actions + c.action_noise_std * draws.actions
-    # line 13. DEVIATION, as the official code: posterior std instead of sqrt(beta), and none in the last step.
+    # line 13. DEVIATION from the paper, like the official code: the noise has the posterior std instead of
+    # sqrt(beta), and the last step adds none.
     return Diffusing(mean + c.posterior_std * draws.traj, actions, moved.residual)
 
 

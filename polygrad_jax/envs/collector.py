@@ -111,8 +111,8 @@ class Collector:
         action = np.array(action, np.float32)
         if not np.all(np.isfinite(action)):  # MuJoCo would take it for zero and go on
             raise EnvStepError(f"{self._where()} was given action {action}; it must be finite")
-        # DEVIATION: the paper does not say; as in the official code an action is clipped to the action space only
-        # when executed, and stored as it was sampled, so that its density under the policy stays right.
+        # DEVIATION: the paper does not say. Like the official code, clip an action to the action space only when it is
+        # executed, and store it as sampled, so that its density under the policy stays right.
         executed = np.clip(action, -1.0, 1.0)
         before = self.observation
         state = simulator.read_state(self._env) if self._has_state else None

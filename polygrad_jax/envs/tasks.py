@@ -35,8 +35,8 @@ def gymnasium_id(config: EnvConfig) -> str:
         ConfigError: no such task or version; near matches are named.
     """
     if config.name in NAMED_TASKS:
-        # DEVIATION: the paper ran the v3 tasks, whose MuJoCo binding is no longer maintained. v4 is the same task
-        # on today's MuJoCo; v5 gives no healthy reward on the fatal step and changes Walker2d's right foot.
+        # DEVIATION from the paper, which used the v3 tasks: their MuJoCo binding is no longer maintained. v4 is the
+        # same task on today's MuJoCo. v5 gives no healthy reward on the fatal step and changes Walker2d's right foot.
         if config.version not in VERSIONS:
             raise ConfigError(f"env.version is {config.version}; allowed for {config.name} is one of {VERSIONS}")
         return f"{NAMED_TASKS[config.name]}-v{config.version}"

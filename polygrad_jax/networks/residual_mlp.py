@@ -37,7 +37,7 @@ class ResidualMLPDenoiser(nn.Module):
         x = jnp.concatenate([normed_traj, normed_actions], axis=-1).reshape(normed_traj.shape[0], -1)
         embed_dim = max(x.shape[-1], self.embed_dim)
         x = Dense(embed_dim, self.precision, name="embedding")(x)
-        # DEVIATION: the paper adds the step embedding at every layer; the official code, followed here, once.
+        # DEVIATION from the paper, like the official code: the step embedding is added once, not at every layer.
         x = x + RandomFourierEmbedding(embed_dim, name="step_embedding")(step)
         x = Dense(self.width, self.precision, name="input")(x)
         for i in range(self.num_blocks):

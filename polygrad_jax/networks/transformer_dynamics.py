@@ -13,9 +13,9 @@ from polygrad_jax.types import Array
 class TransformerDynamics(nn.Module):
     """The denoiser's transformer without the diffusion step; positions are learnt and counted from the first pair seen.
 
-    DEVIATION from the official code: the token of time k holds state and action of k, and predicts the reward and the
-    terminal of k beside the next state. There it holds the reward and the terminal of k too and predicts those of
-    k + 1, whose action it has not seen.
+    DEVIATION from the official code: the token of time k holds state and action of k and predicts the next state with
+    the reward and the terminal of k. In the official code it also holds the reward and the terminal of k and predicts
+    those of k + 1, whose action it has not seen.
     """
 
     outputs: int

@@ -179,7 +179,7 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
 
     def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         state = insert(state, chunk)  # 5
-        # DEVIATION from Algorithm 3, as the official code: the policy learns from the model before its updates.
+        # DEVIATION from Algorithm 3, like the official code: the policy learns from the model before its updates.
         policy, model = improve_policy(state), improve_model(state)
         model_state, output = finish(model.world_model, policy, model.metrics)
         return join(state, policy, model, model_state), output

@@ -4,8 +4,8 @@ The denoiser of PolyGRAD, trained by the same Algorithm 1 on two states and aske
 state only its observation is predicted: its action is not chosen yet, so that its action, reward and terminal stand at
 zero (normalised), in training as in imagination.
 
-DEVIATION from the paper, which takes SynthER's network (Lu et al. 2023) with the action beside its input: with
-PolyGRAD's own denoiser and schedule, one pass is compared with many and not one network with another.
+DEVIATION from the paper, which takes SynthER's network (Lu et al. 2023) with the action as an extra input: with
+PolyGRAD's own denoiser and schedule, one pass is compared with many passes, not one network with another.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class AutoregressiveState:
 def single_steps(windows: Segment, key: Array) -> Segment:
     """``[B, 2]`` to ``[B, 2]``: B of the transitions that the windows hold, each as the beginning of a window.
 
-    DEVIATION from the official code, whose windows never begin with a terminal step (starts end one short of it), so
-    that a one-step model cannot learn when episodes end. A second step that ended its episode joins the first steps,
-    padded as the replay pads, and all have the same chance: the last two transitions of an episode count as others.
+    DEVIATION from the official code, whose windows never begin with a terminal step, so that a one-step model cannot
+    learn when episodes end. Here a second step that ended its episode joins the first steps, padded as the replay pads,
+    and every transition of an episode is drawn with the same probability.
     """
     batch = windows.terminals.shape[0]
     padded = jax.tree.map(lambda x: x[:, [1, 1]], windows)
@@ -62,7 +62,7 @@ def without_what_follows(normed_traj: Array, normed_actions: Array) -> tuple[Arr
     """``[B, 2, O+2]`` and ``[B, 2, A]`` with zeros for the second state's reward, terminal and action.
 
     DEVIATION from the official code, which shows the second action in training and a zero in imagination: an action
-    of a policy tells the state that it was chosen in.
+    reveals the state that the policy chose it in.
     """
     return normed_traj.at[:, 1, -2:].set(0.0), normed_actions.at[:, 1].set(0.0)
 
@@ -113,7 +113,7 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
         normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
         choice_key, noise_key = jax.random.split(key)
         steps = single_steps(segment, choice_key)
-        # DEVIATION from the official code, which shows actions as sampled: the environment executes the clipped one.
+        # DEVIATION from the official code, which shows actions as sampled: the environment executes clipped actions.
         packed = pack(steps.replace(actions=executed(steps.actions)), normaliser)
         return gradient_step(state, without_what_follows(*packed), steps, normaliser, noise_key)
 

@@ -118,12 +118,12 @@ def losses(
 ) -> tuple[dict[str, Array], Array]:
     """Every loss per step of real windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
 
-    DEVIATION: the published model reads rewards and ends from posterior latents only, as its replay has the state that
-    follows a terminal step. Ours has not (see above). The reward of step k is read from the successor's posterior where
-    there is one, else from a draw of its prior; the end is read from a draw of the prior at every step. Were it read
-    from the posterior wherever there is one, ending steps would be those without, and the head could learn to tell
-    draws of the two apart, all of which in imagination come from the prior. No loss reaches the prior through its
-    draws: it is trained by the KL, as published.
+    DEVIATION from the published model, which reads rewards and ends from posterior latents only: its replay has the
+    state that follows a terminal step, ours has not (see above). The reward of step k is read from the successor's
+    posterior where one exists, else from a draw of its prior. The end is read from a draw of the prior at every step:
+    if the head read posteriors where they exist, the ending steps would be those without one, and the head could learn
+    to tell draws of the two apart, while in imagination all come from the prior. No loss reaches the prior through its
+    draws; the KL trains it, as published.
     """
     posterior_key, prior_key = jax.random.split(key)
     segment, real = without_padding(segment)

@@ -5,19 +5,18 @@ The networks and the loss are those of MBPO (Janner et al. 2019, after PETS, Chu
 swish, learned bounds of the log-variance, decay by layer, Adam at 1e-3, the 5 members of the lowest held-out loss
 imagine. ``networks/probabilistic_mlp.py`` is one member; here they are one pytree with a leading axis ``E``.
 
-DEVIATION, where this differs from MBPO and from the PyTorch version of it that the paper used
-(github.com/Xingyu-Lin/mbpo_pytorch):
+DEVIATION from MBPO and from its PyTorch version, which the paper used (github.com/Xingyu-Lin/mbpo_pytorch):
 
-- One gradient step at a time, on whatever the replay holds then, as the protocol asks. MBPO stops collecting every 250
-  steps, trains all members until none gets better on held-out data, and keeps each member's best epoch.
-- The bootstrap is drawn anew for every batch. MBPO draws one from all data for each of those trainings, the PyTorch
-  version none at all (each member shuffles for itself).
-- What is held out follows from a transition's row number and never trains, all run long; its loss is a running average
-  over updates. MBPO splits anew (and at random) for every training, so that every transition trains at some time.
+- Training takes one gradient step at a time on what the replay holds then, as the protocol asks. MBPO stops collecting
+  every 250 steps, trains all members until none improves on held-out data, and keeps each member's best epoch.
+- The bootstrap is drawn for every batch. MBPO draws one from all data for each training; the PyTorch version draws none
+  (each member shuffles the data for itself).
+- The held-out transitions follow from their row numbers and never train during a run; their loss is a running average
+  over updates. MBPO splits at random for every training, so that every transition trains at some time.
 - Channels are changes of normalised observations, and normalised rewards, so that units do not matter. MBPO
   standardises the inputs only. Actions span [-1, 1] already and are not standardised, but clipped as when executed.
-- Every member has bounds of its own for its log-variance; MBPO's members share them, and the PyTorch version does not
-  learn them.
+- Every member has its own bounds of the log-variance. MBPO's members share them; the PyTorch version does not learn
+  them.
 - Terminals are classified, by a head of every member; MBPO is given each environment's rule. The head judges state and
   action, not the next state: the replay does not store the state in which an episode ended.
 - For the same reason the step that ended an episode teaches its reward and its terminal, but no next state; MBPO

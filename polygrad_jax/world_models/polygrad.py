@@ -227,8 +227,8 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
         if classifies:
             terminals = terminal_classifier.classify(state.classifier.params, segment, normaliser)
         else:
-            # DEVIATION from the official code, whose imagined terminals may go back to 0: what follows an end has
-            # weight 0 either way, but its advantages count when advantages are standardised.
+            # DEVIATION from the official code, whose imagined terminals may return to 0: imagined terminals are
+            # absorbing. What follows an end has weight 0 either way, but counts where advantages are standardised.
             terminals = jax.lax.cummax(segment.terminals, axis=1)
         segment = segment.replace(terminals=terminals)
 

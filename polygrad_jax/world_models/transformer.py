@@ -61,7 +61,7 @@ def prediction_loss(outputs: Array, segment: Segment, normaliser: Normaliser) ->
     """Mean squared error of ``outputs [B, T, O+2]``, what a network says of the first T of ``T + 1`` states.
 
     Behind a terminal nothing counts, of a terminal step its reward and terminal alone: the state after it is unknown.
-    DEVIATION from the official code, which learns from padding too.
+    DEVIATION from the official code, which also learns from padding.
     """
     normed_traj, _ = pack(segment, normaliser)
     targets = jnp.concatenate([normed_traj[:, 1:, :-2], normed_traj[:, :-1, -2:]], axis=-1)
@@ -86,7 +86,7 @@ def prediction_loss(outputs: Array, segment: Segment, normaliser: Normaliser) ->
 
 def pair(raw_obs: Array, raw_actions: Array, normaliser: Normaliser) -> Array:
     """Tokens ``[..., O+A]`` of raw observations and actions, the latter as executed."""
-    # DEVIATION from the official code, which shows actions as sampled: the environment executes the clipped one.
+    # DEVIATION from the official code, which shows actions as sampled: the environment executes clipped actions.
     actions = normalise(executed(raw_actions), normaliser.actions)
     return jnp.concatenate([normalise(raw_obs, normaliser.observations), actions], axis=-1)
 
@@ -132,9 +132,9 @@ Extend = Callable[[TransformerDynamics, Params, History, Array], tuple[History, 
 def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
     """The transformer behind the protocol of :class:`WorldModel`; ``imagine`` takes a context of any length.
 
-    DEVIATION from a cache throughout: keys and values are cached only while there are at most C pairs. When the window
-    slides, every pair gets another position, and the blocks above the first have mixed the forgotten pair into what
-    they cached of the others; so a full window is computed anew, which is what the network was trained on.
+    DEVIATION from caching throughout: keys and values are cached only while there are at most C pairs. When the window
+    slides, the position of every pair changes, and the blocks above the first have mixed the dropped pair into their
+    cached values of the others. A full window is therefore computed anew, as in training.
     """
     settings = config.transformer
     network = make_network(settings, spec, config.precision)
