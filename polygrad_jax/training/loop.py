@@ -393,6 +393,8 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
             at.clock.collecting += collected - began
             at.clock.training += time.perf_counter() - collected - (programs.waited - waited_before)
             at.clock.compiling = compiled_before + programs.seconds
+            if not warming_up:
+                progress.learnt(at.env_steps)
 
             over = at.env_steps >= loop.total_env_steps
             evaluate_now, log_now, save_now = (

@@ -2,11 +2,10 @@
 
 import csv
 import io
+import json
 import os
+import re
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,15 +17,20 @@ import pytest
 import scipy.stats
 from recorded import record
 
+from polygrad_jax import cli
 from polygrad_jax import config as configs
+from polygrad_jax.analysis import action_spread, figures, films, opened_run, reports
+from polygrad_jax.analysis.opened_run import diffuse, open_run
 from polygrad_jax.config import Config, ConfigError, EnvConfig
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.episodes import run_episodes
-from polygrad_jax.analysis import action_spread as measures, figures, films as rendering, opened_run as finished_run, reports as looking
-from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz
-from polygrad_jax.analysis.opened_run import diffuse, imagine, open_finished, read_evaluations
-from polygrad_jax.training.loop import train, without_optimisers
-from polygrad_jax.runs.metrics_log import read_rows
+from polygrad_jax.envs.prediction_error import squared_errors, staying_still
+from polygrad_jax.runs import checkpoints as checkpoint_files
+from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz, nested
+from polygrad_jax.runs.metrics_log import read_rows, todays_metric
+from polygrad_jax.runs.saved_run import read_evaluations
+from polygrad_jax.training.loop import train
+from polygrad_jax.training.train_state import without_optimisers
 
 pytestmark = [
     # imageio's encoder is a process of its own, and so are the entry points; JAX warns of every fork.
@@ -35,30 +39,32 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file <_io.Buffered:ResourceWarning"),
 ]
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 needs_gl = pytest.mark.skipif(
-    all(rendering.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
+    all(films.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
 )
 
 
 def tiny(env: str, total_env_steps: int) -> Config:
-    base = configs.smoke(env)
-    return replace(
-        base,
-        horizon=6,
-        diffusion=replace(base.diffusion, num_steps=4, sampling_steps=4),
-        denoiser=replace(base.denoiser, width=32, num_blocks=1, batch_size=16),
-        a2c=replace(base.a2c, trajectories=8, hidden_size=16),
-        loop=replace(
-            base.loop,
-            total_env_steps=total_env_steps,
-            prefill_env_steps=600,
-            denoiser_warmup_env_steps=50,
-            replay_capacity=1_000,  # the oldest transitions of the longer run are no longer drawn
-            eval_every_env_steps=300,
-            checkpoint_every_env_steps=300,
-            error_trajectories=4,
-        ),
+    return configs.override(
+        configs.smoke(env),
+        {
+            "horizon": 6,
+            "diffusion.num_steps": 4,
+            "diffusion.sampling_steps": 4,
+            "denoiser.width": 32,
+            "denoiser.num_blocks": 1,
+            "model_training.batch_size": 16,
+            "model_training.warmup_env_steps": 50,
+            "a2c.trajectories": 8,
+            "a2c.hidden_size": 16,
+            "loop.total_env_steps": total_env_steps,
+            "loop.prefill_env_steps": 600,
+            "loop.replay_capacity": 1_000,  # the oldest transitions of the longer run are no longer drawn
+            "loop.eval_every_env_steps": 300,
+            "loop.checkpoint_every_env_steps": 300,
+            "loop.error_trajectories": 4,
+        },
     )
 
 
@@ -78,7 +84,7 @@ def pendulum(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(hopper):
-    return open_finished(hopper)
+    return open_run(hopper)
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
@@ -96,15 +102,15 @@ def table(path: Path) -> dict[str, np.ndarray]:
 def test_the_newest_checkpoint_is_what_is_opened(run, hopper):
     checkpoints = Checkpoints(hopper / "checkpoints")
     step = checkpoints.steps()[-1]
-    stored, _ = checkpoints._read(step)
+    stored = checkpoints.read(step).arrays
     checkpoints.close()
     assert run.env_steps == step >= 1_300
-    for name, value in flatten_named(run.actor).items():
+    for name, value in flatten_named(run.policy.params).items():
         # the preset evaluates an average of the policy; what learns is beside it
-        np.testing.assert_array_equal(value, stored[f"train_state/learner/averaged_actor/{name}"])
-        assert np.any(value != stored[f"train_state/learner/actor/{name}"])
-    for name, value in flatten_named(run.learner.actor).items():
-        np.testing.assert_array_equal(value, stored[f"train_state/learner/actor/{name}"])
+        np.testing.assert_array_equal(value, stored[f"train_state/agent/averaged_actor/{name}"])
+        assert np.any(value != stored[f"train_state/agent/actor/{name}"])
+    for name, value in flatten_named(run.agent_state).items():
+        np.testing.assert_array_equal(value, stored[f"train_state/agent/{name}"])
     for name, value in flatten_named(run.model_state).items():
         np.testing.assert_array_equal(value, stored[f"train_state/world_model/{name}"])
 
@@ -119,11 +125,12 @@ def test_the_normaliser_is_the_statistics_of_the_finished_episodes(run):
 
 
 def test_the_best_evaluation_is_opened_when_asked_for(hopper):
-    best, written = open_finished(hopper, "best"), load_npz(hopper / "best.npz")
-    for name, value in flatten_named(best.actor).items():
-        np.testing.assert_array_equal(value, flatten_named(written["actor"])[name])
-    newest = without_optimisers(open_finished(hopper).model_state)
-    assert newest.adam is None and jax.tree.structure(best.model_state) == jax.tree.structure(newest)
+    best, written = open_run(hopper, "best"), load_npz(hopper / "best.npz")
+    for name, value in flatten_named(best.policy.params).items():
+        np.testing.assert_array_equal(value, flatten_named(written["agent"]["averaged_actor"])[name])
+    newest = without_optimisers(open_run(hopper).model_state)
+    assert newest.adam is None and best.agent_state.actor_adam is None
+    assert jax.tree.structure(best.model_state) == jax.tree.structure(newest)
     evaluations = read_evaluations(hopper)
     assert best.env_steps == evaluations["env_steps"][evaluations["return_mean"].argmax()]
 
@@ -134,11 +141,11 @@ def test_contexts_are_starts_of_windows_and_know_their_simulator_state(run):
     np.testing.assert_array_equal(contexts.observations[:, 0], run.transitions.observations[rows])
     # The replay keeps 1,000; the last row of an episode starts no window.
     assert rows.min() >= run.env_steps - 1_000 - replays_slack(run) and not run.transitions.terminals[rows].any()
-    env = registry.make(run.config.env)
+    env = tasks.make(run.config.env)
     env.reset(seed=0)
     for row, state in zip(rows, run.simulator_states(contexts), strict=True):
         np.testing.assert_array_equal(
-            simulator.set_state(env, state).astype(np.float32), run.transitions.observations[row]
+            mujoco_state.set_state(env, state).astype(np.float32), run.transitions.observations[row]
         )
 
 
@@ -154,9 +161,9 @@ def test_looking_changes_nothing_not_even_what_a_running_training_has_not_finish
     unfinished.mkdir()
     (folder / "replay" / "transitions_000000009999_000000010000.npz.tmp").write_bytes(b"half")
     before = files(folder)
-    watched = open_finished(folder)
-    imagine(watched, watched.contexts(2, jax.random.key(0)), jax.random.key(1))
-    open_finished(folder, "best")
+    watched = open_run(folder)
+    watched.imagine(watched.contexts(2, jax.random.key(0)), jax.random.key(1))
+    open_run(folder, "best")
     assert files(folder) == before
 
 
@@ -169,9 +176,61 @@ def test_a_damaged_newest_checkpoint_is_said_and_left_alone(hopper, tmp_path, ca
         if file.is_file():
             file.write_bytes(b"")
     before = files(folder)
-    assert open_finished(folder).env_steps == steps[-2]
+    assert open_run(folder).env_steps == steps[-2]
     assert f"warning: checkpoint {folder}/checkpoints/{steps[-1]} cannot be read" in capsys.readouterr().err
     assert files(folder) == before
+
+
+# --- folders of the revision before ----------------------------------------------------------------------------------
+
+
+def as_version_1(folder: Path, target: Path, monkeypatch) -> Path:
+    """A copy with the names of arrays, fields and metrics, and the format version, of the revision before."""
+    shutil.copytree(folder, target)
+    kept = Checkpoints(target / "checkpoints")
+    stored = kept.read(kept.steps()[-1])
+    arrays = {name.replace("train_state/agent", "train_state/learner"): x for name, x in stored.arrays.items()}
+    actor = nested(stored.arrays)["train_state"]["agent"]["actor"]
+    arrays |= flatten_named({"acting_actor": actor, "next_actor": actor})
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_files, "FORMAT_VERSION", 1)
+        kept.save(stored.step, arrays, stored.host)
+    kept.close()
+
+    best = load_npz(target / "best.npz")
+    agent = best.pop("agent")
+    checkpoint_files.export_npz(target / "best.npz", best | {"actor": agent["averaged_actor"]})
+
+    config, former = open_run(folder).config, {now: before for before, now in configs.RENAMED.items()}
+    named = {former.get(name, name): value for name, value in configs.flatten(config)}
+    named |= {name: removed.constant for name, removed in configs.REMOVED.items()}
+    del named["compilation_cache"]
+    tree = nested({name.replace(".", "/"): value for name, value in named.items()})
+    (target / "config.json").write_text(json.dumps(tree))
+
+    text = (target / "metrics.jsonl").read_text()
+    (target / "metrics.jsonl").write_text(text.replace("world_model/", "denoiser/").replace("agent/", "policy/"))
+    return target
+
+
+def test_a_folder_of_the_revision_before_can_be_looked_at_but_not_resumed(hopper, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = as_version_1(hopper, tmp_path / "before", monkeypatch)
+    for which in ("newest", "best"):
+        old, new = open_run(before, which), open_run(hopper, which)
+        assert (old.env_steps, old.config) == (new.env_steps, new.config)
+        for x, y in zip(jax.tree.leaves(old.policy.params), jax.tree.leaves(new.policy.params), strict=True):
+            np.testing.assert_array_equal(x, y)
+        contexts, key = new.contexts(2, jax.random.key(0)), jax.random.key(1)
+        np.testing.assert_array_equal(old.imagine(contexts, key).observations, new.imagine(contexts, key).observations)
+    assert cli.main(["evaluate", str(before), "--episodes", "1", "--which", "best"]) == 0
+    assert cli.main(["imagine", str(before), "--trajectories", "2", "--no-video"]) == 0
+    assert cli.main(["plot", str(before)]) == 0
+    names = {name for row in open_run(before).saved.rows for name in row}
+    assert {"world_model/loss", "agent/entropy"} <= names and "denoiser/loss" not in names
+    capsys.readouterr()
+    line = complaint(capsys, "train", "--run", str(before))
+    assert "format version 1 and cannot be resumed" in line and "begin anew" in line
 
 
 # --- imagining -------------------------------------------------------------------------------------------------------
@@ -179,7 +238,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_left_alone(hopper, tmp_path, ca
 
 def test_imagining_begins_at_the_contexts_and_the_strip_ends_in_it(run):
     contexts, key = run.contexts(5, jax.random.key(2)), jax.random.key(3)
-    segment = imagine(run, contexts, key)
+    segment = run.imagine(contexts, key)
     np.testing.assert_allclose(segment.observations[:, 0], contexts.observations[:, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(segment.rows, contexts.rows)
     stages = diffuse(run, contexts, key)
@@ -193,8 +252,8 @@ def test_imagining_begins_at_the_contexts_and_the_strip_ends_in_it(run):
 
 
 def test_imagined_trajectories_are_exported_as_plain_arrays(run, tmp_path):
-    segment = imagine(run, run.contexts(3, jax.random.key(0)), jax.random.key(1))
-    finished_run.export_segment(tmp_path / "t.npz", segment, policy_mean=np.zeros(2))
+    segment = run.imagine(run.contexts(3, jax.random.key(0)), jax.random.key(1))
+    opened_run.export_segment(tmp_path / "t.npz", segment, policy_mean=np.zeros(2))
     with np.load(tmp_path / "t.npz") as stored:
         assert sorted(stored) == ["actions", "observations", "policy_mean", "rewards", "rows", "terminals"]
         np.testing.assert_array_equal(stored["observations"], segment.observations)
@@ -208,19 +267,19 @@ def test_squared_errors_by_hand():
     # Horizon 1: (1^2 + 3^2) / 2 = 5. Horizon 2: (2^2 + 0^2) / 2 = 2.
     replayed = np.array([[[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]])
     predicted = replayed + np.array([[[9.0, 9.0], [1.0, -3.0], [2.0, 0.0]]])
-    assert measures.squared_errors(predicted, replayed).tolist() == [[5.0, 2.0]]
+    assert squared_errors(predicted, replayed).tolist() == [[5.0, 2.0]]
     # Nothing moves: horizon 1 off by (1, 1), horizon 2 by (2, 2).
-    assert measures.squared_errors(measures.staying_still(replayed), replayed).tolist() == [[1.0, 4.0]]
+    assert squared_errors(staying_still(replayed), replayed).tolist() == [[1.0, 4.0]]
 
 
 def test_mean_and_quartiles_are_over_trajectories():
-    error = measures.by_horizon(np.array([[0.0], [1.0], [2.0], [3.0], [14.0]]))
+    error = action_spread.by_horizon(np.array([[0.0], [1.0], [2.0], [3.0], [14.0]]))
     assert (error.mean[0], error.lower_quartile[0], error.upper_quartile[0]) == (4.0, 1.0, 3.0)
 
 
 def test_spread_is_scipys():
     values = np.random.default_rng(0).standard_t(5, (7, 11, 3)) * 1.3 + 0.2
-    spread = measures.spread_of(values)
+    spread = action_spread.spread_of(values)
     assert spread.ks_distance == pytest.approx(scipy.stats.kstest(values.ravel(), "norm").statistic, rel=1e-12)
     assert spread.excess_kurtosis == pytest.approx(scipy.stats.kurtosis(values.ravel()), rel=1e-9)
     assert (spread.mean, spread.std) == pytest.approx((values.mean(), values.std(ddof=1)))
@@ -228,7 +287,8 @@ def test_spread_is_scipys():
 
 def test_standardised_actions_leave_the_last_state_out():
     # (a - mu) / sigma: (3 - 1) / 2 = 1; the second state is the last.
-    z = measures.standardised_actions(np.array([[[3.0], [99.0]]]), np.array([[[1.0], [0.0]]]), np.full((1, 2, 1), 2.0))
+    actions, mean, std = np.array([[[3.0], [99.0]]]), np.array([[[1.0], [0.0]]]), np.full((1, 2, 1), 2.0)
+    z = action_spread.standardised_actions(actions, mean, std)
     assert z.tolist() == [[[1.0]]]
 
 
@@ -240,10 +300,10 @@ def test_evaluation_is_whole_episodes_with_the_mean_action(run, hopper, tmp_path
     shutil.copytree(hopper, folder)
 
     def mean_action(raw_obs):
-        return np.asarray(run.policy_apply(run.actor, raw_obs)[0])
+        return np.asarray(run.policy(raw_obs)[0])
 
     expected = run_episodes(run.config.env, mean_action, 3, seed=5)
-    assert looking.evaluate_command([str(folder), "--episodes", "3", "--seed", "5"]) == 0
+    assert cli.evaluate_command([str(folder), "--episodes", "3", "--seed", "5"]) == 0
     row = table_row(folder / "evaluations.csv")[0]
     assert float(row["return_mean"]) == pytest.approx(expected.returns.mean(), rel=1e-6)
     assert float(row["distance_std"]) == pytest.approx(expected.distances.std(), rel=1e-3, abs=1e-7)
@@ -251,7 +311,7 @@ def test_evaluation_is_whole_episodes_with_the_mean_action(run, hopper, tmp_path
     said = capsys.readouterr().out
     assert f"return {expected.returns.mean():.1f} ± {expected.returns.std():.1f} over 3 episodes" in said
     assert f"length {expected.lengths.mean():.1f} ±" in said and "distance" in said
-    assert looking.evaluate_command([str(folder), "--episodes", "1", "--which", "best"]) == 0
+    assert cli.evaluate_command([str(folder), "--episodes", "1", "--which", "best"]) == 0
     assert [row["which"] for row in table_row(folder / "evaluations.csv")] == ["newest", "best"]
 
 
@@ -262,7 +322,7 @@ def table_row(path: Path) -> list[dict[str, str]]:
 @needs_gl
 def test_the_video_has_one_frame_per_state_of_the_first_episode(run, tmp_path):
     video = tmp_path / "new" / "episode.mp4"
-    row = looking.evaluate_run(run, 1, 0, video)
+    row = reports.evaluate(run, 1, 0, video)
     reader = imageio.get_reader(video)
     assert reader.count_frames() == row["length_mean"] + 1
     assert reader.get_meta_data()["fps"] == 125.0  # Hopper's
@@ -275,7 +335,7 @@ def test_the_video_has_one_frame_per_state_of_the_first_episode(run, tmp_path):
 
 def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(run, tmp_path, capsys):
     arguments = [str(run.folder), "--trajectories", "4", "--out", str(tmp_path / "look"), "--no-video", "--seed", "7"]
-    assert looking.imagine_command(arguments) == 0
+    assert cli.imagine_command(arguments) == 0
     out = tmp_path / "look"
     with np.load(out / "trajectories.npz") as stored:
         segment = {name: stored[name] for name in stored}
@@ -284,7 +344,7 @@ def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(
     errors = np.zeros((4, run.config.horizon - 1))
     still = np.zeros_like(errors)
     for b, row in enumerate(segment["rows"][:, 0]):
-        first = simulator.set_state(env, run.transitions.simulator_states[row])
+        first = mujoco_state.set_state(env, run.transitions.simulator_states[row])
         for k in range(run.config.horizon - 1):
             real, *_ = env.step(np.clip(segment["actions"][b, k], -1.0, 1.0))
             errors[b, k] = np.mean((segment["observations"][b, k + 1] - real) ** 2)
@@ -308,7 +368,7 @@ def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(
 
 def test_an_environment_without_simulator_state_gets_everything_but_the_replay(pendulum, tmp_path, capsys):
     out = tmp_path / "look"
-    assert looking.imagine_command([str(pendulum), "--trajectories", "5", "--out", str(out)]) == 0
+    assert cli.imagine_command([str(pendulum), "--trajectories", "5", "--out", str(out)]) == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "action_distribution.csv",
         "action_distribution.png",
@@ -317,7 +377,7 @@ def test_an_environment_without_simulator_state_gets_everything_but_the_replay(p
     ]
     said = capsys.readouterr().out.splitlines()
     assert "Pendulum-v1 has no simulator state (qpos, qvel) to replay from: no error against horizon, no film" in said
-    assert looking.evaluate_command([str(pendulum), "--episodes", "1"]) == 0
+    assert cli.evaluate_command([str(pendulum), "--episodes", "1"]) == 0
     assert "distance" not in capsys.readouterr().out
 
 
@@ -337,27 +397,27 @@ def test_an_environment_without_simulator_state_gets_everything_but_the_replay(p
     ],
 )
 def test_which_observations_hold_a_pose(name, holds):
-    env = registry.make(EnvConfig(name))
+    env = tasks.make(EnvConfig(name))
     env.reset(seed=0)
-    assert rendering.observation_holds(env) == holds
+    assert films.observation_holds(env) == holds
 
 
 def test_imagined_poses_by_hand():
     # qpos = (x, z), qvel = (vx, vz), observation (z, vx, vz); half a second per step.
     # x: 10, then + 0.5 * (1 + 3) / 2 = 11, then + 0.5 * (3 + 3) / 2 = 12.5.
     raw_obs = np.array([[0.1, 1.0, 0.0], [0.2, 3.0, 0.0], [0.3, 3.0, 0.0]])
-    assert rendering.imagined_poses(raw_obs, 10.0, 0.5, nq=2).tolist() == [[10.0, 0.1], [11.0, 0.2], [12.5, 0.3]]
-    assert rendering.imagined_poses(np.ones((1, 4)), 10.0, 0.5, nq=2).tolist() == [[1.0, 1.0]]
+    assert films.imagined_poses(raw_obs, 10.0, 0.5, nq=2).tolist() == [[10.0, 0.1], [11.0, 0.2], [12.5, 0.3]]
+    assert films.imagined_poses(np.ones((1, 4)), 10.0, 0.5, nq=2).tolist() == [[1.0, 1.0]]
 
 
 @needs_gl
 def test_a_trajectory_imagined_without_error_looks_like_its_replay():
     config = EnvConfig("inverted_pendulum")
-    env = registry.make(config)
+    env = tasks.make(config)
     env.reset(seed=3)
-    state, actions = simulator.read_state(env), np.full((4, 1), 0.7, np.float32)
-    real, _, _ = simulator.replay_actions(config, state[None], actions[None, :-1])
-    stage = rendering.SideBySide(config)
+    state, actions = mujoco_state.read_state(env), np.full((4, 1), 0.7, np.float32)
+    real, _, _ = mujoco_state.replay_actions(config, state[None], actions[None, :-1])
+    stage = films.SideBySide(config)
     frames = list(stage.frames(real[0], actions, state))
     np.testing.assert_allclose(stage.replayed_poses(actions, state), real[0, :, :2], rtol=0, atol=1e-12)
     stage.close()
@@ -371,7 +431,7 @@ def test_a_trajectory_imagined_without_error_looks_like_its_replay():
 def test_the_film_shows_every_state_and_rests_on_the_first_and_last(run, tmp_path):
     out = tmp_path / "look"
     arguments = ["--trajectories", "2", "--shown", "1", "--video", "--out", str(out)]
-    assert looking.imagine_command([str(run.folder), *arguments]) == 0
+    assert cli.imagine_command([str(run.folder), *arguments]) == 0
     reader = imageio.get_reader(out / "side_by_side.mp4")
     # 6 states; the first and the last four times each.
     assert (reader.count_frames(), reader.get_meta_data()["size"]) == (6 + 2 * 3, (960, 480))
@@ -382,11 +442,11 @@ def test_the_film_shows_every_state_and_rests_on_the_first_and_last(run, tmp_pat
 def test_a_film_is_whole_or_absent(tmp_path, suffix):
     path = tmp_path / f"film{suffix}"
     path.write_bytes(b"the one before")
-    with pytest.raises(ZeroDivisionError), rendering.film(path, 10) as add:
+    with pytest.raises(ZeroDivisionError), films.film(path, 10) as add:
         add(np.zeros((16, 16, 3), np.uint8))
         raise ZeroDivisionError
     assert path.read_bytes() == b"the one before" and len(list(tmp_path.iterdir())) == 1
-    with rendering.film(path, 10) as add:
+    with films.film(path, 10) as add:
         for shade in (0, 100, 200):
             add(np.full((16, 16, 3), shade, np.uint8))
     reader = imageio.get_reader(path)
@@ -408,8 +468,52 @@ def test_training_curves_draw_the_numbers_of_the_run(hopper, tmp_path, capsys):
     np.testing.assert_array_equal(losses.get_lines()[0].get_xdata(), [row["env_steps"] for row in rows])
     sigma = [row["guidance/sigma"] for row in rows if "guidance/sigma" in row]
     np.testing.assert_array_equal(guidance.get_lines()[0].get_ydata(), sigma)
-    assert looking.plot_run_command([str(hopper), "-o", str(tmp_path / "new" / "curves.png")]) == 0
+    assert cli.plot_command([str(hopper), "-o", str(tmp_path / "new" / "curves.png")]) == 0
     assert matplotlib.image.imread(tmp_path / "new" / "curves.png").std() > 0.01
+
+
+def test_every_name_that_a_run_writes_has_a_line_on_the_page(hopper):
+    page = METRICS_PAGE.read_text()
+    evaluated = {f"evaluation/{name}" for name in read_evaluations(hopper)} - {"evaluation/env_steps"}
+    for name in evaluated.union(*read_rows(hopper)) - {"env_steps"}:
+        assert f"| `{re.sub(r'_[0-9]{3}$', '_NNN', name)}` |" in page, name
+
+
+LOGGED = {
+    "polygrad": ["world_model/loss", "world_model/terminal_loss", "guidance/delta", "guidance/sigma"],
+    "autoregressive": ["world_model/loss", "world_model/reward_loss"],
+    "transformer": ["world_model/loss", "world_model/classifier_loss"],
+    "ensemble": ["world_model/loss", "world_model/heldout_loss"],
+    "dreamer": ["world_model/loss", "world_model/continue_loss"],
+    "simulator": ["imagination/reward_mean"],
+    "polygrad of the revision before": ["denoiser/loss", "loss/terminal_classifier", "guidance/sigma"],
+    "transformer of the revision before": ["transformer/loss", "transformer/reward_loss"],
+    "ensemble of the revision before": ["ensemble/loss", "ensemble/heldout_loss"],
+    "dreamer of the revision before": ["loss/dreamer", "loss/continue"],
+}
+
+
+@pytest.mark.parametrize("model", LOGGED)
+def test_no_panel_of_the_training_curves_is_empty(model):
+    names = [*LOGGED[model], *(["loss/actor", "loss/critic"] if "before" in model else ["agent/actor_loss"])]
+    rows = [{"env_steps": x} | {todays_metric(name): value * x for name in names} for x, value in ((1, 2), (2, -1))]
+    steps = {"env_steps": np.array([1.0, 2.0])}
+    evaluations = steps | {f"{n}_{s}": np.ones(2) for n in ("return", "length") for s in ("mean", "std")}
+    figure = figures.training_curves(rows, evaluations, model)
+    for ax in figure.axes:
+        (line, *_) = ax.get_lines()
+        assert len(line.get_xdata()) == 2, ax.get_title(loc="left")
+    shown = [line.get_gid() for line in figure.axes[2].get_lines()]
+    assert shown[0] == "loss" or model == "simulator"
+    assert len(shown) == sum(todays_metric(n).startswith(("world_model", "imagination")) for n in names)
+
+
+def test_the_curves_of_a_world_model_alone_are_over_updates():
+    rows = [{"updates": u, "world_model/loss": 1.0 / u, "fit/updates_per_second": 9.0} for u in (1, 2)]
+    evaluations = {name: np.array([1.0, 2.0]) for name in ("updates", "five_step_error", "reward_mse")}
+    figure = figures.training_curves(rows, evaluations, "alone")
+    assert all(ax.get_lines()[0].get_xdata().tolist() == [1, 2] for ax in figure.axes)
+    assert "gradient steps" in figure.axes[3].get_xlabel()
 
 
 @pytest.mark.parametrize(
@@ -424,8 +528,7 @@ def test_the_strip_begins_random_and_ends_finished(count, shown):
 
 def complaint(capsys, name: str, *arguments: str) -> str:
     """The one line that a command says before it ends with exit code 2."""
-    command = getattr(looking, f"{name}_command")
-    assert looking.exit_code(name, command, arguments) == 2
+    assert cli.main([name, *arguments]) == cli.BAD_INPUT
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1, said
     return said.err
@@ -447,8 +550,8 @@ def complaint(capsys, name: str, *arguments: str) -> str:
         ("imagine", ["{run}", "--video", "--gif"], "not allowed with argument"),
         ("imagine", ["{run}", "--out", "{file}"], "which is a file; allowed: a folder"),
         ("imagine", ["{foreign}"], "has no config.json; allowed: the folder of a run"),
-        ("plot_run", ["{run}", "-o", "curves.bmp"], "allowed: a name that ends with .png, .pdf, .svg"),
-        ("plot_run", ["{unfinished}"], "metrics.jsonl does not exist; allowed: the folder of a run"),
+        ("plot", ["{run}", "-o", "curves.bmp"], "allowed: a name that ends with .png, .pdf, .svg"),
+        ("plot", ["{unfinished}"], "metrics.jsonl does not exist; allowed: the folder of a run"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(hopper, tmp_path, monkeypatch, capsys, name, arguments, words):
@@ -472,31 +575,22 @@ def test_a_config_that_names_an_unknown_world_model_says_so(hopper, tmp_path, ca
 
 def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering, "_loads", lambda name: False)
+    monkeypatch.setattr(films, "_loads", lambda name: False)
     video, out = tmp_path / "v.mp4", tmp_path / "look"
     assert "apt install libegl1" in complaint(capsys, "evaluate", str(run.folder), "--video", str(video))
     assert "libosmesa6" in complaint(capsys, "imagine", str(run.folder), "--gif", "--out", str(out))
     assert list(tmp_path.iterdir()) == []
     # Where no film was asked for, the rest is made.
-    assert looking.imagine_command([str(run.folder), "--trajectories", "2", "--out", str(out)]) == 0
+    assert cli.imagine_command([str(run.folder), "--trajectories", "2", "--out", str(out)]) == 0
     assert "no film: rendering with egl needs a GL library that is missing (libegl1" in capsys.readouterr().out
     assert not list(out.glob("side_by_side*")) and (out / "error_against_horizon.png").is_file()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(ConfigError, match="rendering with osmesa needs a GL library that is missing \\(libosmesa6\\)"):
-        rendering.choose_backend()
+        films.choose_backend()
 
 
 def test_what_there_is_is_taken(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering, "_loads", lambda name: name.startswith("libOSMesa"))
+    monkeypatch.setattr(films, "_loads", lambda name: name.startswith("libOSMesa"))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"
-
-
-@pytest.mark.parametrize("name", ["evaluate", "imagine", "plot_run"])
-def test_the_entry_points_are_thin(name, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}
-    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), str(tmp_path / "none")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert done.stderr.startswith(f"{name}: ") and "config.json" in done.stderr
+    assert films.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"

@@ -16,14 +16,14 @@ from recorded import record
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
+from polygrad_jax.analysis import dataset_export
+from polygrad_jax.analysis.opened_run import open_run
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data import minari_dataset, official_npy, pickled_arrays
 from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import EnvRestartError
-from polygrad_jax.analysis import dataset_export
-from polygrad_jax.training import fitting as fixed_data
-from polygrad_jax.analysis.opened_run import open_finished
+from polygrad_jax.runs.recorded_data import open_data
 
 FIELDS = TransitionRecord.__dataclass_fields__
 
@@ -61,7 +61,7 @@ def test_episodes_by_hand():
 def test_final_observations_are_exact_by_two_ways(folder, capsys):
     """From the simulator's states, and by going through whole episodes from their seeds, which uses none of them; the
     observations inside of episodes show what exact means."""
-    run = open_finished(folder)
+    run = open_run(folder)
     stepped = dataset_export.ends_of(run.transitions, run.config)
     from_seeds = dataset_export._ends_from_seeds(run.transitions, run.config)
     assert (stepped.how, from_seeds.how) == (dataset_export.STEPPED, dataset_export.FROM_SEEDS)
@@ -72,7 +72,7 @@ def test_final_observations_are_exact_by_two_ways(folder, capsys):
     assert np.abs(stepped.observations - run.transitions.observations[last]).max(axis=1).min() > 1e-3
     # The same of steps whose successor is stored.
     inside = last[np.diff([0, *last]) > 1] - 1
-    after = simulator.step_copies(
+    after = mujoco_state.step_copies(
         run.config.env, run.transitions.simulator_states[inside], run.transitions.actions[inside]
     )
     np.testing.assert_array_equal(after.observations.astype(np.float32), run.transitions.observations[inside + 1])
@@ -83,7 +83,7 @@ def test_final_observations_are_exact_by_two_ways(folder, capsys):
 
 
 def test_what_is_not_exact_is_said_aloud(folder, capsys, monkeypatch):
-    run = open_finished(folder)
+    run = open_run(folder)
     t = run.transitions
     other = TransitionRecord(**{name: getattr(t, name) for name in FIELDS} | {"rewards": t.rewards + 0.25})
     assert dataset_export.ends_of(other, run.config).how == dataset_export.INEXACT
@@ -111,7 +111,7 @@ def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
     assert list(minari.list_local_datasets()) == ["polygrad/inverted_pendulum/smoke-seed0-v0"]
     assert [path.name for path in root.iterdir()] == ["polygrad"], "something unfinished was left"
     dataset = minari.load_dataset("polygrad/inverted_pendulum/smoke-seed0-v0")
-    run = open_finished(folder)
+    run = open_run(folder)
     t = run.transitions
     assert (dataset.total_steps, dataset.total_episodes) == (len(t), len(dataset_export.episode_bounds(t)))
     for episode, (first, end) in zip(dataset.iterate_episodes(), dataset_export.episode_bounds(t), strict=True):
@@ -125,10 +125,10 @@ def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
     assert not episode.terminations.any() and episode.truncations.tolist() == [False] * (len(part) - 1) + [True]
     # The environment that Minari recovers takes the stored actions: from the first state it goes where they went.
     env = dataset.recover_environment()
-    assert env.action_space == registry.make(run.config.env).action_space
+    assert env.action_space == tasks.make(run.config.env).action_space
     env.reset(seed=0)
     episode = dataset[0]
-    simulator.set_state(env, episode.infos["simulator_states"][0])
+    mujoco_state.set_state(env, episode.infos["simulator_states"][0])
     for k, action in enumerate(episode.actions):
         observation, reward, ended, _, _ = env.step(action)
         np.testing.assert_array_equal(observation.astype(np.float32), episode.observations[k + 1])
@@ -139,7 +139,7 @@ def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
 
 
 def test_our_reader_gives_the_run_back(exported, folder):
-    run, data = open_finished(folder), fixed_data.open_data(str(exported[1]))
+    run, data = open_run(folder), open_data(str(exported[1]))
     for name in FIELDS:
         ours, stored = getattr(run.transitions, name).copy(), getattr(data.transitions, name)
         if name == "truncations":
@@ -147,11 +147,11 @@ def test_our_reader_gives_the_run_back(exported, folder):
         np.testing.assert_array_equal(ours, stored, err_msg=name)
     assert data.name == "polygrad-inverted_pendulum-smoke-seed0-v0"
     assert data.collector == run.config and data.env == run.config.env and data.why_not_judged() is None
-    actor = jax.device_get(run.learner.actor)
+    actor = jax.device_get(run.agent.policy(run.agent_state).params)
     assert jax.tree.structure(actor) == jax.tree.structure(data.actor)
     for ours, stored in zip(jax.tree.leaves(actor), jax.tree.leaves(data.actor), strict=True):
         np.testing.assert_array_equal(ours, stored)
-    from_run = fixed_data.open_data(str(folder))
+    from_run = open_data(str(folder))
     np.testing.assert_array_equal(from_run.transitions.simulator_states, data.transitions.simulator_states)
 
 
@@ -190,7 +190,7 @@ def test_someone_elses_dataset(minari, tmp_path):
         for e in range(2)
     ]
     path = others(minari, tmp_path, box, gym.spaces.Box(0.0, 4.0, (1,), np.float64), episodes)
-    data = fixed_data.open_data(str(path))
+    data = open_data(str(path))
     t = data.transitions
     np.testing.assert_array_equal(t.observations, [[0, 1], [2, 3], [4, 5], [10, 11], [12, 13], [14, 15]])
     np.testing.assert_array_equal(t.actions, [[-1], [-0.5], [1]] * 2)
@@ -278,7 +278,7 @@ def official():
 
 def test_official_arrays_by_hand(tmp_path):
     np.savez(tmp_path / "official.npz", **official())
-    data = fixed_data.open_data(str(tmp_path / "official.npz"))
+    data = open_data(str(tmp_path / "official.npz"))
     t = data.transitions
     np.testing.assert_array_equal(t.observations, [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
     np.testing.assert_array_equal(t.actions[:, 0], [0, 1, 2, 4, 5])
@@ -333,7 +333,7 @@ def test_nothing_is_unpickled(tmp_path):
     for arrays in (official() | {"bad": bad}, official() | {"bad": np.array([bad])}, official() | {"rewards": bad}):
         np.save(path, arrays)
         with pytest.raises(ConfigError, match=r"'(bad|rewards)' is no array.*; allowed: a .npy of the official code"):
-            fixed_data.open_data(str(path))
+            open_data(str(path))
     for held in (bad, np.array(bad, dtype=object), [official()], np.zeros(3)):
         np.save(path, held)
         with pytest.raises(ConfigError, match="cannot be read"):

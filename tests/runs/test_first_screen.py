@@ -1,0 +1,42 @@
+"""The first lines of a run."""
+
+from pathlib import Path
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import EnvSpec
+from polygrad_jax.runs import first_screen
+
+HOPPER = EnvSpec(11, 3)
+
+
+def test_six_lines_and_the_fields_that_differ():
+    config = configs.override(configs.cpu("hopper"), {"horizon": 7, "a2c.gamma": 0.9, "seed": 0})
+    lines = first_screen.describe(config, HOPPER, Path("runs/here"), "JAX found no accelerator").splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["task", "preset", "device", "work", "folder", "look"]
+    assert "Hopper-v5: 11 observations, 3 actions" in lines[0] and "polygrad" in lines[0]
+    assert "cpu (JAX found no accelerator)" in lines[1] and "PRESET=paper|cpu|smoke" in lines[1]
+    assert "runs/here" in lines[4] and "make tensorboard RUN=runs/here" in lines[5]
+    assert sorted(lines[7:]) == ["  a2c.gamma = 0.9", "  horizon = 7"]
+    plain = first_screen.describe(configs.cpu("hopper"), HOPPER, Path("runs/here"), "asked for")
+    assert len(plain.splitlines()) == 6
+
+
+def test_the_work_is_counted_by_hand():
+    fields = {
+        "loop.prefill_env_steps": 1_000,
+        "loop.total_env_steps": 5_000,
+        "model_training.warmup_env_steps": 400,
+        "loop.env_steps_per_policy_update": 4,
+    }
+    # 5,000 - 1,000 - 400 = 3,600 steps; 3,600 / 4 = 900 iterations.
+    config = configs.override(configs.cpu("hopper"), fields)
+    phases = "1,000 random steps, then 400 steps that train the world model alone, then 900 iterations of 4 environment "
+    assert first_screen._work(config, 0).startswith(phases)
+    assert "resumes at environment step 2,000 of 5,000" in first_screen._work(config, 2_000)
+
+
+def test_the_whole_configuration_is_there_when_asked_for():
+    config = configs.cpu("hopper")
+    lines = first_screen.whole_configuration(config).splitlines()
+    assert len(lines) == 1 + len(list(configs.flatten(config)))
+    assert f"  a2c.gamma = {config.a2c.gamma}" in lines

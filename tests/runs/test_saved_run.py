@@ -1,0 +1,94 @@
+"""What a folder holds, read without knowing what learns."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from recorded import record
+
+from polygrad_jax import config as configs
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import run_folder
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, flatten_named
+from polygrad_jax.runs.metrics_log import MetricsLog
+from polygrad_jax.runs.run_folder import RunFolder
+from polygrad_jax.runs.saved_run import read_evaluations, read_saved
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("runs") / "pendulum")
+
+
+def test_the_arrays_of_a_checkpoint_come_in_three_parts_by_name(folder):
+    run = read_saved(folder)
+    stored = Checkpoints(folder / "checkpoints", read_only=True)
+    checkpoint = stored.read(stored.steps()[-1])
+    stored.close()
+    assert run.env_steps == checkpoint.step == len(run.transitions)
+    assert set(run.arrays) == {"agent", "world_model", "moments"}
+    parts = {"agent": "agent", "world_model": "world_model", "moments": "replay/moments"}
+    for part, where in parts.items():
+        named = flatten_named(run.arrays[part])
+        assert named
+        for name, array in named.items():
+            np.testing.assert_array_equal(array, checkpoint.arrays[f"train_state/{where}/{name}"])
+
+
+def test_a_world_model_alone_and_a_best_evaluation(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
+    kept = Checkpoints(tmp_path / "checkpoints")
+    kept.save(7, {"world_model": {"a": np.arange(3.0)}}, {})
+    kept.close()
+    run = read_saved(tmp_path)
+    assert run.env_steps == 7 and list(run.arrays) == ["world_model"]
+    np.testing.assert_array_equal(run.arrays["world_model"]["a"], np.arange(3.0))
+
+    export_npz(tmp_path / "best.npz", {"actor": {"w": np.ones(2)}, "moments": {"m": np.zeros(1)}, "env_steps": 9})
+    best = read_saved(tmp_path, "best")  # as format version 1 wrote it
+    assert best.env_steps == 9 and set(best.arrays) == {"agent", "moments"}
+    np.testing.assert_array_equal(best.arrays["agent"]["actor"]["w"], np.ones(2))
+
+
+def test_evaluations_and_rows_are_columns_and_todays_names(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
+    log = MetricsLog(tmp_path)
+    for step, value in ((10, 1.5), (20, float("nan"))):
+        log.write(step, {"denoiser/loss": value, "policy/entropy": 2.0, "gradients/actor_norm": 4.0})
+        log.write_evaluation(step, {"return_mean": value})
+    log.close()
+    run = read_saved(tmp_path)
+    np.testing.assert_array_equal(run.evaluations["return_mean"], [1.5, np.nan])
+    assert run.rows[0] == {
+        "env_steps": 10, "world_model/loss": 1.5, "agent/entropy": 2.0, "agent/actor_gradient_norm": 4.0
+    }  # fmt: skip
+    assert read_evaluations(tmp_path / "none") == {}
+
+
+def test_what_is_missing_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="has no config.json"):
+        read_saved(tmp_path)
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
+    with pytest.raises(ConfigError, match="which is worst; allowed: newest, best"):
+        read_saved(tmp_path, "worst")
+    for which, words in (("newest", "has no checkpoint yet"), ("best", "has no best.npz yet")):
+        with pytest.raises(ConfigError, match=words):
+            _ = read_saved(tmp_path, which).arrays
+    with pytest.raises(ConfigError, match="metrics.jsonl does not exist"):
+        _ = read_saved(tmp_path).rows
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_resuming_another_format_version_is_refused_before_anything_is_loaded(folder, tmp_path, version):
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    config = read_saved(old).config
+    assert RunFolder(old).check(config, {}) == []
+    host = old / "checkpoints" / str(RunFolder(old).newest_step()) / "host" / "metadata"
+    host.write_text(json.dumps(json.loads(host.read_text()) | {"format_version": version}))
+    with pytest.raises(ConfigError, match=f"has format version {version}") as refused:
+        RunFolder(old).check(config, {})
+    assert ("polygrad evaluate" in str(refused.value)) == (version in run_folder.LOOKED_AT_VERSIONS)
+    assert "\n" not in str(refused.value)
