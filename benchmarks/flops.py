@@ -1,7 +1,7 @@
 """Arithmetic of PolyGRAD, counted from shapes: matrix products only, a multiplication and an addition each.
 
 Everything else (LayerNorm, activations, the sampler's own arithmetic) is below one percent at the paper's sizes.
-``tests/test_diffusion_identities.py`` holds these numbers against the compiler's own count.
+``tests/diffusion/test_diffusion_identities.py`` holds these numbers against the compiler's own count.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.networks.denoisers import EMBED_DIM
 
 
 class Product(NamedTuple):
@@ -49,7 +50,7 @@ def policy_flops(config: Config, spec: EnvSpec, batch: int) -> int:
 
 def training_step_flops(config: Config, spec: EnvSpec, batch: int | None = None) -> int:
     """FLOPs of one gradient step of the denoiser (Algorithm 1) on ``batch`` segments, the config's unless given."""
-    batch = config.denoiser.batch_size if batch is None else batch
+    batch = config.model_training.batch_size if batch is None else batch
     return gradient_flops(_denoiser(config, spec, batch, batch))
 
 
@@ -66,7 +67,7 @@ def flops_per_env_step(config: Config, spec: EnvSpec) -> float:
     Learning the policy from what was imagined is some hundredths of it and not counted.
     """
     imagination = imagination_flops(config, spec) / config.loop.env_steps_per_policy_update
-    return imagination + config.loop.denoiser_updates_per_env_step * training_step_flops(config, spec)
+    return imagination + config.model_training.updates_per_env_step * training_step_flops(config, spec)
 
 
 def _denoiser(config: Config, spec: EnvSpec, batch: int, steps: int) -> Iterator[Product]:
@@ -74,7 +75,7 @@ def _denoiser(config: Config, spec: EnvSpec, batch: int, steps: int) -> Iterator
     width, blocks = config.denoiser.width, config.denoiser.num_blocks
     if config.denoiser.kind == "mlp":
         flat = horizon * (channels + actions)
-        embed = max(flat, config.denoiser.embed_dim)
+        embed = max(flat, EMBED_DIM)
         yield Product(1, batch, flat, embed, gradients=1)
         yield Product(1, steps, 17, embed, gradients=1)  # t and 8 sines and cosines of it
         yield Product(1, steps, embed, embed)

@@ -42,7 +42,8 @@ from polygrad_jax import config as configs
 from polygrad_jax.agents import a2c
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.networks.actor_critic import Actor
-from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
+from polygrad_jax.networks.denoisers import EMBED_DIM
+from polygrad_jax.types import Array, MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 
 HOPPER = EnvSpec(observation_size=11, action_size=3)
@@ -83,9 +84,9 @@ def over_devices(imagine: Callable[..., Any], count: int) -> Callable[..., Any]:
     devices = jax.local_devices()[:count]
     mesh = jax.make_mesh((count,), ("share",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
 
-    def share(state, actor_params, context, normaliser, key):
+    def share(state, policy, context, normaliser, key):
         own_key = jax.random.fold_in(key, jax.lax.axis_index("share"))
-        segment, metrics = imagine(state, actor_params, context, normaliser, own_key)
+        segment, metrics = imagine(state, policy, context, normaliser, own_key)
         return segment, jax.tree.map(lambda x: x[None], metrics)
 
     whole, cut = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("share")
@@ -99,7 +100,6 @@ class Ours:
     def __init__(self, config: Config):
         batch = config.a2c.trajectories
         world_model = make_world_model(config, HOPPER)
-        policy_apply = a2c.make_policy_apply(HOPPER, config.a2c, config.precision)
         state_key, policy_key, context_key, key = jax.random.split(jax.random.key(0), 4)
         actor = Actor(HOPPER.action_size, config.a2c.hidden_size, config.a2c.initial_std, config.a2c.min_std)
         first = jax.random.normal(context_key, (batch, 1, HOPPER.observation_size))
@@ -107,18 +107,12 @@ class Ours:
         context = Segment(first, jnp.zeros((batch, 1, HOPPER.action_size)), zeros, zeros)
         sizes = (HOPPER.observation_size, HOPPER.action_size, 1, 1)
         identity = Normaliser(*(MeanStd(jnp.zeros(n), jnp.ones(n)) for n in sizes))
-
-        def imagine(state, actor_params, context, normaliser, key):
-            return world_model.imagine(
-                state, policy_apply, actor_params, context, normaliser, key, config.horizon
-            )[1:]
-
         state = jax.jit(world_model.init)(state_key)
-        actor_params = actor.init(policy_key, first)["params"]
-        self._arguments = (state, actor_params, context, identity, key)
+        apply = a2c.make_policy_apply(HOPPER, config.a2c, config.precision)
+        policy = Policy(actor.init(policy_key, first)["params"], apply)
+        self._arguments = (state, policy, context, identity, key)
         self.devices = devices_for(batch)
-        if self.devices > 1:
-            imagine = over_devices(imagine, self.devices)
+        imagine = world_model.imagine if self.devices == 1 else over_devices(world_model.imagine, self.devices)
         lowered = jax.jit(imagine).lower(*self._arguments)
         compile_began = time.perf_counter()
         self.program = lowered.compile()
@@ -141,7 +135,7 @@ class Official:
             "batch": config.a2c.trajectories,
             "horizon": config.horizon,
             "width": config.denoiser.width,
-            "embed_dim": config.denoiser.embed_dim,
+            "embed_dim": EMBED_DIM,
             "token_dim": config.denoiser.token_dim,
             "num_blocks": config.denoiser.num_blocks,
             "sampling_steps": config.diffusion.sampling_steps,

@@ -18,7 +18,7 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flops
 import jax
@@ -27,16 +27,16 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents import a2c
+from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.collector import Collector, uniform_action
-from polygrad_jax.training.evaluating import make_act
-from polygrad_jax.training.loop import empty_chunk
-from polygrad_jax.training.programs import compile_learning
-from polygrad_jax.training.step import Iterations, TrainState, make_iterations
-from polygrad_jax.types import Params, Transitions
+from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
+from polygrad_jax.training.step import compile_learn, make_steps
+from polygrad_jax.training.train_state import TrainState
+from polygrad_jax.types import Agent, Transitions, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model
 
 PREFILL_ENV_STEPS = 2_000
@@ -54,15 +54,17 @@ def random_steps(collector: Collector, config: Config, spec: EnvSpec) -> Transit
     return chunk
 
 
-def seconds_per_collected_step(collector: Collector, config: Config, spec: EnvSpec, actor_params: Params) -> float:
-    """Acting with the policy in the environment, the policy's call on the host included."""
-    act = make_act(config, spec)
-    act(actor_params, collector.observation)  # compiled
-    noise = np.random.default_rng(0).standard_normal((COLLECTED_ENV_STEPS, spec.action_size), np.float32)
-    began = time.perf_counter()
-    for draw in noise:
-        mean, std = act(actor_params, collector.observation)
-        collector.step(mean + std * draw)
+def seconds_per_collected_step(collector: Collector, agent: Agent, state: TrainState) -> float:
+    """Time acting with the policy in the environment, the policy's call on the host included."""
+    decide, acting = make_decide(agent), on_the_host(agent.acting(state.agent, state.world_model))
+    decide(acting, None, collector.observation[None], (0, 0))  # compiled
+    noise = np.random.default_rng(0).standard_normal((COLLECTED_ENV_STEPS, collector.spec.action_size), np.float32)
+    memory, began = None, time.perf_counter()
+    for number, draw in enumerate(noise):
+        mean, std, memory = decide(acting, memory, collector.observation[None], (0, number))
+        action = mean + std * draw
+        ended = collector.step(action[0]).episode is not None
+        memory = None if ended else agent.remember(memory, action)
     return (time.perf_counter() - began) / COLLECTED_ENV_STEPS
 
 
@@ -74,92 +76,103 @@ def time_repeatedly(step: Callable[[], Any], at_least: int, budget_seconds: floa
     return times
 
 
-def time_iterations(
-    iterations: Iterations, config: Config, state: TrainState, chunk: Transitions, budget_seconds: float
-) -> tuple[TrainState, list[float], float, float | None, dict[str, Any]]:
-    """``learn`` again and again: ``(state, seconds of each, compile seconds, program MiB, last metrics)``."""
+class Timed(NamedTuple):
+    """What timing the whole step found."""
+
+    state: TrainState  # after the last of them
+    seconds: list[float]
+    compile_seconds: float
+    program_mebibytes: float | None
+    metrics: dict[str, float]  # of the last of them
+
+
+def time_steps(
+    config: Config, state: TrainState, chunk: Transitions, made: tuple[EnvSpec, WorldModel, Agent], budget: float
+) -> Timed:
+    """Time the step of training (Algorithm 3) again and again; ``state`` is donated."""
     began = time.perf_counter()
-    learning = compile_learning(iterations, config, state, chunk)
+    compiled = compile_learn(make_steps(config, *made), state, chunk, config.loop.side_by_side)
     compile_seconds = time.perf_counter() - began
     held: dict[str, Any] = {"state": state}
 
     def once() -> Any:
-        held["state"], held["output"] = learning.learn(held["state"], chunk)
+        held["state"], held["output"] = compiled.learn(held["state"], chunk)
         return held
 
     once()
-    times = time_repeatedly(once, 3, budget_seconds)
-    sizes = [measure.program_mebibytes(program) for program in learning.programs]
+    times = time_repeatedly(once, 3, budget)
+    sizes = [measure.program_mebibytes(program) for program in compiled.programs]
     program = None if None in sizes else max(sizes)
-    return held["state"], times, compile_seconds, program, held["output"].metrics
+    return Timed(held["state"], times, compile_seconds, program, held["output"].metrics.by_name())
 
 
-def seconds_of_parts(config: Config, spec: EnvSpec, state: TrainState, budget_seconds: float) -> dict[str, float]:
-    """Median seconds of one imagination, one policy update and one denoiser update, each compiled alone."""
-    world_model = make_world_model(config, spec)
-    policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
+def seconds_of_parts(
+    config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent, state: TrainState, budget: float
+) -> dict[str, float]:
+    """Return median seconds of one imagination, one policy update and one model update, each compiled alone."""
     normaliser = jax.jit(normalisers.to_normaliser)(state.replay.moments)
-    key = jax.random.key(0)
-    contexts = jax.jit(replays.sample_contexts, static_argnums=2)(state.replay, key, config.a2c.trajectories)
-    sample = jax.jit(replays.sample, static_argnums=(2, 3))
-    batch = sample(state.replay, key, config.denoiser.batch_size, config.horizon)
-    imagine = jax.jit(
-        lambda model, actor: world_model.imagine(
-            model, policy_apply, actor, contexts, normaliser, key, config.horizon
-        )[1]
-    )
-    segment = imagine(state.world_model, state.learner.actor)
-    improve_policy = jax.jit(lambda learner, segment: a2c.update(learner, segment, config.a2c, spec))
-    improve_model = jax.jit(lambda model, batch: world_model.update(model, batch, normaliser, key))
+    key, window = jax.random.key(0), world_model.window or config.horizon
+    size = world_model.batch_size or config.model_training.batch_size
+    draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
+    contexts = draw(state.replay, key, config.a2c.trajectories, world_model.context_length)
+    batch = jax.jit(
+        lambda replay: replays.sample(replay, key, size, window, history=world_model.history)
+    )(state.replay)
+    imagine, policy = jax.jit(world_model.imagine), agent.policy(state.agent)
+    segment, _ = imagine(state.world_model, policy, contexts, normaliser, key)
+    improve_policy = jax.jit(lambda agent, segment: a2c.update(agent, segment, config.a2c, spec))
+    improve_model = jax.jit(world_model.update)
     parts = {
-        "imagine_seconds": lambda: imagine(state.world_model, state.learner.actor),
-        "policy_update_seconds": lambda: improve_policy(state.learner, segment),
-        "denoiser_update_seconds": lambda: improve_model(state.world_model, batch),
+        "imagine_seconds": lambda: imagine(state.world_model, policy, contexts, normaliser, key),
+        "policy_update_seconds": lambda: improve_policy(state.agent, segment),
+        "model_update_seconds": lambda: improve_model(state.world_model, batch, normaliser, key),
     }
     for part in parts.values():
         jax.block_until_ready(part())
-    return {name: measure.median(time_repeatedly(part, 3, budget_seconds)) for name, part in parts.items()}
+    return {name: measure.median(time_repeatedly(part, 3, budget)) for name, part in parts.items()}
 
 
 def time_preset(config: Config, seconds: float) -> measure.Row:
-    """One row of the table."""
+    """Return one row of the table."""
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     peak = measure.Peak(config.precision)
     memory = measure.PeakMemory()
-    iterations = make_iterations(config, spec)
-    state = jax.jit(iterations.init, static_argnums=0)(config.seed)
+    world_model = make_world_model(config, spec)
+    agent = make_agent(config, spec, world_model)
+    steps = make_steps(config, spec, world_model, agent)
     prefill = random_steps(collector, config, spec)
-    state = jax.jit(iterations.insert, donate_argnums=0)(state, prefill)
-    env_steps = config.loop.env_steps_per_iteration
+    state = jax.jit(steps.insert, donate_argnums=0)(jax.jit(steps.init)(), prefill)
+    env_steps = config.loop.env_steps_per_policy_update
     chunk = jax.tree.map(lambda x: x[:env_steps], prefill)
     peaks = [peak.flops()]
-    state, times, compile_seconds, program, metrics = time_iterations(iterations, config, state, chunk, seconds)
+    timed = time_steps(config, state, chunk, (spec, world_model, agent), seconds)
     peaks.append(peak.flops())
-    parts = seconds_of_parts(config, spec, state, seconds / 10)
-    collecting = seconds_per_collected_step(collector, config, spec, state.learner.actor)
+    parts = {}
+    if agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
+        parts = seconds_of_parts(config, spec, world_model, agent, timed.state, seconds / 10)
+    collecting = seconds_per_collected_step(collector, agent, timed.state)
 
-    per_iteration = measure.median(times)
-    updates = env_steps // config.loop.env_steps_per_policy_update
+    per_update = measure.median(timed.seconds)
     count = flops.flops_per_env_step(config, spec) * env_steps
     return {
         "env": config.env.name,
         "preset": config.preset,
         "precision": config.precision,
-        "learning_env_steps/s": env_steps / per_iteration,
+        "learning_env_steps/s": env_steps / per_update,
         "collecting_env_steps/s": 1.0 / collecting,
-        "env_steps/s": env_steps / (per_iteration + collecting * env_steps),
-        "seconds_per_update": per_iteration / updates,
+        "env_steps/s": env_steps / (per_update + collecting * env_steps),
+        "seconds_per_update": per_update,
         **parts,
-        "denoiser_updates": configs.denoiser_updates_per_policy_update(config),
-        "search_steps": float(metrics["policy/search_steps"]),
-        "GFLOP_per_update": count / updates / 1e9,
-        "GFLOP/s": count / per_iteration / 1e9,
+        "model_updates": configs.model_updates_per_policy_update(config),
+        "search_steps": timed.metrics.get("agent/search_steps"),
+        "GFLOP_per_update": count / 1e9,
+        "GFLOP/s": count / per_update / 1e9,
         "peak_GFLOP/s": max(peaks) / 1e9,
-        "share_of_peak": count / per_iteration / max(peaks),
-        "iterations": len(times),
-        "compile_seconds": compile_seconds,
-        "program_MiB": program,
+        "share_of_peak": count / per_update / max(peaks),
+        "iterations": len(timed.seconds),
+        "compile_seconds": timed.compile_seconds,
+        "program_MiB": timed.program_mebibytes,
         "peak_MiB": memory.mebibytes(),
     }
 

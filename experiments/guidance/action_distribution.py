@@ -8,8 +8,8 @@ std for all actions ``preconditioned`` is ``score`` with another delta and is no
 policy's mean is the finished run's throughout, so that the figures show the guidance and not the learning.
 
     python experiments/guidance/action_distribution.py RUN [RUN ...] --jobs 2 --threads 1 \\
-        --out results/action_distribution
-    python experiments/guidance/action_distribution.py --out results/action_distribution --figure-only
+        --out results/guidance/action_distribution
+    python experiments/guidance/action_distribution.py --out results/guidance/action_distribution --figure-only
 
 Columns of ``action_distribution.csv``: moments of z, its largest distance from the normal distribution (``z_ks``), the
 share of actions further than 3.5 std from the mean (``z_beyond``; 0.0005 is normal), ``delta`` and whether it sits at
@@ -44,7 +44,7 @@ from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
 from experiments.harness.opened_runs import NUM_STEPS, Fitted, OfRun, drawn_rows, fit
 from polygrad_jax.analysis.action_spread import spread_of, standardised_actions
-from polygrad_jax.analysis.opened_run import open_finished
+from polygrad_jax.analysis.opened_run import open_run
 from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.types import Array
 
@@ -104,14 +104,13 @@ def falling(updates: int) -> dict[float, np.ndarray]:
 
 def looked_at(guided: GuidedSampler, begins: np.ndarray, std: float, log_delta: Array) -> Row:
     """Return the columns of one histogram."""
-    run = guided.fitted.run
-    given = guided.given(run.transitions.observations[begins], std, log_delta)
+    given = guided.given(guided.fitted.run.transitions.observations[begins], std, log_delta)
     segment = guided.raw(guided.imagine(given, jax.random.key(2)))
     finite = bool(np.isfinite(segment.actions).all() and np.isfinite(segment.observations).all())
     row: Row = {"delta": float(jnp.exp(log_delta)), "finite": int(finite)}
     if not finite:
         return row
-    mean = np.asarray(run.policy_apply(run.actor, jnp.asarray(segment.observations))[0])
+    mean = np.asarray(guided.fitted.policy(jnp.asarray(segment.observations))[0])
     z = standardised_actions(segment.actions, mean, np.full(mean.shape, std))
     spread = spread_of(z)
     return row | {
@@ -148,7 +147,7 @@ def rows_of_setting(fitted: Fitted, setting: Setting, updates: int) -> Iterator[
 
 def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     """Measure all rules and K for one run and one horizon."""
-    run, horizon = open_finished(varied.run), varied.more
+    run, horizon = open_run(varied.run), varied.more
     config = opened_runs.config_of(run, options, "--horizon", str(horizon))
     fitted = fit(run, config, options.data_rows, options.updates)
     common = {"env": config.env.name, "seed": config.seed, "horizon": horizon, "rows": options.data_rows}

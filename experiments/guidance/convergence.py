@@ -37,12 +37,12 @@ def turns(fitted: Fitted, raw_obs: np.ndarray) -> list[dict[str, float]]:
     They are imagined at std 0.1. Means over them, of the radius also the median and the largest.
     """
     guidance = dataclasses.replace(fitted.config.guidance, **relaxed(1.0))
-    config, run = dataclasses.replace(fitted.config, guidance=guidance), fitted.run
+    config = dataclasses.replace(fitted.config, guidance=guidance)
     guided = GuidedSampler(fitted, config, schedule_of(config.diffusion, EVEN))
     given = guided.given(raw_obs, 0.1, jnp.float32(0.0))
     clean, actions, _ = guided.imagine(given, jax.random.key(3))
     raw, noise = unnormalise(actions, given.normaliser.actions), jax.random.normal(jax.random.key(4), clean.shape)
-    sampler = make_sampler(config, run.policy_apply)
+    sampler, policy = make_sampler(config), fitted.policy
     all_steps = schedule_of(dataclasses.replace(config.diffusion, sampling_steps=NUM_STEPS), EVEN)
 
     def means(raw_actions: Array, traj: Array, initial: Array, level: Coefficients) -> Array:
@@ -50,7 +50,7 @@ def turns(fitted: Fitted, raw_obs: np.ndarray) -> list[dict[str, float]]:
         acted = normalise(raw_actions, given.normaliser.actions)
         predicted = predict_clean(sampler, given._replace(initial=initial[None]), traj[None], acted[None], level)
         observations = unnormalise(predicted[0, :, : initial.shape[0]], given.normaliser.observations)
-        return run.policy_apply(run.actor, observations)[0]
+        return policy(observations)[0]
 
     jacobians = jax.jit(jax.vmap(jax.jacrev(means), in_axes=(0, 0, 0, None)))
     rows = []

@@ -7,8 +7,9 @@ states: nothing else of an imagined batch reaches the actor. ``own`` is the run'
 The null cases are an untrained network and a batch under actions of nobody (``random_actions``), which a good rule must
 leave behind.
 
-    python experiments/guidance/gradient_study.py RUN [RUN ...] --out results/gradient_study --jobs 2 --threads 1
-    python experiments/guidance/gradient_study.py --out results/gradient_study --figure-only
+    python experiments/guidance/gradient_study.py RUN [RUN ...] --jobs 2 --threads 1 \\
+        --out results/guidance/gradient_study
+    python experiments/guidance/gradient_study.py --out results/guidance/gradient_study --figure-only
 
 Columns of ``gradient_study.csv``: ``closed_cosine`` between the imagined batch's gradient and that of two batches of
 MuJoCo together, ``closed_ceiling`` between those two (what a perfect model has, about), ``norm_ratio`` of the lengths;
@@ -39,12 +40,13 @@ from experiments.harness.gradient_error import Learning, absorbing, cosine
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import ROUNDS, SETTLING_ACTIONS
 from experiments.harness.opened_runs import OfRun, begun_rows, fit
-from polygrad_jax.analysis.opened_run import FinishedRun, open_finished, require_raw_policy
+from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
 from polygrad_jax.config import Config
-from polygrad_jax.data import recordings
+from polygrad_jax.data.recordings import contexts_at
 from polygrad_jax.diffusion.guidance import RULES
+from polygrad_jax.training.fitting import settle
 from polygrad_jax.types import Normaliser, Segment
-from polygrad_jax.world_models.model_table import make_world_model
+from polygrad_jax.world_models.polygrad import make_polygrad
 
 STEPS = (8, 16, 32, 128)
 WITH_NOBODY = {name: tried for name, tried in TRIED.items() if not tried.z_of} | {"random_actions": RANDOM_ACTIONS}
@@ -61,10 +63,10 @@ class Truth(NamedTuple):
     learnt: tuple[Learning, Learning]
 
 
-def truth_of(run: FinishedRun, config: Config, rows: np.ndarray) -> Truth:
-    states, policy = run.transitions.simulator_states[rows], (run.policy_apply, run.learner.actor)
-    segments = tuple(gradient_error.played(config.env, states, *policy, config.horizon, seed) for seed in (1, 2))
-    learnt = tuple(gradient_error.learning(run.learner, s, run.config.a2c, run.spec) for s in segments)
+def truth_of(run: OpenedRun, config: Config, rows: np.ndarray) -> Truth:
+    states, policy = run.transitions.simulator_states[rows], run.agent.policy(run.agent_state)
+    segments = tuple(gradient_error.played(config.env, states, policy, config.horizon, seed) for seed in (1, 2))
+    learnt = tuple(gradient_error.learning(run.agent_state, s, run.config.a2c, run.spec) for s in segments)
     return Truth(rows, segments, learnt)
 
 
@@ -75,28 +77,26 @@ def earned(segment: Segment) -> float:
     return float((np.asarray(segment.rewards) * (1.0 - before))[:, :-1].mean())
 
 
-def imagined(run: FinishedRun, setting: Setting, state: Any, normaliser: Normaliser, rows: np.ndarray) -> Segment:
+def imagined(run: OpenedRun, setting: Setting, state: Any, normaliser: Normaliser, rows: np.ndarray) -> Segment:
     """Imagine ``[B, H]`` raw from the observations at ``rows``, delta settled before where the rule tunes one."""
     config = setting.config
-    model, actor = make_world_model(config, run.spec), run.learner.actor
-    contexts = recordings.contexts_at(run.transitions.observations[rows], run.spec)
+    model = make_polygrad(config, run.spec, schedule=setting.schedule)
+    policy = run.agent.policy(run.agent_state)
+    contexts = contexts_at(run.transitions.observations[rows], run.spec)
     if RULES[config.guidance.rule].tunes_delta:
         few = jax.tree.map(lambda x: x[: SETTLING_ACTIONS // config.horizon], contexts)
-        settled = (run.policy_apply, actor, few, normaliser, jax.random.key(1), config.horizon, ROUNDS)
-        state = recordings.settle(model, state, *settled)
-    imagine = jax.jit(model.imagine, static_argnums=(1, 6))
-    _, segment, _ = imagine(state, run.policy_apply, actor, contexts, normaliser, jax.random.key(2), config.horizon)
-    segment = jax.device_get(segment)
-    return segment.replace(terminals=absorbing(segment.terminals), rows=None)
+        state = settle(model, state, policy, few, normaliser, jax.random.key(1), ROUNDS)
+    segment, _ = jax.jit(model.imagine)(state, policy, contexts, normaliser, jax.random.key(2))
+    return jax.device_get(segment)
 
 
-def measure(run: FinishedRun, setting: Setting, state: Any, normaliser: Normaliser, truth: Truth) -> dict[str, float]:
+def measure(run: OpenedRun, setting: Setting, state: Any, normaliser: Normaliser, truth: Truth) -> dict[str, float]:
     """Return the columns of one setting."""
     segment = imagined(run, setting, state, normaliser, truth.rows)
     replayed = gradient_error.replayed(run.config.env, run.transitions.simulator_states[truth.rows], segment)
-    ours, opened = (gradient_error.learning(run.learner, s, run.config.a2c, run.spec) for s in (segment, replayed))
+    ours, opened = (gradient_error.learning(run.agent_state, s, run.config.a2c, run.spec) for s in (segment, replayed))
     first, second = truth.learnt
-    mean, std = jax.device_get(run.policy_apply(run.learner.actor, jnp.asarray(segment.observations)))
+    mean, std = jax.device_get(run.agent.policy(run.agent_state)(jnp.asarray(segment.observations)))
     compared = gradient_error.compare(ours, opened)
     return {
         "closed_cosine": cosine(ours.gradient, first.gradient + second.gradient),
@@ -122,7 +122,7 @@ def settings(config: Config, own: bool) -> Iterator[Setting]:
             yield setting._replace(labels=labels | tried.spacing.labels())
 
 
-def models_of(run: FinishedRun, options: argparse.Namespace) -> Iterator[tuple[str, Config, Any, Normaliser]]:
+def models_of(run: OpenedRun, options: argparse.Namespace) -> Iterator[tuple[str, Config, Any, Normaliser]]:
     """Yield ``(name, config, state, normaliser)``: fitted, not trained at all, and as it learnt."""
     config = opened_runs.config_of(run, options)
     for name, updates in (("fitted", options.updates), ("untrained", 0)):
@@ -137,12 +137,12 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     Raises:
       ConfigError: the run's policy does not read raw observations.
     """
-    run = open_finished(varied.run)
+    run = open_run(varied.run)
     require_raw_policy(run)
     truth = truth_of(run, run.config, begun_rows(run, options.data_rows))
     common = {"env": run.config.env.name, "seed": run.config.seed, "run_steps": run.env_steps}
     common |= {"rows": options.data_rows, "updates": options.updates}
-    stds = run.policy_apply(run.learner.actor, jnp.asarray(truth.segments[0].observations))[1]
+    stds = run.agent.policy(run.agent_state)(jnp.asarray(truth.segments[0].observations))[1]
     common |= {"std": float(f"{stds.mean():.3g}")}
     for model, config, state, normaliser in models_of(run, options):
         for setting in settings(config, own=model == "own"):

@@ -14,8 +14,9 @@ made to keep the very z that ``score`` imagined (", z of score"): same actions, 
 ``strange_h1`` is ``given_h1`` with all actions behind the first from another trajectory: they cannot have moved that
 state, and where it is the larger of the two the denoiser takes later actions, guessed ones too, as evidence of it.
 
-    python experiments/guidance/guidance_error.py RUN [RUN ...] --out results/guidance_error --jobs 2 --threads 1
-    python experiments/guidance/guidance_error.py --out results/guidance_error --figure-only
+    python experiments/guidance/guidance_error.py RUN [RUN ...] --jobs 2 --threads 1 \\
+        --out results/guidance/guidance_error
+    python experiments/guidance/guidance_error.py --out results/guidance/guidance_error --figure-only
 
 Columns of ``guidance_error.csv``: ``sampling_tau`` and ``sampling_floor`` say which of the 128 steps are sampled (0:
 evenly spread). ``closed_h*`` and ``open_h*`` are squared errors of the observations in units of each one's variance in
@@ -57,13 +58,14 @@ from experiments.harness import experiment, figures, grid, opened_runs, statisti
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
 from experiments.harness.opened_runs import Fitted, OfRun, drawn_rows, fit
-from polygrad_jax.analysis.action_spread import spread_of, squared_errors, standardised_actions
-from polygrad_jax.analysis.opened_run import open_finished
+from polygrad_jax.analysis.action_spread import spread_of, standardised_actions
+from polygrad_jax.analysis.opened_run import open_run
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data.normaliser import normalise
 from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
+from polygrad_jax.envs.prediction_error import squared_errors
 from polygrad_jax.runs.run_folder import write_text_atomically
-from polygrad_jax.types import Array
+from polygrad_jax.types import Array, Policy
 
 TRAJECTORIES = 1000
 UNTRAINED = [(rule, 16) for rule in ("score", "correlated 1")]
@@ -117,10 +119,10 @@ def measure(
 
     segment = guided.raw(imagined)
     change = np.asarray((imagined.actions - imagined.before) * fitted.normaliser.actions.std)[:, :-1] / std
-    policy = jax.jit(run.policy_apply)
+    choose = jax.jit(Policy.__call__)
 
     def mean_at(raw_obs: np.ndarray) -> np.ndarray:
-        return np.asarray(policy(run.actor, jnp.asarray(raw_obs, jnp.float32))[0])
+        return np.asarray(choose(fitted.policy, jnp.asarray(raw_obs, jnp.float32))[0])
 
     means = mean_at(segment.observations)
     z = standardised_actions(segment.actions, means, np.broadcast_to(std, means.shape))
@@ -155,7 +157,7 @@ def measure(
 
 def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     """Measure all settings of one cell of one run; in the first of its cells also the untrained network under two."""
-    run, group = open_finished(varied.run), varied.more
+    run, group = open_run(varied.run), varied.more
     config = opened_runs.config_of(run, options)
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
     common |= {"fields": options.fields}

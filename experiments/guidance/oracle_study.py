@@ -5,8 +5,8 @@ imagined is Gaussian and known in closed form, and so is what a perfect model wo
 grid: two systems, process noise or none, data from random actions or from the closed loop at three stds, horizons 10
 and 50; in each of them rules, K of the 128 steps, the policy's sigma, and eta.
 
-    python experiments/guidance/oracle_study.py --out results/oracle --jobs 2 --threads 1
-    python experiments/guidance/oracle_study.py --out results/oracle --figure-only
+    python experiments/guidance/oracle_study.py --out results/guidance/oracle --jobs 2 --threads 1
+    python experiments/guidance/oracle_study.py --out results/guidance/oracle --figure-only
 
 Columns of ``oracle.csv``; first, middle and last are the horizons 1, H // 2 and H - 1:
 

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from experiments.harness.guided_sampler import DELTA_LR
 from experiments.harness.opened_runs import NUM_STEPS
 from experiments.harness.schedules import Spacing, schedule_of
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, Rule, Strength, largest_delta, score
 from polygrad_jax.diffusion.schedule import Coefficients
+from polygrad_jax.types import Array
 
 SIGMAS = {"1.0": (1.0,), "0.1": (0.1,), "0.02": (0.02,), "mixed": (0.1, 0.11, 0.93)}
 """Stds of the policy: one for all actions, or three in turn."""
@@ -19,6 +23,31 @@ EVERY = (4, 8, 16, 32, NUM_STEPS)
 GENTLE = "-gentle"
 EVEN, SPACED = Spacing(0.0, 0.0), Spacing(0.1, 0.08)
 OF_SCORE = ", z of score"
+
+
+def _follow_preconditioned_score(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+    """Follow the score with a delta in proportion to each action's variance; that of the smallest is delta itself."""
+    share = strength.delta / largest_delta(policy)
+    return before._replace(actions=before.actions + share * jnp.square(policy.std) * score(before.actions, policy))
+
+
+def correlated(rho: float) -> Rule:
+    """Return ``correlated`` with a draw that is not kept but follows the last step's with the correlation ``rho``.
+
+    ``z <- rho z + sqrt(1 - rho^2) xi`` and ``a = mu + sigma z``: N(mu, sigma) given the states, for any rho; in the
+    last step without a fresh draw. With a relaxation w below 1, ``a <- (1 - w) a + w (mu + sigma z)``.
+    """
+
+    def move(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
+        kept = jnp.where(strength.is_last, jnp.ones_like(strength.relaxation), rho)
+        residual = kept * before.residual + jnp.sqrt(1.0 - jnp.square(kept)) * draws
+        target = policy.mean + policy.std * residual
+        return Guided((1.0 - strength.relaxation) * before.actions + strength.relaxation * target, residual)
+
+    return RULES["correlated"]._replace(move=move)
+
+
+RULES["preconditioned"] = Rule(move=_follow_preconditioned_score)
 
 
 class Tried(NamedTuple):

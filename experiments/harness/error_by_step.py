@@ -12,15 +12,15 @@ import numpy as np
 
 from experiments.harness.gradient_error import absorbing
 from polygrad_jax.agents import a2c
-from polygrad_jax.analysis.action_spread import before_ends, mean_where, squared_errors, staying_still
 from polygrad_jax.config import Config, EnvConfig
-from polygrad_jax.data import recordings
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import replay_actions
-from polygrad_jax.training.fitting import FixedData
-from polygrad_jax.types import Normaliser, Segment
+from polygrad_jax.envs.prediction_error import before_ends, mean_where, squared_errors, staying_still
+from polygrad_jax.runs.recorded_data import RecordedData
+from polygrad_jax.training.fitting import settle
+from polygrad_jax.types import Normaliser, Policy, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 from polygrad_jax.world_models.polygrad import imagine_given_actions
 
@@ -56,8 +56,8 @@ def positions(task: EnvConfig) -> int:
 class Measuring:
     """Hold what every measure of one dataset shares, and the statistics that the model learnt with."""
 
-    data: FixedData
-    held_out: FixedData
+    data: RecordedData
+    held_out: RecordedData
     normaliser: Normaliser
     seed: int
 
@@ -68,17 +68,16 @@ class Measuring:
         """
         data, collector = self.data, self.data.collector
         model = make_world_model(config, data.spec)
-        policy = a2c.make_policy_apply(data.spec, collector.a2c, collector.precision)
-        actor = jax.tree.map(jnp.asarray, data.actor)
+        apply = a2c.make_policy_apply(data.spec, collector.a2c, collector.precision)
+        policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
         context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
         contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
             self.held_out.replay(2), context_key, CONTEXTS, model.context_length
         )
         few = jax.tree.map(lambda x: x[:SETTLING], contexts)
         if config.world_model == "polygrad":
-            state = recordings.settle(model, state, policy, actor, few, self.normaliser, settle_key, config.horizon)
-        imagine = jax.jit(model.imagine, static_argnums=(1, 6))
-        _, segment, _ = imagine(state, policy, actor, contexts, self.normaliser, key, config.horizon)
+            state = settle(model, state, policy, few, self.normaliser, settle_key)
+        segment, _ = jax.jit(model.imagine)(state, policy, contexts, self.normaliser, key)
         if told:
             follow = jax.jit(imagine_given_actions, static_argnums=0)
             segment = follow(config, state, segment.actions, contexts, self.normaliser, jax.random.fold_in(key, 1))

@@ -19,7 +19,7 @@ from experiments.harness import grid
 from polygrad_jax import cli
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import write_text_atomically
-from polygrad_jax.training.loop import NonFiniteError
+from polygrad_jax.training.step import NonFiniteError
 
 
 def _nothing(*_: Any) -> None:

@@ -19,7 +19,7 @@ from polygrad_jax.agents import a2c
 from polygrad_jax.agents.gae import gae
 from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
 from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
-from polygrad_jax.types import Array, Params, PolicyApply, Segment
+from polygrad_jax.types import Array, Params, Policy, Segment
 
 
 def absorbing(terminals: np.ndarray) -> np.ndarray:
@@ -37,18 +37,16 @@ def replayed(env: EnvConfig, simulator_states: np.ndarray, segment: Segment) -> 
     return _segment(observations, segment.actions, rewards, terminals)
 
 
-def played(
-    env: EnvConfig, simulator_states: np.ndarray, policy_apply: PolicyApply, actor: Params, horizon: int, seed: int
-) -> Segment:
+def played(env: EnvConfig, simulator_states: np.ndarray, policy: Policy, horizon: int, seed: int) -> Segment:
     """What the policy does in MuJoCo, ``[B, horizon]`` raw; behind a terminal the reward is 0.
 
     Args:
       simulator_states: ``[B, S]``, the simulator's at the first observations.
     """
-    random, policy = np.random.default_rng(seed), jax.jit(policy_apply)
+    random, choose = np.random.default_rng(seed), jax.jit(Policy.__call__)
 
     def act(_: int, raw_obs: np.ndarray) -> np.ndarray:
-        mean, std = jax.device_get(policy(actor, jnp.asarray(raw_obs, jnp.float32)))
+        mean, std = jax.device_get(choose(policy, jnp.asarray(raw_obs, jnp.float32)))
         return mean + std * random.standard_normal(mean.shape)
 
     observations, actions, rewards, terminals = close_loop(env, simulator_states, act, horizon)
@@ -84,7 +82,7 @@ def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: E
         advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
         weights = a2c.reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
         raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
-        scaled = a2c.standardise(advantages) if config.normalise_advantages else advantages
+        scaled = a2c.standardise(advantages)
 
         def loss(params: Params) -> Array:
             return a2c.actor_loss(params, policy_apply, raw_obs, actions, scaled, weights, 0.0)[0]

@@ -12,11 +12,12 @@ import numpy as np
 from experiments.harness.opened_runs import Fitted
 from polygrad_jax.config import Config
 from polygrad_jax.data.normaliser import normalise
-from polygrad_jax.diffusion.guidance import RULES, Gaussian, delta_bounds, sigma_of, standardise, update_log_delta
+from polygrad_jax.diffusion.denoising_loss import unpack
+from polygrad_jax.diffusion.guidance import RULES, Gaussian, largest_delta, sigma_of, standardise, update_log_delta
 from polygrad_jax.diffusion.sampler import Given, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients
-from polygrad_jax.types import Array, Params, PolicyApply, Segment
-from polygrad_jax.world_models.polygrad import make_sampler, unpack
+from polygrad_jax.types import Array, Params, Policy, PolicyApply, Segment
+from polygrad_jax.world_models.polygrad import make_sampler
 
 SETTLING_ACTIONS, ROUNDS = 2560, 80
 """Imagined actions in each of the rounds in which delta settles before anything is measured."""
@@ -48,10 +49,9 @@ class GuidedSampler:
     """Algorithm 2 with one fitted denoiser under one rule and schedule, compiled once for any std of the policy."""
 
     def __init__(self, fitted: Fitted, config: Config, schedule: Coefficients):
-        run = fitted.run
         self.fitted, self.config = fitted, config
-        self._policy = with_std(run.policy_apply)
-        self._sampler, self._schedule = make_sampler(config, self._policy), schedule
+        self._policy_apply = with_std(fitted.policy.apply)
+        self._sampler, self._schedule = make_sampler(config), schedule
         self.imagine = jax.jit(self._imagine, static_argnums=2)
         self.told = jax.jit(self._told)
         self.settle = jax.jit(partial(self._settle, rounds=ROUNDS))
@@ -60,7 +60,7 @@ class GuidedSampler:
         """Return what one run of Algorithm 2 is given, from raw observations ``[B, O]``."""
         fitted = self.fitted
         initial = normalise(jnp.asarray(raw_obs), fitted.normaliser.observations)
-        policy = (fitted.run.actor, jnp.asarray(std, jnp.float32))
+        policy = Policy((fitted.policy.params, jnp.asarray(std, jnp.float32)), self._policy_apply)
         return Given(fitted.state.ema_params, policy, fitted.normaliser, initial, jnp.exp(log_delta))
 
     def _imagine(self, given: Given, key: Array, keep: bool = False, residual: Array | None = None) -> Imagined:
@@ -76,9 +76,9 @@ class GuidedSampler:
         """Return log delta after one imagined batch and one step of its controller (Eq. 10)."""
         imagined = self._imagine(given._replace(delta=jnp.exp(log_delta)), key)
         segment = unpack(imagined.traj, imagined.actions, given.normaliser)
-        policy = Gaussian(*self._policy(given.policy_params, segment.observations[:, :-1]))
+        policy = Gaussian(*given.policy(segment.observations[:, :-1]))
         sigma = sigma_of(standardise(segment.actions[:, :-1], policy))
-        return update_log_delta(log_delta, sigma, policy, self.config.guidance)
+        return update_log_delta(log_delta, sigma, largest_delta(policy), self.config.guidance)
 
     def _settle(self, given: Given, key: Array, rounds: int) -> Array:
         keys = jax.random.split(key, rounds)
@@ -86,16 +86,13 @@ class GuidedSampler:
 
     def settled(self, raw_obs: np.ndarray, std: float | np.ndarray) -> tuple[Array, float]:
         """Return ``(log delta, 1 if it sits at its bound)``; rules that do not tune delta keep the initial one."""
-        rule = RULES[self.config.guidance.rule]
-        variance = 1.0 if rule.relative_delta else np.square(std).min()
+        variance = np.square(std).min()
         log_delta = jnp.log(jnp.float32(FIRST_DELTA * variance))
-        if not rule.tunes_delta:
+        if not RULES[self.config.guidance.rule].tunes_delta:
             return log_delta, 0.0
         few = raw_obs[: SETTLING_ACTIONS // self.config.horizon]
         log_delta = self.settle(self.given(few, std, log_delta), jax.random.key(1))
-        policy = Gaussian(jnp.zeros(()), jnp.asarray(std, jnp.float32).reshape(1, 1, -1))
-        _, largest = delta_bounds(policy, self.config.guidance)
-        return log_delta, float(log_delta > jnp.log(0.97 * largest))
+        return log_delta, float(log_delta > np.log(0.97 * variance))
 
     def _told(self, given: Given, normed_actions: Array, key: Array) -> Array:
         observations = self.fitted.run.spec.observation_size

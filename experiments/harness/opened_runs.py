@@ -17,15 +17,17 @@ import jax
 import numpy as np
 
 from experiments.harness import grid
-from experiments.harness.recorded_episodes import episodes_of
+from experiments.harness.recorded_episodes import UNIFORM, episodes_of
 from polygrad_jax import config as configs
-from polygrad_jax.analysis.opened_run import FinishedRun
+from polygrad_jax.analysis.opened_run import OpenedRun, require_raw_policy
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, ConfigError
-from polygrad_jax.data import recordings
-from polygrad_jax.types import Normaliser
+from polygrad_jax.data.recordings import Episode
+from polygrad_jax.diffusion.denoising_loss import with_terminal_std
+from polygrad_jax.training import fitting
+from polygrad_jax.types import Normaliser, Policy
 from polygrad_jax.world_models.model_table import make_world_model
-from polygrad_jax.world_models.polygrad import PolyGRADState, with_terminal_std
+from polygrad_jax.world_models.polygrad import PolyGRADState
 
 NUM_STEPS = 128
 CONTEXTS = 4000
@@ -65,24 +67,24 @@ def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = ((""
     return found
 
 
-def config_of(run: FinishedRun, options: argparse.Namespace, *fields: str) -> Config:
-    """Return the run's config with the fields of the command line, N steps, and these fields."""
-    words = [*shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), *fields]
+def config_of(run: OpenedRun, options: argparse.Namespace, *fields: str) -> Config:
+    """Return the run's config with the fields of the command line, N steps, uniform batches, and these fields."""
+    words = [*UNIFORM, *shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), *fields]
     return configs.validate(override(run.config, words))
 
 
 # --- where trajectories begin ----------------------------------------------------------------------------------------
 
 
-def recorded_episodes(run: FinishedRun, rows: int) -> list[recordings.Episode]:
+def recorded_episodes(run: OpenedRun, rows: int) -> list[Episode]:
     """Return the first ``rows`` transitions of a run as its episodes; the last one may be cut short."""
     return [
-        recordings.Episode(part.observations, part.actions, part.rewards, terminated=bool(part.terminals[-1]))
+        Episode(part.observations, part.actions, part.rewards, terminated=bool(part.terminals[-1]))
         for part in episodes_of(run.transitions[:rows])
     ]
 
 
-def drawn_rows(episodes: list[recordings.Episode], horizon: int) -> np.ndarray:
+def drawn_rows(episodes: list[Episode], horizon: int) -> np.ndarray:
     """Draw row numbers ``[CONTEXTS]`` at which trajectories begin: any that ``horizon`` steps of its episode follow."""
     lengths = np.array([len(e.rewards) for e in episodes])
     first = np.cumsum(lengths) - lengths
@@ -90,7 +92,7 @@ def drawn_rows(episodes: list[recordings.Episode], horizon: int) -> np.ndarray:
     return np.random.default_rng(0).choice(rows, CONTEXTS)
 
 
-def begun_rows(run: FinishedRun, rows: int) -> np.ndarray:
+def begun_rows(run: OpenedRun, rows: int) -> np.ndarray:
     """Draw row numbers ``[CONTEXTS]`` at which trajectories begin in training: any but the last steps of episodes."""
     inside = np.flatnonzero(~(run.transitions.terminals[:rows] | run.transitions.truncations[:rows]))
     return np.random.default_rng(1).choice(inside, CONTEXTS)
@@ -103,17 +105,22 @@ def begun_rows(run: FinishedRun, rows: int) -> np.ndarray:
 class Fitted:
     """A denoiser of N steps, fitted to a run's transitions or not at all."""
 
-    run: FinishedRun
+    run: OpenedRun
     config: Config
     state: PolyGRADState
     normaliser: Normaliser
-    episodes: list[recordings.Episode]
+    episodes: list[Episode]
+
+    @property
+    def policy(self) -> Policy:
+        """Return the run's policy, under which the denoiser imagines."""
+        return require_raw_policy(self.run)
 
 
-def fit(run: FinishedRun, config: Config, rows: int, updates: int) -> Fitted:
+def fit(run: OpenedRun, config: Config, rows: int, updates: int) -> Fitted:
     """Take ``updates`` gradient steps on the run's first ``rows`` transitions; with 0 the network is as drawn."""
     model, episodes = make_world_model(config, run.spec), recorded_episodes(run, rows)
-    state, normaliser = recordings.fit(model, episodes, config, jax.random.key(0), max(updates, 1))
+    state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), max(updates, 1))
     if updates == 0:
         state = model.init(jax.random.key(0))
     return Fitted(run, config, state, with_terminal_std(normaliser, config.diffusion.terminal_std), episodes)

@@ -11,6 +11,9 @@ from polygrad_jax.data.transition_log import TransitionRecord
 
 ALL = 10**9
 """Transitions: as many as there are."""
+UNIFORM = ("--model-training.recent-share", "0")
+"""Fields of every model that is trained on recorded data: they have no newest windows, whatever a preset draws more
+often while it collects."""
 HELD_OUT = 0.1
 """Share of the transitions, in whole episodes, from whose states models are measured."""
 

@@ -7,8 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from polygrad_jax.config import DiffusionConfig
-from polygrad_jax.diffusion.schedule import Coefficients, coefficients
-from polygrad_jax.noise_levels import noise_std, strided_steps
+from polygrad_jax.diffusion.schedule import Coefficients, coefficients, cosine_betas, strided_steps
+
+
+def noise_std(num_steps: int, tau: float) -> np.ndarray:
+    """Return ``sqrt(1 - alpha_bar) [N]``, ascending: the std of the noise in a trajectory whose clean std is 1."""
+    return np.sqrt(1.0 - np.cumprod(1.0 - cosine_betas(num_steps, tau)))
 
 
 def spaced_steps(num_steps: int, sampling_steps: int, tau: float, sampling_tau: float, floor: float) -> np.ndarray:

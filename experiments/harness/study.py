@@ -41,11 +41,13 @@ import jax
 from experiments.harness import experiment
 from experiments.harness.error_by_step import Measuring
 from experiments.harness.grid import Row
-from experiments.harness.recorded_episodes import ALL, drawn, held_out
+from experiments.harness.recorded_episodes import ALL, UNIFORM, drawn, held_out
 from polygrad_jax import cli
 from polygrad_jax import config as configs
+from polygrad_jax.analysis.opened_run import open_trained
 from polygrad_jax.config import Config, ConfigError
-from polygrad_jax.training.fitting import FixedData, Schedule, Training, open_data, open_trained
+from polygrad_jax.runs.recorded_data import RecordedData, open_data
+from polygrad_jax.training.fitting import Schedule, Training
 
 STEPWISE_HORIZON = 10
 """Of the training of models that learn single steps: that of imagination, with which none of them learns."""
@@ -68,7 +70,7 @@ class Study:
     """Fields of the guidance under which a trained model of PolyGRAD imagines, by the name of the variant."""
     draw: Callable[[Path], None]
     """Draws, of the folder, the figure from the CSV alone."""
-    prepare: Callable[[str], FixedData] = open_data
+    prepare: Callable[[str], RecordedData] = open_data
     transitions: tuple[int, ...] = (ALL,)
     """How many are learnt from, unless the command line says otherwise."""
     columns: Callable[[str], Row] = lambda _: {}
@@ -144,11 +146,11 @@ def horizon_of_training(fields: Fields, horizon: int) -> int:
     return horizon if fields[fields.index("--world-model") + 1] == "polygrad" else STEPWISE_HORIZON
 
 
-def config_of(study: Study, options: argparse.Namespace, varied: Varied, data: FixedData) -> Config:
+def config_of(study: Study, options: argparse.Namespace, varied: Varied, data: RecordedData) -> Config:
     """Return the preset for the dataset's task, with the model's fields, then those of the command line."""
     base = dataclasses.replace(configs.preset(options.preset, data.env.name), env=data.env, seed=varied.seed)
     base = dataclasses.replace(base, guidance=dataclasses.replace(base.guidance, delta_lr=DELTA_LR))
-    fields = [*study.models[varied.model], "--horizon", str(varied.horizon), *shlex.split(options.fields)]
+    fields = [*UNIFORM, *study.models[varied.model], "--horizon", str(varied.horizon), *shlex.split(options.fields)]
     return configs.validate(cli.override(base, fields))
 
 
@@ -163,8 +165,8 @@ def variants(config: Config, rules: dict[str, dict[str, Any]]) -> dict[str, Conf
 
 
 def train(
-    study: Study, options: argparse.Namespace, varied: Varied, data: FixedData, config: Config
-) -> tuple[Training, FixedData]:
+    study: Study, options: argparse.Namespace, varied: Varied, data: RecordedData, config: Config
+) -> tuple[Training, RecordedData]:
     """Train a model, or resume its training; return it finished, and what it learnt from.
 
     Raises:

@@ -17,7 +17,7 @@ MODELS: dict[str, Fields] = {
     "ensemble": ("--world-model", "ensemble", "--ensemble.learning-rate", "3e-3"),
     "Dreamer-v3": ("--world-model", "dreamer", "--dreamer.learning-rate", "1e-3"),
 }
-"""With the learning rates of ``results/learning_rates``."""
+"""With the learning rates of ``results/world_models/learning_rates``."""
 EXECUTED: Fields = ("--denoiser.shown-actions", "executed")
 """Of PolyGRAD, where it is to be shown what all other models are shown; neither here nor in the official code it is."""
 SCORE: dict[str, dict[str, Any]] = {"score": {"rule": "score"}}

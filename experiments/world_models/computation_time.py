@@ -4,8 +4,8 @@ Varied: the model and the horizon. Every model has the paper's size (presets ``p
 residual MLP is 2,048 wide for more than 10 states) and random weights, for Walker2d as in the paper. Compile time is
 apart.
 
-    python experiments/world_models/computation_time.py --out results/computation_time
-    python experiments/world_models/computation_time.py --out results/computation_time --figure-only
+    python experiments/world_models/computation_time.py --out results/world_models/computation_time
+    python experiments/world_models/computation_time.py --out results/world_models/computation_time --figure-only
 
 Rollouts are imagined in batches of ``--batch``. Where all of them would take longer than ``--most-seconds``, one batch
 is timed and its time multiplied (``batches_timed`` below ``batches``; the seconds of a scan are those of its steps, so
@@ -41,8 +41,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.agents import a2c
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.envs import tasks
-from polygrad_jax.training.simulator_host import host_for
-from polygrad_jax.types import Array, MeanStd, Normaliser, Segment
+from polygrad_jax.types import Array, MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 
 TASK = "walker2d"
@@ -94,25 +93,23 @@ def timed(options: argparse.Namespace, varied: tuple[str, int]) -> Iterator[Row]
     env = tasks.make(config.env)
     spec = tasks.spec_of(env)
     env.close()
-    model = make_world_model(config, spec, host_for(config))
-    policy_apply = a2c.make_policy_apply(spec, config.a2c, config.precision)
+    model = make_world_model(config, spec)
     model_key, policy_key, key = jax.random.split(jax.random.key(0), 3)
     state = jax.jit(model.init)(model_key)
     actor = jax.jit(lambda key: a2c.init(key, spec, config.a2c).actor)(policy_key)
+    policy = Policy(actor, a2c.make_policy_apply(spec, config.a2c, config.precision))
     sizes = (spec.observation_size, spec.action_size, 1, 1)
     normaliser = Normaliser(*(MeanStd(jnp.zeros(n), jnp.ones(n)) for n in sizes))
     context = contexts(spec, batch, model.context_length, key)
 
-    def imagine(state, actor, context, normaliser, key):
-        return model.imagine(state, policy_apply, actor, context, normaliser, key, horizon)[1]
-
+    given = (state, policy, context, normaliser, key)
     began = time.perf_counter()
-    program = jax.jit(imagine).lower(state, actor, context, normaliser, key).compile()
+    program = jax.jit(lambda *given: model.imagine(*given)[0]).lower(*given).compile()
     compile_seconds = time.perf_counter() - began
 
     def one() -> float:
         began = time.perf_counter()
-        jax.block_until_ready(program(state, actor, context, normaliser, key))
+        jax.block_until_ready(program(*given))
         return time.perf_counter() - began
 
     batches = options.rollouts // batch

@@ -5,8 +5,8 @@ horizon and number of transitions, a line per model and rule, by the median of i
 networks, in variances of the data; means over seeds but for the error at the last step, which has every seed, in order
 ("-": none).
 
-    python experiments/world_models/error_table.py results/prediction_error/prediction_error.csv
-    python experiments/world_models/error_table.py results/small_data/small_data.csv --steps 1 5 9
+    python experiments/world_models/error_table.py results/world_models/prediction_error/prediction_error.csv
+    python experiments/world_models/error_table.py results/world_models/small_data/small_data.csv --steps 1 5 9
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 A comparison of models after equal seconds is also one of learning rates, and none had been chosen for fixed data.
 
     python experiments/world_models/learning_rates.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 120 \\
-        --seeds 0 --evaluate-every 1000 --jobs 2 --threads 1 --out results/learning_rates
-    python experiments/world_models/learning_rates.py --out results/learning_rates --figure-only
+        --seeds 0 --evaluate-every 1000 --jobs 2 --threads 1 --out results/world_models/learning_rates
+    python experiments/world_models/learning_rates.py --out results/world_models/learning_rates --figure-only
 
 Varied: every model with every rate, for a tenth of the seconds, on a run that is not among those compared. The rate
 with the least error nine steps ahead is the one in ``compared_models.py``, but for the transformer, which does not bear
-it for ten times as long (``results/learning_rates``). A short budget favours large rates, the same for all. The columns
-of ``learning_rates.csv``: ``experiments/harness/study.py``; the rate stands behind the model's name.
+it for ten times as long (``results/world_models/learning_rates``). A short budget favours large rates, the same for
+all. The columns of ``learning_rates.csv``: ``experiments/harness/study.py``; the rate stands behind the model's name.
 """
 
 from __future__ import annotations

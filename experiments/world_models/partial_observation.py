@@ -1,8 +1,8 @@
 """Tasks whose next state does not follow from the last observation: who predicts with the velocities hidden?
 
     python experiments/world_models/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
-        --seeds 0 1 2 --jobs 2 --threads 1 --out results/partial_observation
-    python experiments/world_models/partial_observation.py --out results/partial_observation --figure-only
+        --seeds 0 1 2 --jobs 2 --threads 1 --out results/world_models/partial_observation
+    python experiments/world_models/partial_observation.py --out results/world_models/partial_observation --figure-only
 
 The paper's other open question. The observations of a recorded run are cut before the velocities; every model learns
 from the rest for the same seconds. Varied: PolyGRAD diffuses trajectories that begin with the last 1 (the paper's), 2
@@ -40,7 +40,7 @@ from experiments.world_models.prediction_error import draw
 from polygrad_jax.agents import a2c
 from polygrad_jax.config import ConfigError
 from polygrad_jax.envs import tasks
-from polygrad_jax.training.fitting import FixedData, open_data
+from polygrad_jax.runs.recorded_data import RecordedData, open_data
 from polygrad_jax.types import Array, Params
 
 MODELS: dict[str, Fields] = {
@@ -61,7 +61,7 @@ FIRST, STEPS = "PolyGRAD, 1 state", (1, 2, 5, 9)
 REGRESSION_UPDATES, REGRESSION_BATCH, REGRESSION_LEARNING_RATE = 5_000, 256, 1e-3
 
 
-def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
+def regressed(data: RecordedData, shown: int) -> tuple[Params, float]:
     """Return ``(actor, share)``: the data's policy from the first ``shown`` observations only, and what it explains.
 
     The actor has the least squared error of the mean action, over the data's own states; the std is the policy's.
@@ -97,7 +97,7 @@ def regressed(data: FixedData, shown: int) -> tuple[Params, float]:
 
 
 @functools.cache
-def hidden(where: str) -> tuple[FixedData, float]:
+def hidden(where: str) -> tuple[RecordedData, float]:
     """Return the dataset with its velocities hidden, and a policy that does without them, with what that explains.
 
     Raises:

@@ -1,8 +1,8 @@
 """Is PolyGRAD better than autoregressive diffusion when data are few? (a hypothesis that the paper left untested)
 
     python experiments/world_models/small_data.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
-        --seeds 0 1 2 --jobs 2 --threads 1 --out results/small_data
-    python experiments/world_models/small_data.py --out results/small_data --figure-only
+        --seeds 0 1 2 --jobs 2 --threads 1 --out results/world_models/small_data
+    python experiments/world_models/small_data.py --out results/world_models/small_data --figure-only
 
 Varied: PolyGRAD, autoregressive diffusion and the ensemble, on 1,000, 10,000 and 100,000 transitions of the same run,
 drawn as whole episodes, for the same seconds of gradient steps. Each learns from nine tenths of them, to the best

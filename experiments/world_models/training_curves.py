@@ -1,8 +1,8 @@
 """How exact was each world model after how many seconds? The five-step errors of trainings on recorded data.
 
     python experiments/world_models/training_curves.py runs/prediction_error-prediction_error/* \\
-        --out results/prediction_error
-    python experiments/world_models/training_curves.py --out results/prediction_error --figure-only
+        --out results/world_models/prediction_error
+    python experiments/world_models/training_curves.py --out results/world_models/prediction_error --figure-only
 
 Read: what ``polygrad fit`` and the studies leave in a training's folder (``eval.csv``, ``config.json``, ``data.json``,
 ``environment.json``). ``training_curves.csv`` has a row per judgement: ``five_step_error`` (mean squared error five

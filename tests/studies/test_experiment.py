@@ -10,7 +10,7 @@ import pytest
 from experiments.harness import experiment, grid, opened_runs, study
 from experiments.world_models import prediction_error
 from polygrad_jax.config import ConfigError
-from polygrad_jax.training.loop import NonFiniteError
+from polygrad_jax.training.step import NonFiniteError
 
 CLONE = Path(experiment.__file__).parents[2]
 SCRIPT = """
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {clone!r})
 from experiments.harness import experiment
-from polygrad_jax.training.loop import NonFiniteError
+from polygrad_jax.training.step import NonFiniteError
 
 def measure(options, number):
     yield {{"half": number / 3 * options.times, "of": number}}

@@ -27,7 +27,7 @@ from polygrad_jax.agents import a2c
 from polygrad_jax.config import ConfigError, EnvSpec
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
-from polygrad_jax.training.fitting import FixedData
+from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.types import Segment
 from polygrad_jax.world_models.model_table import make_world_model
 
@@ -104,7 +104,7 @@ def test_what_follows_on_an_end_is_not_counted(monkeypatch):
     """MuJoCo ends the first of two trajectories at its second step, and is 10 away from then on. The reward of that
     step counts, what it leads to does not; the unit is the whole data's although the model learnt with another."""
     rows = record([4, 3, 5, 2], [True, False, True])
-    data = FixedData("", rows, configs.cpu("hopper").env, configs.cpu("hopper"), None)
+    data = RecordedData("", rows, configs.cpu("hopper").env, configs.cpu("hopper"), None)
     unit = float(np.asarray(to_normaliser(data.replay(2).moments).observations.std)[0])
     real = np.float64([[0, 1, 10, 10], [0, 1, 2, 3]])[..., None]
     rewards, terminals = np.float64([[1, 1, 7], [1, 1, 1]]), np.array([[0, 1, 0], [0, 0, 0]], bool)
@@ -198,7 +198,7 @@ def test_a_policy_regressed_on_what_is_seen_knows_as_much_as_that_tells(follow, 
     hidden = 3 * (np.sin(seen) if follow else random.normal(size=(4000, 3))).astype(np.float32)
     nothing = np.zeros(4000, bool)
     rows = TransitionRecord(np.hstack([seen, hidden]), seen[:, :2], seen[:, 0], nothing, nothing, seen.astype(float))
-    learnt, share = partial_observation.regressed(FixedData("", rows, collector.env, collector, actor), 3)
+    learnt, share = partial_observation.regressed(RecordedData("", rows, collector.env, collector, actor), 3)
     assert least < share <= most
     assert learnt["network"]["hidden_0"]["kernel"].shape == (3, 32)
     np.testing.assert_array_equal(learnt["log_std"], actor["log_std"])

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments.harness.schedules import Spacing, schedule_of, spaced_steps
+from experiments.harness.schedules import Spacing, noise_std, schedule_of, spaced_steps
 from polygrad_jax.config import DiffusionConfig
-from polygrad_jax.diffusion.schedule import sampling_coefficients
-from polygrad_jax.noise_levels import noise_std, strided_steps
+from polygrad_jax.diffusion.schedule import sampling_coefficients, strided_steps
 
 
 def test_spaced_steps_by_hand():
