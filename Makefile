@@ -75,13 +75,13 @@ test: $(INSTALLED_DEV)
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .
 
-# An experiment draws every folder of results that holds its CSV file; the learning curves have no such file.
+# An experiment draws every folder that holds its CSV file, but for two that are compared in a table of their README.
 figures: $(INSTALLED)
 	@set -e; for experiment in world_models/prediction_error world_models/small_data world_models/partial_observation \
 	    world_models/learning_rates world_models/training_curves world_models/computation_time \
 	    guidance/oracle:oracle_study guidance/guidance_error guidance/action_distribution guidance/gradient_study; do \
 	  subject=$${experiment%%/*}; file=$${experiment##*[/:]}; csv=$${experiment#*/}; csv=$${csv%%:*}.csv; \
-	  for path in $$(find results/$$subject -name "$$csv" -not -path "*/imagined_*" | sort); do \
+	  for path in $$(find results/$$subject -name "$$csv" -not -path "*/executed/*" -not -path "*/newest/*" | sort); do \
 	    echo "$$path"; $(BIN)/python experiments/$$subject/$$file.py --out "$$(dirname "$$path")" --figure-only; \
 	  done; \
 	done

@@ -8,10 +8,16 @@ row per trial: what it changed) and draws ``<env>.png`` for each environment.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import csv
 import os
-from pathlib import Path
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F"]
 STYLES = ["-", "--", ":"]

@@ -1,7 +1,7 @@
 """Run a grid of commands as local processes, or on a Ray cluster, and keep one CSV.
 
 A cell is a command that writes its rows to a file. ``experiment.py`` makes the cells of an experiment that measures in
-a process of its own; ``learning/seeds.py`` makes cells that are whole trainings. For every grid:
+a process of its own; ``learning/training_runs.py`` makes cells that are whole trainings. For every grid:
 
 - Resuming: a cell that has left its rows is not run again, whatever became of the others. Rows are kept per cell in
   ``OUT.cells/``, each file written whole or not at all, and the CSV is made of them after every cell. The CSV alone is

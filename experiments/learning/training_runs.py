@@ -21,18 +21,24 @@ setting named like another with " again" behind it repeats that one: dashed, and
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
 import argparse
 import itertools
 import json
 import re
 import shlex
-import sys
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.harness import grid
+from experiments.harness import figures, grid
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs.tasks import gymnasium_id
 
@@ -42,7 +48,6 @@ RUNS = "runs"
 LAST_EVALUATIONS = 3
 SHOWN_METRICS = {"return_mean": "evaluation return", "distance_mean": "distance travelled [m]"}
 AGAIN = " again"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 
 
 def parse() -> argparse.Namespace:
@@ -267,44 +272,45 @@ def curves_of(rows: list[grid.Row], metric: str) -> dict[str, list[list[tuple[in
 
 def draw_curves(rows: list[grid.Row], runs: list[grid.Row], path: Path) -> None:
     """Draw return, and distance where there is one, against environment steps: a line per seed, thick the mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     metrics = [metric for metric in SHOWN_METRICS if any(row["metric"] == metric for row in rows)]
     settings = dict.fromkeys(row["exp_name"].removesuffix(AGAIN) for row in rows)
-    colours = dict(zip(settings, itertools.cycle(COLOURS), strict=False))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(0.8 + 4.4 * len(metrics), 3.4), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        for setting, curves in curves_of(rows, metric).items():
-            colour = colours[setting.removesuffix(AGAIN)]
-            if setting.endswith(AGAIN):
-                for curve in curves:
-                    axis.plot(*zip(*curve, strict=True), color=colour, linestyle="--", linewidth=1)
-                continue
-            for curve in curves:
-                axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.35, linewidth=1)
-            length = min(len(curve) for curve in curves)
-            mean = np.mean([[value for _, value in curve[:length]] for curve in curves], axis=0)
-            steps = [step for step, _ in curves[0][:length]]
-            axis.plot(steps, mean, color=colour, linewidth=2.2)
-            grid.label_end(axis, steps[-1], mean[-1], f"{setting.replace('_', ' ')} ({len(curves)})", colour)
-        axis.set_xlabel("environment steps, prefill included")
-        axis.set_ylabel(SHOWN_METRICS[metric])
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.02, y=0.1)
-        last_step = max(int(row["env_step"]) for row in rows)
-        ticks = [t for t in plt.MaxNLocator(5).tick_values(0, last_step) if t <= 1.01 * last_step]
-        axis.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
-        axis.set_xlim(axis.get_lines()[0].get_xdata()[0] * 0.9, 1.26 * last_step)
-    lines = "thin: a seed, thick: the mean (number of seeds)"
-    if any(row["exp_name"].endswith(AGAIN) for row in rows):
-        lines += ", dashed: a run repeated"
-    figure.suptitle(f"{rows[0]['env_name']}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
-    figure.tight_layout()
-    grid.save_figure(figure, path)
-    plt.close(figure)
+    colours = dict(zip(settings, itertools.cycle(figures.PALETTE), strict=False))
+    with figures.figure(path, columns=len(metrics), size=(0.8 + 4.4 * len(metrics), 3.4)) as (figure, axes):
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            for setting, curves in curves_of(rows, metric).items():
+                draw_setting(axis, setting, curves, colours[setting.removesuffix(AGAIN)])
+            axis.set_ylabel(SHOWN_METRICS[metric])
+            draw_step_axis(axis, last_step=max(int(row["env_step"]) for row in rows))
+        lines = "thin: a seed, thick: the mean (number of seeds)"
+        if any(row["exp_name"].endswith(AGAIN) for row in rows):
+            lines += ", dashed: a run repeated"
+        figure.suptitle(f"{rows[0]['env_name']}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
+
+
+def draw_setting(axis: Any, setting: str, curves: list[list[tuple[int, float]]], colour: str) -> None:
+    """Draw a setting's curves and, as far as all of them go, their named mean; a repetition is dashed and has none."""
+    if setting.endswith(AGAIN):
+        for curve in curves:
+            axis.plot(*zip(*curve, strict=True), color=colour, linestyle="--", linewidth=1)
+        return
+    for curve in curves:
+        axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.35, linewidth=1)
+    length = min(len(curve) for curve in curves)
+    steps = [step for step, _ in curves[0][:length]]
+    mean = np.mean([[value for _, value in curve[:length]] for curve in curves], axis=0)
+    axis.plot(steps, mean, color=colour, linewidth=2.2)
+    figures.label_end(axis, steps[-1], mean[-1], f"{setting.replace('_', ' ')} ({len(curves)})", colour)
+
+
+def draw_step_axis(axis: Any, last_step: int) -> None:
+    """Name the axis of environment steps and leave room for the names at the lines' ends."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = [t for t in MaxNLocator(5).tick_values(0, last_step) if t <= 1.01 * last_step]
+    axis.set_xlabel("environment steps, prefill included")
+    axis.margins(x=0.02, y=0.1)
+    axis.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    axis.set_xlim(axis.get_lines()[0].get_xdata()[0] * 0.9, 1.26 * last_step)
 
 
 def number_of(setting: str) -> tuple[str, float | None]:
@@ -347,35 +353,29 @@ def draw_along(runs: list[grid.Row], path: Path) -> None:
     field = field_along(runs)
     if field is None:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     by_name = along(runs)
-    figure, axis = plt.subplots(figsize=(5.4, 3.4))
-    for place, ((name, of_number), colour) in enumerate(zip(by_name.items(), itertools.cycle(COLOURS), strict=False)):
-        aside = 1.03 ** (place - (len(by_name) - 1) / 2)  # so that one name's dots do not hide another's
-        numbers = sorted(of_number)
-        for number, (value, finished) in ((n, run) for n in numbers for run in of_number[n]):
-            axis.plot(number * aside, value, "o" if finished else "x", color=colour, markersize=4)
-        means = [np.mean([value for value, _ in of_number[n]]) for n in numbers]
-        axis.plot(numbers, means, color=colour, linewidth=1.6)
-        grid.label_end(axis, numbers[-1] * aside, means[-1], name.replace("_", " "), colour)
-    ticks = sorted({number for of_number in by_name.values() for number in of_number})
-    axis.set_xscale("log")
-    axis.minorticks_off()
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axis.set_xlabel(field)
-    axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlim(right=axis.get_xlim()[1] * 1.8)
-    steps, seeds = min(int(r["env_steps"]) for r in runs), len({r["seed"] for r in runs})
-    about = f"{runs[0]['env_name']}, preset {runs[0]['preset']}, {steps} environment steps"
-    figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
-    figure.tight_layout()
-    grid.save_figure(figure, path)
-    plt.close(figure)
+    with figures.figure(path, size=(5.4, 3.4)) as (figure, axes):
+        axis = axes[0, 0]
+        for place, ((name, of_number), colour) in enumerate(
+            zip(by_name.items(), itertools.cycle(figures.PALETTE), strict=False)
+        ):
+            aside = 1.03 ** (place - (len(by_name) - 1) / 2)  # so that one name's dots do not hide another's
+            numbers = sorted(of_number)
+            for number, (value, finished) in ((n, run) for n in numbers for run in of_number[n]):
+                axis.plot(number * aside, value, "o" if finished else "x", color=colour, markersize=4)
+            means = [np.mean([value for value, _ in of_number[n]]) for n in numbers]
+            axis.plot(numbers, means, color=colour, linewidth=1.6)
+            figures.label_end(axis, numbers[-1] * aside, means[-1], name.replace("_", " "), colour)
+        ticks = sorted({number for of_number in by_name.values() for number in of_number})
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_xlabel(field)
+        axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
+        figures.room_for_names(axis, 1.8)
+        steps, seeds = min(int(r["env_steps"]) for r in runs), len({r["seed"] for r in runs})
+        about = f"{runs[0]['env_name']}, preset {runs[0]['preset']}, {steps} environment steps"
+        figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
 
 
 def main() -> int:
