@@ -34,7 +34,7 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
-from polygrad_jax.training.loop import Interval, crossed
+from polygrad_jax.training.loop import crossed
 from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
 from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, WorldModel
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model
@@ -78,36 +78,41 @@ def fit(
     init_key, update_key = jax.random.split(key)
     state = jax.jit(world_model.init)(init_key)
     several = jax.jit(make_model_updates(world_model, config), donate_argnums=0)
+    zeros = zero_sums(world_model, config, state, replay, normaliser)
     for first in range(0, updates, REPORT_EVERY_UPDATES):
         end = min(first + REPORT_EVERY_UPDATES, updates)
-        state, sums = several(state, replay, normaliser, update_key, jnp.int32(first), jnp.int32(end))
+        state, sums = several(state, zeros, replay, normaliser, update_key, jnp.int32(first), jnp.int32(end))
         if report is not None:
             report(end, {name: x / (end - first) for name, x in scalars_of(sums).items()})
     return state, normaliser
 
 
 def make_model_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:
-    """Make ``(state, replay, normaliser, key, first, end) -> (state, sums of the metrics)``, to be jitted.
+    """Make ``(state, sums, replay, normaliser, key, first, end) -> (state, sums of the metrics)``, to be jitted.
 
-    Makes updates number ``first`` to ``end`` (int32, exclusive). An update's draws follow from its number alone.
+    Makes updates number ``first`` to ``end`` (int32, exclusive). An update's draws follow from its number alone, and
+    the sums go on from those given, so that neither depends on how many updates one call makes.
     """
     update_model = make_model_update(world_model, config)
 
-    def one(counter: Array, state: Any, replay: replays.ReplayState, normaliser: Normaliser, key: Array):
-        batch_key, update_key = jax.random.split(jax.random.fold_in(key, counter))
-        return update_model(state, replay, normaliser, batch_key, update_key)
-
-    def several(state, replay, normaliser, key, first, end):
-        shapes = jax.eval_shape(one, first, state, replay, normaliser, key)[1]
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
+    def several(state, sums, replay, normaliser, key, first, end):
         def body(counter: Array, carry: tuple[Any, Metrics]) -> tuple[Any, Metrics]:
-            state, metrics = one(counter, carry[0], replay, normaliser, key)
+            batch_key, update_key = jax.random.split(jax.random.fold_in(key, counter))
+            state, metrics = update_model(carry[0], replay, normaliser, batch_key, update_key)
             return state, jax.tree.map(jnp.add, carry[1], metrics)
 
-        return jax.lax.fori_loop(first, end, body, (state, zeros))
+        return jax.lax.fori_loop(first, end, body, (state, sums))
 
     return several
+
+
+def zero_sums(
+    world_model: WorldModel, config: Config, state: Any, replay: replays.ReplayState, normaliser: Normaliser
+) -> Metrics:
+    """Return zeros of the shapes of one update's metrics."""
+    key = jax.random.key(0)
+    _, shapes = jax.eval_shape(make_model_update(world_model, config), state, replay, normaliser, key, key)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def scalars_of(sums: Metrics) -> dict[str, float]:
@@ -327,7 +332,7 @@ class Training:
         if self.judge is None:
             announce(f"no error five steps ahead, no best.npz: dataset {data.name}: {data.why_not_judged()}")
         self._open_folder(data, judged_from)
-        self.at, self.interval = Progressing(), Interval()
+        self.at, self.sums, self.summed = Progressing(), {}, 0
         self.key = jax.random.fold_in(jax.random.key(config.seed), STREAMS["updates"])
         self._finite = jax.jit(lambda tree: all_finite(tree))
 
@@ -365,7 +370,8 @@ class Training:
         began = time.perf_counter()
         several = jax.jit(make_model_updates(self.model, self.config), donate_argnums=0)
         with announced("compiling the world model's update"):
-            given = (state, self.replay, self.normaliser, self.key, jnp.int32(0), jnp.int32(1))
+            self.zeros = zero_sums(self.model, self.config, state, self.replay, self.normaliser)
+            given = (state, self.zeros, self.replay, self.normaliser, self.key, jnp.int32(0), jnp.int32(1))
             compiled = several.lower(*given).compile()
         self.at.compiling_seconds += time.perf_counter() - began
         return compiled
@@ -393,7 +399,8 @@ class Training:
             self.metrics.truncate(-1)
             return state
         updates, arrays, host = found
-        self.at, self.interval = Progressing(**host["progress"]), Interval(**host["interval"])
+        self.at, self.summed = Progressing(**host["progress"]), host["summed"]
+        self.sums = {name: jnp.float32(total) for name, total in host["sums"].items()}
         self.metrics.truncate(updates)
         announce(f"going on from update {updates:,} after {clock_time(self.at.training_seconds)} of training")
         return arrays["world_model"]
@@ -418,11 +425,11 @@ class Training:
                 first, end = at.updates, chunks.end(at)
                 began = time.perf_counter()
                 given = (self.replay, self.normaliser, self.key, jnp.int32(first), jnp.int32(end))
-                state, sums = jax.block_until_ready(several(state, *given))
+                state, self.sums = jax.block_until_ready(several(state, self.sums or self.zeros, *given))
+                self.summed += end - first
                 seconds = time.perf_counter() - began
                 at.updates, at.training_seconds = end, at.training_seconds + seconds
                 chunks.took(end - first, seconds)
-                self.interval.add(scalars_of(sums), end - first)
                 over = self._why_over() is not None
                 due = self.judge is not None and (over or crossed(first, end, schedule.evaluate_every_updates))
                 looks: dict[str, float] = {}
@@ -466,15 +473,15 @@ class Training:
         return state, {"error/five_step": judged.five_step_error} | judged.errors
 
     def _log(self, looks: dict[str, float], seconds_per_update: float) -> dict[str, float]:
-        row = self.interval.take()[0] | looks
+        row = {name: x / self.summed for name, x in scalars_of(self.sums).items()} | looks
+        self.sums, self.summed = {}, 0
         times = {n.removesuffix("_seconds"): x for n, x in dataclasses.asdict(self.at).items() if "_seconds" in n}
         clock = {f"seconds/{name}": value for name, value in times.items()}
         self.metrics.write(self.at.updates, row | clock | {"fit/updates_per_second": 1.0 / seconds_per_update})
         return row
 
     def _check_finite(self, state: Any) -> None:
-        sums = [total for total, _ in self.interval.sums.values()]
-        if not (self._finite(state) and np.isfinite(sums).all()):
+        if not self._finite((state, self.sums)):
             raise NonFiniteError(f"not finite after update {self.at.updates}: world model; {self._last_good()}")
 
     def _last_good(self) -> str:
@@ -482,7 +489,8 @@ class Training:
 
     def _save(self, state: Any) -> None:
         self._check_finite(state)
-        host = {"progress": dataclasses.asdict(self.at), "interval": dataclasses.asdict(self.interval)}
+        sums = {"sums": scalars_of(self.sums), "summed": self.summed}  # of the metrics since the last row
+        host = {"progress": dataclasses.asdict(self.at)} | sums
         self.checkpoints.save(self.at.updates, {"world_model": state}, host)
 
 
