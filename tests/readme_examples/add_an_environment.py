@@ -10,6 +10,9 @@ class Point(gym.Env):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
+    def __init__(self, render_mode=None):  # Gymnasium passes it
+        self.render_mode = render_mode
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.state = self.np_random.uniform(-1.0, 1.0, 2)
