@@ -106,7 +106,7 @@ $(VENV_DOCS)/installed: requirements-docs.txt
 
 docs: $(VENV_DOCS)/installed
 	@NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --quiet --strict $(ARGS)
-	@echo "documentation: site/index.html"
+	@echo "documentation: site/index.html (its search needs a server: python3 -m http.server --directory site)"
 
 tensorboard: $(INSTALLED)
 	@$(BIN)/polygrad tensorboard $(RUN)
