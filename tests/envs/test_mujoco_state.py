@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import collector as stepping, mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import collector as stepping
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
 
 TASKS = ("hopper", "walker2d", "halfcheetah", "inverted_pendulum")
 HORIZON = 10

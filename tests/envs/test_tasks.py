@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
-from polygrad_jax.envs import collector as stepping, episodes as evaluation, tasks as registry
+from polygrad_jax.envs import collector as stepping
+from polygrad_jax.envs import episodes as evaluation
+from polygrad_jax.envs import tasks as registry
 
 TASKS = ("hopper", "walker2d", "halfcheetah", "inverted_pendulum")
 

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, DenoiserConfig, EnvSpec
 from polygrad_jax.networks.denoisers import make_denoiser
-from polygrad_jax.agents import a2c
 
 B, H, O, A = 4, 10, 11, 3  # noqa: E741  (the letters of the docstrings)
 CONFIGS = {"mlp": DenoiserConfig(kind="mlp"), "transformer": DenoiserConfig(kind="transformer", token_dim=312)}
