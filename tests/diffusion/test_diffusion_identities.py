@@ -34,7 +34,7 @@ import flops
 
 B, H, O, A = 5, 6, 3, 2  # noqa: E741  (the letters of the docstrings)
 N = 16
-ALL_RULES = [*RULES, "preconditioned"]
+ALL_RULES = [*dict.fromkeys([*RULES, "preconditioned"])]  # which an experiment may have entered already
 
 
 # --- a small world: nonlinear, with the normaliser far from the identity ---------------------------------------------
