@@ -39,4 +39,7 @@ def in_parts(function: Callable[..., Any], rows_each: int, *batches: Array) -> A
         results = lax.map(lambda part: function(*part), cut)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), results)
 
-    return lax.platform_dependent(*batches, cpu=one_after_another, default=function)
+    def all_at_once(*batches: Array) -> Any:
+        return function(*batches)  # a function of its own: jax hashes it, which a Policy with its parameters forbids
+
+    return lax.platform_dependent(*batches, cpu=one_after_another, default=all_at_once)
