@@ -1,7 +1,7 @@
-"""Advantage actor-critic on imagined trajectories (paper, Algorithm 3, line 8; Table 1 and Appendix A).
+"""Learn a policy from imagined trajectories by advantage actor-critic (paper, Algorithm 3, line 8; Appendix A).
 
-The policy's log-probability of the imagined actions is weighted by normalised advantages (GAE under a slowly
-following target critic); the step's length is searched so that the policy changes by a set amount.
+The log-probability of the imagined actions is weighted by normalised advantages (GAE under an averaged target
+critic). A line search picks the learning rate of each update so that the policy changes by a set amount.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ ValueApply = Callable[[Params, Array], Array]
 """``(params, raw_obs [..., O]) -> value [...]``."""
 
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
-_LOG_LR_STEP = 3e-4  # AdamW's learning rate on the logarithm of the actor's learning rate (official code)
-_LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default of AdamW, which the official code leaves
+_LOG_LR_STEP = 3e-4  # AdamW's learning rate for the logarithm of the actor's learning rate (official code)
+_LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default for AdamW (official code)
 
 
 @flax.struct.dataclass
 class A2CState:
-    """Everything that learning the policy carries from one update to the next."""
+    """Everything that A2C keeps from one update to the next."""
 
     actor: Params  # {"network": ..., "log_std": [A]}
     critic: Params
@@ -58,12 +58,12 @@ class A2CState:
 
 
 def evaluated_actor(state: A2CState) -> Params:
-    """The policy that evaluations and finished runs show: the average where there is one."""
+    """Return the actor to evaluate: the averaged one where ``actor_ema`` asks for it, else the newest."""
     return state.actor if state.averaged_actor is None else state.averaged_actor
 
 
 def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
-    """A2C behind the protocol of :class:`Agent`: it learns from imagined observations, whatever imagines them."""
+    """Make A2C, which learns from imagined observations of any world model, behind the protocol of :class:`Agent`."""
     policy_apply = make_policy_apply(spec, config.a2c, config.precision)
     acting_apply = make_policy_apply(spec, config.a2c, "float32")
 
@@ -100,7 +100,7 @@ def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
 
 
 def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> A2CState:
-    """The state before the first update; the target critic starts as the critic."""
+    """Make the state before the first update; the target critic starts as the critic."""
     actor_key, critic_key = jax.random.split(key)
     raw_obs = jnp.zeros((1, spec.observation_size))
     actor = _actor(spec, config, precision).init(actor_key, raw_obs)["params"]
@@ -120,14 +120,14 @@ def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32
 
 @functools.lru_cache
 def make_policy_apply(spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> PolicyApply:
-    """``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give the same object."""
+    """Make ``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give one object."""
     actor = _actor(spec, config, precision)
     return lambda params, raw_obs: actor.apply({"params": params}, raw_obs)
 
 
 @functools.lru_cache
 def make_value_apply(config: A2CConfig, precision: str = "float32") -> ValueApply:
-    """``(state.critic, raw_obs [..., O]) -> value [...]``, in raw reward; equal arguments give the same object."""
+    """Make ``(state.critic, raw_obs [..., O]) -> value [...]``, in raw reward; equal arguments give one object."""
     critic = Critic(config.hidden_size, precision)
     return lambda params, raw_obs: critic.apply({"params": params}, raw_obs)
 
@@ -140,11 +140,11 @@ def update(
     precision: str = "float32",
     target_change: Array | float | None = None,
 ) -> tuple[A2CState, Metrics]:
-    """One policy update on ``segment [B, H]`` in raw units (paper, Algorithm 3, line 8).
+    """Make one policy update on ``segment [B, H]`` in raw units (paper, Algorithm 3, line 8).
 
-    ``config``, ``spec`` and ``precision`` are static. In order: target critic, advantages, critic, actor with its line
-    search, and the learning rate that the next search starts from. ``target_change`` takes the place of the config's
-    where it is given (:func:`target_change_at`).
+    ``config``, ``spec`` and ``precision`` are static. The order is: target critic, advantages, critic, actor with its
+    line search, and the learning rate from which the next search starts. ``target_change`` replaces the config's
+    (:func:`target_change_at`).
     """
     target = config.target_change if target_change is None else target_change
     policy_apply = make_policy_apply(spec, config, precision)
@@ -179,7 +179,7 @@ def update(
 
 
 def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
-    """``target_change`` at ``progress`` (0 to 1, clipped) of the policy updates: on a line to ``final_target_change``.
+    """Interpolate linearly from ``target_change`` to ``final_target_change`` at ``progress`` (0 to 1, clipped).
 
     DEVIATION from paper and official code, whose target is constant: where the gradient is mostly noise, steps of
     constant size carry a policy away from a good solution.
@@ -191,15 +191,15 @@ def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
 
 
 def follow(target: Params, source: Params, decay: float) -> Params:
-    """The exponential average ``decay * target + (1 - decay) * source``."""
+    """Return the exponential average ``decay * target + (1 - decay) * source``."""
     return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, target, source)
 
 
 def reality_weights(terminals: Array, train_terminal_transitions: bool) -> Array:
-    """How real a transition is, ``[B, H - 1] -> [B, H - 1]``: the running product of ``1 - terminal``.
+    """Weight transitions ``[B, H - 1] -> [B, H - 1]`` by the running product of ``1 - terminal``.
 
-    The terminal transition itself weighs 0, as in the official code, unless ``train_terminal_transitions``: then only
-    what follows it does.
+    The terminal transition itself has weight 0, as in the official code. With ``train_terminal_transitions`` only the
+    transitions behind it have.
     """
     alive = jnp.cumprod(1.0 - terminals, axis=1)
     if train_terminal_transitions:
@@ -208,7 +208,7 @@ def reality_weights(terminals: Array, train_terminal_transitions: bool) -> Array
 
 
 def standardise(advantages: Array) -> Array:
-    """Mean 0 and unbiased standard deviation 1 over all entries, those of weight 0 included."""
+    """Standardise to mean 0 and unbiased standard deviation 1 over all entries, including those of weight 0."""
     return (advantages - jnp.mean(advantages)) / (jnp.std(advantages, ddof=1) + 1e-8)
 
 
@@ -221,11 +221,11 @@ def actor_loss(
     weights: Array,
     entropy_weight: float,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """Policy gradient with entropy bonus, averaged over all B * (H - 1) transitions, also those of weight 0.
+    """Compute the policy-gradient loss with entropy bonus, averaged over all B * (H - 1) transitions.
 
-    ``raw_obs [B, H - 1, O]``, ``actions [B, H - 1, A]`` raw, ``advantages`` and ``weights [B, H - 1]``. Actions and
-    advantages are data: no gradient flows through them, wherever they came from. Returns the loss and
-    ``(mean, std, log-probability)`` of the policy.
+    ``raw_obs [B, H - 1, O]``, ``actions [B, H - 1, A]`` raw, ``advantages`` and ``weights [B, H - 1]``. The average
+    counts transitions of weight 0 too. Actions and advantages are data: no gradient flows through them. Returns the
+    loss and ``(mean, std, log-probability)`` of the policy.
     """
     actions, advantages = lax.stop_gradient((actions, advantages))
     mean, std = policy_apply(params, raw_obs)
@@ -237,28 +237,28 @@ def actor_loss(
 def critic_loss(
     params: Params, value_apply: ValueApply, raw_obs: Array, targets: Array, weights: Array
 ) -> tuple[Array, Array]:
-    """Half the squared error to ``targets [B, H - 1]``, averaged over all B * (H - 1) transitions; and the values."""
+    """Compute half the squared error to ``targets [B, H - 1]``, averaged over all transitions; and the values."""
     values = value_apply(params, raw_obs)
     losses = 0.5 * jnp.square(lax.stop_gradient(targets) - values)
     return jnp.mean(losses * weights), values
 
 
 def clip_by_norm(gradients: Params, max_norm: float) -> tuple[Params, Array]:
-    """Gradients scaled to a joint norm of at most ``max_norm``, and their norm before."""
+    """Scale gradients to a joint norm of at most ``max_norm``; also return their norm before."""
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))  # 1e-6 as in PyTorch's clip_grad_norm_
     return jax.tree.map(lambda g: g * scale, gradients), norm
 
 
 def adam_direction(gradients: Params, adam: Any) -> tuple[Params, Any]:
-    """Adam's step for a learning rate of 1 (to be subtracted), and its advanced moments."""
+    """Return Adam's step for a learning rate of 1 (to be subtracted), and Adam's next state."""
     # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):
         return _ADAM.update(gradients, adam)
 
 
 def adamw_step(params: Params, direction: Params, learning_rate: Array | float, weight_decay: float) -> Params:
-    """``params`` after a step along ``direction``; the decoupled weight decay scales with the learning rate too."""
+    """Step ``params`` along ``direction``; the decoupled weight decay scales with the learning rate too."""
     return jax.tree.map(lambda p, d: p * (1.0 - learning_rate * weight_decay) - learning_rate * d, params, direction)
 
 
@@ -269,7 +269,7 @@ def _actor(spec: EnvSpec, config: A2CConfig, precision: str) -> Actor:
 def _update_critic(
     state: A2CState, value_apply: ValueApply, raw_obs: Array, targets: Array, weights: Array, config: A2CConfig
 ) -> tuple[Params, Any, Metrics]:
-    """``critic_updates`` AdamW steps on the same targets; metrics are those of the critic before the first."""
+    """Take ``critic_updates`` AdamW steps on the same targets; the metrics are of the critic before the first step."""
 
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], tuple[Array, Array, Array]]:
         params, adam = carry
@@ -302,7 +302,7 @@ def _update_actor(
     config: A2CConfig,
     target_change: Array | float,
 ) -> tuple[Params, Any, Array, Metrics]:
-    """One AdamW step of searched length. Returns actor, its Adam state, the first change tried, metrics."""
+    """Take one AdamW step of searched length; return actor, Adam's state, the change of the first try, metrics."""
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss, (mean, std, log_prob)), gradients = grad(
         state.actor, policy_apply, raw_obs, actions, advantages, weights, config.entropy_weight
@@ -320,34 +320,34 @@ def _update_actor(
         new_mean, new_std = policy_apply(step_to(learning_rate), raw_obs)
         return jnp.mean(jnp.abs(log_prob - gaussian.log_prob(new_mean, new_std, actions)))
 
-    found = search(change_at, jnp.exp(state.log_actor_lr), config, target_change)
+    searched = search(change_at, jnp.exp(state.log_actor_lr), config, target_change)
     standardised = (actions - mean) / std
     metrics = {
         "agent/actor_loss": loss,
         "agent/actor_gradient_norm": norm,
         "agent/entropy": jnp.mean(gaussian.entropy(std)),
         "agent/std": jnp.mean(std),
-        "agent/change_first": found.first_change,
-        "agent/change_final": found.change,
-        "agent/search_steps": found.retries + 1,
-        "agent/learning_rate": found.learning_rate,
+        "agent/change_first": searched.first_change,
+        "agent/change_final": searched.change,
+        "agent/search_steps": searched.retries + 1,
+        "agent/learning_rate": searched.learning_rate,
         "agent/standardised_action_mean": jnp.mean(standardised),
         "agent/standardised_action_std": jnp.mean(jnp.std(standardised, axis=(0, 1), ddof=1)),
     }
-    return step_to(found.learning_rate), adam, found.first_change, metrics
+    return step_to(searched.learning_rate), adam, searched.first_change, metrics
 
 
 def _adapt_learning_rate(
     state: A2CState, first_change: Array, config: A2CConfig, target_change: Array | float
 ) -> tuple[Array, Any]:
-    """One AdamW step on the log learning rate, down where the first step tried went too far; at most the maximum."""
+    """Take one AdamW step on the log learning rate, down where the first try changed too much; at most the maximum."""
     direction, adam = adam_direction(first_change - target_change, state.log_actor_lr_adam)
     log_lr = adamw_step(state.log_actor_lr, direction, _LOG_LR_STEP, _LOG_LR_WEIGHT_DECAY)
     return jnp.minimum(log_lr, jnp.log(jnp.float32(config.max_actor_lr))), adam
 
 
 def _explained_variance(targets: Array, values: Array, weights: Array) -> Array:
-    """Share of the targets' weighted variance that the values account for; 1 is perfect."""
+    """Return the share of the targets' weighted variance that the values explain; 1 is perfect."""
 
     def variance(x: Array) -> Array:
         total = jnp.maximum(jnp.sum(weights), 1e-8)

@@ -1,4 +1,4 @@
-"""The agents by name, an open table: to add one, put its function there (see ``CONTRIBUTING.md``)."""
+"""List the agents by name in an open table: a new agent is one more entry (see ``CONTRIBUTING.md``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
     """Make the agent that ``config.agent`` names, to learn in ``world_model``.
 
     Raises:
-      ConfigError: no such agent, or one that asks for what this world model does not have.
+      ConfigError: no such agent, or the world model lacks the latent states that the agent needs.
     """
     if config.agent not in AGENTS:
         raise ConfigError(f"agent is {config.agent}; allowed: {', '.join(AGENTS)}")

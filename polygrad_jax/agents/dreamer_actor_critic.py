@@ -1,8 +1,8 @@
-"""Dreamer-v3's actor-critic in latent space (Hafner et al. 2023, arXiv 2301.04104v1, 'Actor Critic Learning').
+"""Learn a policy in latent space as Dreamer-v3 does (Hafner et al. 2023, arXiv 2301.04104v1, 'Actor Critic Learning').
 
-It knows nothing of the world model but what it is handed: a function that takes one imagined step, and one that turns a
-latent state into features. The critic is learnt from lambda returns of imagined trajectories, and the actor from the
-same, scaled by a running distance between their percentiles.
+The actor-critic knows two functions of the world model: one takes an imagined step, the other turns a latent state into
+features. The critic learns from lambda returns of imagined trajectories. The actor learns from the same returns,
+divided by a running distance between two of their percentiles.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ADAM_EPS = 1e-5
 GRADIENT_CLIP = 100.0
 """Largest gradient norm of actor and critic, separately."""
 SLOW_CRITIC_RATE = 0.02
-"""How fast the averaged critic follows."""
+"""Rate of the exponential average of the critic, per update."""
 SLOW_CRITIC_WEIGHT = 1.0
-"""Weight of the critic's loss towards its average."""
+"""Weight of the critic's loss towards the averaged critic."""
 LOW_PERCENTILE, HIGH_PERCENTILE = 5.0, 95.0
-"""Returns are scaled by the distance of these percentiles, averaged over updates."""
+"""Advantages are divided by the distance between these percentiles of the returns, averaged over updates."""
 RETURN_DECAY = 0.99
 """Decay of the averaged percentiles."""
 LEAST_SCALE = 1.0
-"""Returns are never divided by less."""
+"""Least divisor of the advantages."""
 
 ImagineStep = Callable[[Any, Array, Array], tuple[Any, Array, Array]]
 """``(latents [B], actions [B, A], key) -> (next latents [B], rewards [B] raw, continues [B])``; actions as sampled."""
@@ -51,7 +51,7 @@ Features = Callable[[Any], Array]
 
 @flax.struct.dataclass
 class LatentPolicyState:
-    """Everything that the learner carries from one update to the next."""
+    """Everything that the agent keeps from one update to the next."""
 
     actor: Params
     critic: Params
@@ -73,7 +73,7 @@ class Imagined:
 
 
 def make_dreamer_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
-    """Dreamer-v3's actor-critic behind the protocol of :class:`Agent`: it learns and acts in latent states.
+    """Make Dreamer-v3's actor-critic, which learns and acts in latent states, behind the protocol of :class:`Agent`.
 
     Raises:
       ConfigError: the world model has no latent states.
@@ -100,8 +100,8 @@ def make_dreamer_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -
         latents, real = latent.observe(params, experience.windows, observe_key)
         starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latents)
         step = functools.partial(latent.step, params)
-        given = (starts, real.reshape(-1), step, latent.features, settings, spec.action_size, imagine_key)
-        return update(state, *given, config.precision)
+        arguments = (starts, real.reshape(-1), step, latent.features, settings, spec.action_size, imagine_key)
+        return update(state, *arguments, config.precision)
 
     def acting(state: LatentPolicyState, model_state: Any) -> Params:
         return {"actor": state.actor, "model": latent.params_of(model_state)}
@@ -128,14 +128,14 @@ def make_dreamer_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -
 
 @functools.lru_cache
 def make_policy(action_size: int, config: DreamerAgentConfig, precision: str = "float32"):
-    """``(state.actor, features [..., F]) -> (mean [..., A], std [..., A])``; equal arguments give the same object."""
+    """Make ``(state.actor, features [..., F]) -> (mean [..., A], std [..., A])``; equal arguments give one object."""
     actor = LatentActor(action_size, config.layers, config.units, MIN_STD, MAX_STD, precision)
     return lambda params, read: actor.apply({"params": params}, read)
 
 
 @functools.lru_cache
 def make_critic(config: DreamerAgentConfig, precision: str = "float32"):
-    """``(state.critic, features [..., F]) -> logits [..., bins]`` of a two-hot value; see ``two_hot_mean``."""
+    """Make ``(state.critic, features [..., F]) -> logits [..., bins]`` of a two-hot value (see ``two_hot_mean``)."""
     critic = _critic(config, precision)
     return lambda params, read: critic.apply({"params": params}, read)
 
@@ -143,7 +143,7 @@ def make_critic(config: DreamerAgentConfig, precision: str = "float32"):
 def init(
     key: Array, feature_size: int, action_size: int, config: DreamerAgentConfig, precision: str = "float32"
 ) -> LatentPolicyState:
-    """The state before the first update: the critic says 0 everywhere, and its average is itself."""
+    """Make the state before the first update: the critic outputs 0 everywhere, and so does its average."""
     actor_key, critic_key = jax.random.split(key)
     read = jnp.zeros((1, feature_size))
     module = LatentActor(action_size, config.layers, config.units, MIN_STD, MAX_STD, precision)
@@ -172,10 +172,10 @@ def update(
     key: Array,
     precision: str = "float32",
 ) -> tuple[LatentPolicyState, Metrics]:
-    """One gradient step of actor and critic on trajectories imagined from ``starts [B]``.
+    """Take one gradient step of actor and critic on trajectories imagined from ``starts [B]``.
 
-    ``real [B]``: 0 for starts that do not count (padding behind a terminal), else 1. All but ``state``, ``starts``,
-    ``real`` and ``key`` is static, though ``imagine_step`` may close over the world model's traced parameters.
+    ``real [B]`` is 0 for starts that do not count (padding behind a terminal), else 1. All arguments but ``state``,
+    ``starts``, ``real`` and ``key`` are static; ``imagine_step`` may close over traced parameters of the world model.
     """
     policy, critic = make_policy(action_size, config, precision), make_critic(config, precision)
 
@@ -198,8 +198,8 @@ def update(
         gain = advantages if through_dynamics else log_prob * lax.stop_gradient(advantages)
         by_step = -gain - config.entropy_weight * entropy
         loss = weighted_mean(by_step, weights, real)
-        found = (imagined_only, lax.stop_gradient(returns), weights, low, high)
-        return loss, (*found, weighted_mean(entropy, weights, real))
+        entropy_mean = weighted_mean(entropy, weights, real)
+        return loss, (imagined_only, lax.stop_gradient(returns), weights, low, high, entropy_mean)
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
     (loss, (imagined, returns, weights, low, high, entropy)), gradients = grad(state.actor)
@@ -239,7 +239,7 @@ def imagine(
     horizon: int,
     key: Array,
 ) -> Imagined:
-    """``horizon`` (T) steps of the policy from latents ``starts [B]``; the actor's view of them passes no gradient."""
+    """Imagine ``horizon`` (T) steps from latents ``starts [B]``; no gradient flows through the actor's input."""
 
     def step(latent: Any, key: Array) -> tuple[Any, tuple[Array, ...]]:
         action_key, step_key = jax.random.split(key)
@@ -254,33 +254,33 @@ def imagine(
 
 
 def lambda_returns(rewards: Array, values: Array, continues: Array, gamma: float, lam: float) -> Array:
-    """Returns ``[T, B]`` of ``rewards, continues [T, B]`` and ``values [T + 1, B]``.
+    """Compute the returns ``[T, B]`` of ``rewards, continues [T, B]`` and ``values [T + 1, B]``.
 
-    return_t = r_t + gamma c_t ((1 - lam) V_{t+1} + lam return_{t+1}), and V_T behind the last.
+    return_t = r_t + gamma c_t ((1 - lam) V_{t+1} + lam return_{t+1}), with return_T = V_T.
     """
     discounts = gamma * continues
 
     def backwards(later: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         reward, discount, value = step
-        found = reward + discount * ((1.0 - lam) * value + lam * later)
-        return found, found
+        lambda_return = reward + discount * ((1.0 - lam) * value + lam * later)
+        return lambda_return, lambda_return
 
     return lax.scan(backwards, values[-1], (rewards, discounts, values[1:]), reverse=True)[1]
 
 
 def step_weights(real: Array, continues: Array, gamma: float) -> Array:
-    """``[T, B]``: how much step t counts, gamma^t while the imagined episode lasts, from ``real [B]`` starts."""
+    """Weight step t by gamma^t while the imagined episode lasts: ``[T, B]``, from ``real [B]`` starts."""
     before = jnp.cumprod(gamma * continues[:-1], axis=0)
     return lax.stop_gradient(real[None] * jnp.concatenate([jnp.ones_like(continues[:1]), before]))
 
 
 def weighted_mean(x: Array, weights: Array, real: Array) -> Array:
-    """The mean of ``weights * x [T, B]`` over all steps of all starts that count."""
+    """Average ``weights * x [T, B]`` over all steps of all starts that count."""
     return jnp.sum(weights * x) / (x.shape[0] * real.sum())
 
 
 def percentile(x: Array, counts: Array, percent: float) -> Array:
-    """The percentile, linearly interpolated, of those entries of ``x [M]`` for which ``counts [M]`` is 1."""
+    """Return the percentile, linearly interpolated, of the entries of ``x [M]`` where ``counts [M]`` is 1."""
     ordered = jnp.sort(jnp.where(counts > 0, x, jnp.inf))
     last = jnp.maximum(counts.sum() - 1.0, 0.0)
     place = percent / 100.0 * last
@@ -292,7 +292,7 @@ def percentile(x: Array, counts: Array, percent: float) -> Array:
 def average_percentiles(
     state: LatentPolicyState, returns: Array, real: Array, config: DreamerAgentConfig
 ) -> tuple[Array, Array]:
-    """The averages of the low and high percentile after ``returns [T, B]``; they start at 0, uncorrected."""
+    """Update the averages of the low and high percentile by ``returns [T, B]``; both start at 0, uncorrected."""
     returns = lax.stop_gradient(returns)
     counts = jnp.broadcast_to(real[None], returns.shape).reshape(-1)
 
@@ -314,7 +314,7 @@ def critic_loss(
     real: Array,
     config: DreamerAgentConfig,
 ) -> Array:
-    """Cross-entropy towards the two-hot ``returns [T, B]`` and towards what the averaged critic says."""
+    """Compute the cross-entropy towards two-hot ``returns [T, B]`` and towards the values of the averaged critic."""
     log_probs = jax.nn.log_softmax(critic(params, read))
     slow = two_hot_mean(critic(slow_params, read))
     target = two_hot(returns, BINS) + SLOW_CRITIC_WEIGHT * two_hot(slow, BINS)
@@ -322,7 +322,7 @@ def critic_loss(
 
 
 def follow(slow: Params, params: Params, rate: float) -> Params:
-    """``slow + rate * (params - slow)``."""
+    """Return ``slow + rate * (params - slow)``."""
     return jax.tree.map(lambda s, p: s + rate * (p - s), slow, params)
 
 
@@ -336,7 +336,7 @@ def _optimiser(config: DreamerAgentConfig) -> optax.GradientTransformation:
 
 
 def _step(gradients: Params, params: Params, optimiser: Any, config: DreamerAgentConfig) -> tuple[Params, Any, Array]:
-    """One clipped step of Adam: parameters, optimiser's state, and the gradients' norm before clipping."""
+    """Take one clipped step of Adam: parameters, optimiser's state, and the gradients' norm before clipping."""
     # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = _optimiser(config).update(gradients, optimiser)

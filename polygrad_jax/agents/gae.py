@@ -1,4 +1,4 @@
-"""Generalised advantage estimation (Schulman et al. 2016, Eq. 16)."""
+"""Estimate advantages by GAE (Schulman et al. 2016, Eq. 16)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from polygrad_jax.types import Array
 
 
 def gae(rewards: Array, values: Array, terminals: Array, gamma: float, lam: float) -> tuple[Array, Array]:
-    """Advantages and value targets of the H - 1 transitions; the last state only bootstraps.
+    """Compute advantages and value targets of the H - 1 transitions; the last state only bootstraps.
 
         error_k     = r_k + gamma (1 - terminal_k) V_{k+1} - V_k
         advantage_k = error_k + gamma lam (1 - terminal_k) advantage_{k+1}

@@ -1,4 +1,4 @@
-"""The line search on the actor's learning rate (paper, Appendix A)."""
+"""Search along a line for the actor's learning rate (paper, Appendix A)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from polygrad_jax.config import A2CConfig
 from polygrad_jax.types import Array
 
 SEARCH_TOLERANCE = 0.2
-"""Relative tolerance on the change aimed at (paper, Appendix A)."""
+"""Relative tolerance on the target change (paper, Appendix A)."""
 SEARCH_RATIO = 0.8
-"""Factor between two learning rates tried (paper, Appendix A)."""
+"""Factor between two tries (paper, Appendix A)."""
 SEARCH_MAX_RETRIES = 50
-"""Retries after which a search keeps its last step (official code)."""
+"""Retries after which a search keeps its last try (official code)."""
 
 
 @flax.struct.dataclass
 class Search:
-    """Where a search ended; all scalars."""
+    """The result of a search; all scalars."""
 
-    learning_rate: Array  # of the step that is kept
-    change: Array  # that this step makes
-    first_change: Array  # that the first step tried makes
-    retries: Array  # int32, steps tried after the first
+    learning_rate: Array  # of the last try, which is kept
+    change: Array  # of the policy at that learning rate
+    first_change: Array  # of the policy at the first try
+    retries: Array  # int32, tries after the first
 
 
 def search(
@@ -35,12 +35,12 @@ def search(
     config: A2CConfig,
     target_change: Array | float | None = None,
 ) -> Search:
-    """Multiplies or divides the learning rate by SEARCH_RATIO until the step changes the policy enough.
+    """Multiply or divide the learning rate by SEARCH_RATIO until the policy changes by ``target_change``.
 
-    Enough: ``change_at(rate)``, the mean absolute change of the log-probability, is within SEARCH_TOLERANCE of
-    ``target_change``. Stops, keeping the last step tried, after SEARCH_MAX_RETRIES retries or where the next
-    rate would exceed ``max_actor_lr``, even below the target. A change that is not a number ends the search.
-    ``target_change`` takes the place of the config's, where it changes in the course of training.
+    ``change_at(rate)``, the mean absolute change of the log-probability, has to come within SEARCH_TOLERANCE of the
+    target. The search keeps its last try after SEARCH_MAX_RETRIES retries, or where the next rate would exceed
+    ``max_actor_lr`` although the change is below the target. A change that is not a number ends the search.
+    ``target_change`` replaces the config's, where the target varies during training.
     """
     target = config.target_change if target_change is None else target_change
 

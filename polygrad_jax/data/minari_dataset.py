@@ -1,7 +1,6 @@
-"""Minari datasets on the local disk: written so that the field's tools read them, and read whoever wrote them.
+"""Write and read Minari datasets on the local disk, in the HDF5 format that all tools of Minari read.
 
-The package ``minari`` is an optional extra (``pip install -e .[minari]``); its HDF5 format is used, which all of its
-tools read.
+The package ``minari`` is an optional extra (``pip install -e .[minari]``).
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from polygrad_jax.data.transition_log import TransitionRecord
 
 SIMULATOR_STATES = "simulator_states"
 SAMPLED_ACTIONS = "sampled_actions"
-"""Names of what our datasets have in ``infos``, beside what every Minari dataset has."""
+"""Names of two arrays that our datasets add to the ``infos`` of Minari."""
 
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """T transitions and where they led to, raw."""
+    """T transitions and the observation behind the last, raw."""
 
     observations: np.ndarray  # [T + 1, O] float32
-    sampled_actions: np.ndarray  # [T, A] float32, as sampled; executed they are clipped to [-1, 1]
+    sampled_actions: np.ndarray  # [T, A] float32, as sampled; the executed ones are clipped to [-1, 1]
     rewards: np.ndarray  # [T] float32
     terminated: bool  # by the environment
     truncated: bool  # by a time limit, or by the end of the recording
@@ -39,10 +38,10 @@ class RecordedEpisode:
 
 
 def require_minari() -> Any:
-    """The package.
+    """Import the package.
 
     Raises:
-      ConfigError: it is not installed.
+      ConfigError: the package is not installed.
     """
     try:
         import minari
@@ -66,19 +65,20 @@ def write(
     metadata: dict[str, Any],
     beside: dict[str, bytes],
 ) -> Path:
-    """Writes the dataset ``dataset_id`` (``namespace/name-v0``) below ``root``; its folder, complete or not there.
+    """Write the dataset ``dataset_id`` (``namespace/name-v0``) below ``root`` and return its folder.
 
-    ``actions`` are those executed, so that they lie in the action space; ``infos`` have the simulator's states
-    ``[T + 1, S]`` and the actions as sampled (the last row, of an action that was not taken, is NaN).
+    A killed process leaves the folder complete or absent. ``actions`` are the executed ones, which lie in the action
+    space; ``infos`` have the simulator's states ``[T + 1, S]`` and the actions as sampled (the last row, of an action
+    that was not taken, is NaN).
 
     Args:
       env_spec: Gymnasium's ``EnvSpec``, by which Minari recovers the environment.
       spaces: of observations and actions.
-      metadata: ``algorithm_name``, ``description``, ``requirements`` go where Minari has them; all else as it is.
-      beside: further files of the dataset's folder, by name.
+      metadata: ``algorithm_name``, ``description``, ``requirements`` are Minari's own; other entries are added.
+      beside: further files of the dataset's folder, contents by name.
 
     Raises:
-      ConfigError: minari is not installed, or there is such a dataset already.
+      ConfigError: minari is not installed, or the dataset exists already.
     """
     minari = require_minari()
     target = Path(root) / dataset_id
@@ -86,11 +86,11 @@ def write(
         raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
     known = {name: metadata[name] for name in ("algorithm_name", "description", "requirements") if name in metadata}
-    # Hidden, so that a listing of datasets passes over what a killed program leaves.
+    # Hidden, so that a listing of datasets skips the leftovers of a killed process.
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
     try:
         with _datasets_in(unfinished), warnings.catch_warnings():
-            # It recommends an author, an e-mail address, a link and an evaluation environment.
+            # Minari recommends an author, an e-mail address, a link and an evaluation environment.
             warnings.filterwarnings("ignore", category=UserWarning)
             written = minari.create_dataset_from_buffers(
                 dataset_id=dataset_id,
@@ -131,7 +131,7 @@ def _buffers(episodes: Iterable[RecordedEpisode]) -> Iterator[Any]:
 
 
 class _datasets_in:
-    """Within it, Minari keeps its datasets in a folder of ours."""
+    """Make Minari keep its datasets in another folder, within a ``with`` block."""
 
     def __init__(self, folder: Path):
         self._folder = str(folder.absolute())
@@ -150,16 +150,16 @@ class _datasets_in:
 
 
 def is_minari_dataset(folder: Path) -> bool:
-    """Whether this is the folder of a Minari dataset (the one that holds ``data``)."""
+    """Return whether this is the folder of a Minari dataset (the one that holds ``data``)."""
     return (Path(folder) / "data" / "metadata.json").is_file()
 
 
 def read(folder: Path) -> tuple[TransitionRecord, str | None]:
-    """Every transition of a dataset, and the Gymnasium id of its task where it says so.
+    """Read all transitions of a dataset, and the Gymnasium id of its task where the dataset names one.
 
-    Episodes lie one behind the other; the last step of each is terminal or truncated (truncated too where the
-    recording just stops). Actions are brought to [-1, 1] where the dataset's action space has other bounds, as our
-    environments have them. Simulator states come from datasets of ours; others have none (S = 0).
+    Episodes follow one another; the last step of each is terminal or truncated (truncated too where the recording just
+    stops). Actions are rescaled to [-1, 1], the bounds of our environments, from other bounds of the dataset's action
+    space. Only datasets of ours have simulator states; for others S = 0.
 
     Raises:
       ConfigError: minari is not installed, the folder is damaged, or a space is not a flat Box (finite for actions).
@@ -194,7 +194,7 @@ def _bounds(folder: Path, observations: gym.Space, actions: gym.Space) -> tuple[
 
 
 def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> TransitionRecord:
-    """One episode, without the observation that its last step led to."""
+    """Return the transitions of one episode, without the observation behind the last."""
     count, infos = len(episode.rewards), episode.infos or {}
     terminals, truncations = np.array(episode.terminations, bool), np.array(episode.truncations, bool)
     if count == 0 or (terminals | truncations)[:-1].any():

@@ -1,8 +1,8 @@
-"""Statistics of everything stored, and the way between raw and normalised units.
+"""Keep statistics of all stored transitions, and convert between raw and normalised units.
 
-Statistics are merged by Chan's formula (Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise
-algorithm for computing sample variances"; Welford's update is its case of one row). Mean and sum of
-squares are kept as unevaluated pairs of float32, so that a million rows lose nothing.
+Statistics are merged by Chan's formula (Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for
+computing sample variances"); Welford's update is the case of one row. Mean and sum of squares are unevaluated pairs of
+float32, so that a million rows lose no digits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RELATIVE_STD_FLOOR = 1e-2
 class Moments:
     """Count, mean and sum of squared deviations of a channel group of D channels, raw units.
 
-    The true mean is ``mean + mean_low`` and the true sum ``m2 + m2_low``: the low parts hold what one
+    The true mean is ``mean + mean_low`` and the true sum ``m2 + m2_low``: the low parts hold the digits that one
     float32 cannot. The count is an integer, because a float32 stops counting at 2**24.
     """
 
@@ -46,7 +46,7 @@ class RunningMoments:
 
 
 def init(spec: EnvSpec) -> RunningMoments:
-    """Moments of no rows at all, for observations ``[O]``, actions ``[A]``, rewards and terminals ``[1]``."""
+    """Make the moments of no rows, for observations ``[O]``, actions ``[A]``, rewards and terminals ``[1]``."""
     return RunningMoments(
         observations=_empty(spec.observation_size),
         actions=_empty(spec.action_size),
@@ -56,7 +56,7 @@ def init(spec: EnvSpec) -> RunningMoments:
 
 
 def merge(a: RunningMoments, b: RunningMoments) -> RunningMoments:
-    """The moments of the rows of ``a`` and of ``b`` together (Chan et al. 1979); either may be empty."""
+    """Return the moments of the rows of ``a`` and ``b`` together (Chan et al. 1979); either may be empty."""
     return RunningMoments(
         observations=merge_moments(a.observations, b.observations),
         actions=merge_moments(a.actions, b.actions),
@@ -68,7 +68,7 @@ def merge(a: RunningMoments, b: RunningMoments) -> RunningMoments:
 def add_transition(
     moments: RunningMoments, observation: Array, action: Array, reward: Array, terminal: Array
 ) -> RunningMoments:
-    """Adds one transition (Welford 1962): observation ``[O]``, action ``[A]``, reward ``[]``, terminal ``[]``, raw."""
+    """Add one transition (Welford 1962): observation ``[O]``, action ``[A]``, reward ``[]``, terminal ``[]``, raw."""
     return RunningMoments(
         observations=add_row(moments.observations, observation),
         actions=add_row(moments.actions, action),
@@ -78,7 +78,7 @@ def add_transition(
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Chan's formula for one channel group ``[D]``."""
+    """Merge one channel group ``[D]`` by Chan's formula."""
     count = a.count + b.count
     weight_b = _as_float(b.count) / _as_float(jnp.maximum(count, 1))
     delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
@@ -90,7 +90,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def add_row(moments: Moments, row: Array) -> Moments:
-    """Adds one row ``[D]``, raw units."""
+    """Add one row ``[D]``, raw units."""
     row = row.astype(jnp.float32)
     zero = jnp.zeros_like(row)
     one_row = Moments(count=jnp.ones((), jnp.int32), mean=row, m2=zero, mean_low=zero, m2_low=zero)
@@ -98,7 +98,7 @@ def add_row(moments: Moments, row: Array) -> Moments:
 
 
 def to_normaliser(moments: RunningMoments) -> Normaliser:
-    """Mean and population standard deviation of every channel group; the identity where nothing was seen yet."""
+    """Return mean and population std of every channel group; the identity where there are no rows yet."""
     return Normaliser(
         observations=_mean_std(moments.observations),
         actions=_mean_std(moments.actions),
@@ -108,7 +108,7 @@ def to_normaliser(moments: RunningMoments) -> Normaliser:
 
 
 def normalise(x: Array, statistics: MeanStd) -> Array:
-    """Raw ``[..., D]`` to normalised ``[..., D]``. Scalars per step need a channel axis: ``rewards[..., None]``.
+    """Normalise raw ``[..., D]``. Scalars per step need a channel axis: ``rewards[..., None]``.
 
     Raises:
         ValueError: the last axis of ``x`` is not D.
@@ -118,7 +118,7 @@ def normalise(x: Array, statistics: MeanStd) -> Array:
 
 
 def unnormalise(x: Array, statistics: MeanStd) -> Array:
-    """Normalised ``[..., D]`` to raw ``[..., D]``; the inverse of `normalise`.
+    """Convert normalised ``[..., D]`` to raw ``[..., D]``: the inverse of `normalise`.
 
     Raises:
         ValueError: the last axis of ``x`` is not D.
@@ -128,7 +128,7 @@ def unnormalise(x: Array, statistics: MeanStd) -> Array:
 
 
 def executed(actions: Array) -> Array:
-    """Raw actions as the environment executes them: clipped to [-1, 1]."""
+    """Return raw actions as the environment executes them: clipped to [-1, 1]."""
     return jnp.clip(actions, -1.0, 1.0)
 
 
@@ -143,7 +143,7 @@ def _as_float(count: Array) -> Array:
 
 
 def _add_to_pair(high: Array, low: Array, increment: Array) -> tuple[Array, Array]:
-    """``high + low + increment`` as a pair again; the rounding error is Knuth's two-sum, so no order is assumed."""
+    """Add ``increment`` to the pair ``(high, low)``; the rounding error is Knuth's two-sum, in any order of size."""
     addend = increment + low
     total = high + addend
     addend_seen = total - high

@@ -1,12 +1,12 @@
-"""Datasets of the official PyTorch code, as arrays only.
+"""Read datasets of the official PyTorch code, without unpickling.
 
-It saves its buffer by ``np.save(path, dictionary)``, which is a pickle: unpickling runs whatever the file says, so it
-is not done here. :mod:`polygrad_jax.data.pickled_arrays` follows the opcodes without importing or calling anything and
-takes arrays of numbers only. The same arrays as ``.npz`` are read too.
+The official code saves its buffer by ``np.save(path, dictionary)``, which is a pickle: unpickling would run the code
+that a file names. :mod:`polygrad_jax.data.pickled_arrays` follows the opcodes without importing or calling anything and
+accepts arrays of numbers only. The same arrays as ``.npz`` are read too.
 
-What it has: ``observations``, ``actions``, ``next_observations`` ``[E, L, ...]``, ``rewards``, ``terminals``
+A dataset has ``observations``, ``actions``, ``next_observations`` ``[E, L, ...]``, ``rewards``, ``terminals``
 ``[E, L, 1]``, ``path_lengths`` ``[E]``; behind its length an episode is padded. Its ``sim_states`` are empty for
-MuJoCo tasks, so nothing can be replayed from such data, and its tasks are version 3.
+MuJoCo tasks, so that no simulator can replay such data. Its tasks are version 3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEEDED = ("observations", "actions", "rewards", "terminals", "path_lengths")
 
 
 def read(path: Path) -> TransitionRecord:
-    """Every transition of the file, episodes one behind the other; the last step of each is terminal or truncated.
+    """Read all transitions of the file, episode after episode; the last step of each is terminal or truncated.
 
     Raises:
       ConfigError: the file is damaged, lacks an array, or holds anything but arrays of numbers.
@@ -35,13 +35,13 @@ def read(path: Path) -> TransitionRecord:
             else:
                 loaded = np.load(file, allow_pickle=False)
                 arrays = {name: loaded[name] for name in _NEEDED}
-    except Exception as error:  # whatever zipfile, zlib and numpy raise of bytes that are no such file
-        # numpy's own advice is to unpickle
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for bytes that are no such file
+        # numpy's own message advises unpickling
         why = "it holds pickles" if "allow_pickle" in str(error) else " ".join(str(error).split())[:200]
         allowed = f"a .npy of the official code or a .npz with {', '.join(_NEEDED)}"
         raise ConfigError(f"{path} cannot be read ({why}); allowed: {allowed}") from error
     lengths = _lengths(path, arrays)
-    rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], what is not padding
+    rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], False for padding
     ends = np.cumsum(lengths) - 1
     terminals = arrays["terminals"][rows].reshape(-1) > 0
     if (terminals.sum() != terminals[ends].sum()) or not len(lengths):
@@ -59,7 +59,7 @@ def read(path: Path) -> TransitionRecord:
 
 
 def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """``[E]``, checked against the shapes of all."""
+    """Return the lengths ``[E]``, checked against the shapes of all arrays."""
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise ConfigError(f"{path}: {name} are of type {array.dtype}; allowed: numbers")

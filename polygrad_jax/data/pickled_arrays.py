@@ -1,9 +1,9 @@
-"""Arrays out of a dictionary that ``np.save`` wrote as a pickle, without unpickling it.
+"""Read arrays from a dictionary that ``np.save`` wrote as a pickle, without unpickling the file.
 
-The opcodes are read by ``pickletools.genops``, which runs nothing, and followed on tuples, lists and dictionaries:
-nothing that a file names is imported, nothing is called. A name stays a :class:`Name`, a call stays a :class:`Call`.
-The one thing made of calls is an array of numbers, from its type, its shape and its bytes; a file that holds anything
-else is refused. Only the arrays that are asked for are made.
+``pickletools.genops`` reads the opcodes and runs nothing. They are followed on tuples, lists and dictionaries: nothing
+that a file names is imported or called. A name stays a :class:`Name`, a call stays a :class:`Call`. Only calls that
+make arrays of numbers are turned into arrays, from type, shape and bytes; a file with anything else is refused. Only
+the requested arrays are made.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _MARK = object()
 
 @dataclass(frozen=True)
 class Name:
-    """What a file would import."""
+    """A name that unpickling would import."""
 
     path: str
 
 
 @dataclass
 class Call:
-    """What a file would call, and the state that it would then set."""
+    """A call that unpickling would make, and the state that it would set on the result."""
 
     name: Name
     arguments: tuple[Any, ...]
@@ -43,16 +43,16 @@ class Call:
 
 
 class NotArrays(ValueError):
-    """The file holds something that is no dictionary of arrays of numbers; the message says what."""
+    """The file holds something other than a dictionary of arrays of numbers; the message says what."""
 
 
 def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays of ``np.save(file, {name: array, ...})``, protocols 2 to 4; ``file`` is at its beginning.
+    """Read the named arrays of ``np.save(file, {name: array, ...})``, protocols 2 to 4; ``file`` is at its beginning.
 
-    They are views of what was read, and cannot be written to.
+    The arrays are read-only views of the bytes that were read.
 
     Raises:
-      NotArrays: it is no such file, damaged, lacks a name, or holds anything but arrays of numbers.
+      NotArrays: the file is of another kind, damaged, lacks a name, or holds anything but arrays of numbers.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -61,19 +61,19 @@ def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
         if shape != () or not dtype.hasobject:
             raise NotArrays(f"an array of shape {shape} and type {dtype} in place of a dictionary")
         held = _follow(file)
-        found = _only(held.state[4]) if isinstance(held, Call) and held.name.path in _MAKES_ARRAYS else held
-        if not isinstance(found, dict):
+        dictionary = _only(held.state[4]) if isinstance(held, Call) and held.name.path in _MAKES_ARRAYS else held
+        if not isinstance(dictionary, dict):
             raise NotArrays("it holds no dictionary")
-        calls = {name: _checked(name, call) for name, call in found.items()}
+        calls = {name: _checked(name, call) for name, call in dictionary.items()}
         return {name: _array(name, calls[name]) for name in names}
     except NotArrays:
         raise
-    except Exception as error:  # whatever numpy and pickletools raise of bytes that are no such file
+    except Exception as error:  # numpy and pickletools raise many kinds for bytes that are no such file
         raise NotArrays(f"damaged or incomplete: {type(error).__name__} {error}") from error
 
 
 def _follow(file: BinaryIO) -> Any:
-    """What is on the stack when the opcodes end."""
+    """Follow the opcodes; return the one object on the stack at the end."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
@@ -92,7 +92,7 @@ def _follow(file: BinaryIO) -> Any:
 
 
 def _step(stack: list[Any], name: str, argument: Any) -> None:
-    """One opcode on the stack."""
+    """Apply one opcode to the stack."""
     if name in _LITERALS:
         stack.append(argument)
     elif name in _CONSTANTS:
@@ -116,7 +116,7 @@ def _step(stack: list[Any], name: str, argument: Any) -> None:
         stack[-1].state = state
     elif name in ("SETITEM", "SETITEMS"):
         pairs = _pop(stack, 2) if name == "SETITEM" else _from_mark(stack)
-        # only names are looked at as keys: hashing nested tuples can take for ever
+        # only strings are accepted as keys: hashing nested tuples can take for ever
         stack[-1].update((_text(name), value) for name, value in zip(pairs[::2], pairs[1::2], strict=True))
     elif name in ("APPEND", "APPENDS"):
         items = _pop(stack, 1) if name == "APPEND" else _from_mark(stack)
@@ -126,22 +126,22 @@ def _step(stack: list[Any], name: str, argument: Any) -> None:
 
 
 def _pop(stack: list[Any], count: int) -> list[Any]:
-    """The last ``count``, in their order."""
+    """Remove and return the last ``count`` values, in their order."""
     if len(stack) < count:
         raise NotArrays("it takes more than it put down")
-    taken = stack[-count:]
+    values = stack[-count:]
     del stack[-count:]
-    return taken
+    return values
 
 
 def _from_mark(stack: list[Any]) -> list[Any]:
-    """What lies above the last mark, which goes too."""
-    taken = []
+    """Remove and return the values above the last mark, and remove the mark."""
+    values = []
     while stack:
         value = stack.pop()
         if value is _MARK:
-            return taken[::-1]
-        taken.append(value)
+            return values[::-1]
+        values.append(value)
     raise NotArrays("it takes more than it put down")
 
 
@@ -158,7 +158,7 @@ def _text(value: Any) -> str:
 
 
 def _checked(name: str, call: Any) -> Call:
-    """What makes an array."""
+    """Return the call if it makes an array of numbers."""
     if not isinstance(call, Call) or call.name.path not in _MAKES_ARRAYS or call.state is None:
         what = call.name.path if isinstance(call, Call) else type(call).__name__
         raise NotArrays(f"{name[:60]!r} is no array ({what[:60]!r})")
@@ -167,7 +167,7 @@ def _checked(name: str, call: Any) -> Call:
 
 
 def _array(name: str, call: Call) -> np.ndarray:
-    """The array of numbers that numpy's own call would make."""
+    """Make the array of numbers that numpy's own call would make."""
     _, shape, dtype, fortran, data = call.state
     numbers = np.frombuffer(dtype=_dtype(name, dtype), buffer=_bytes(name, data))
     return numbers.reshape(shape, order="F" if fortran else "C")
@@ -182,7 +182,7 @@ def _dtype(name: str, call: Any) -> np.dtype:
 
 
 def _bytes(name: str, data: Any) -> bytes:
-    """Protocol 2 writes bytes as text to be encoded in Latin-1, and none as a call without arguments."""
+    """Return bytes, which protocol 2 writes as text to be encoded in Latin-1, or as a call without arguments."""
     if isinstance(data, Call) and data.name.path == "_codecs.encode" and data.arguments[1:] == ("latin1",):
         return _text(data.arguments[0]).encode("latin1")
     if isinstance(data, Call) and (data.name.path, data.arguments) == ("__builtin__.bytes", ()):

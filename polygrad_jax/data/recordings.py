@@ -1,4 +1,4 @@
-"""Episodes as plain arrays, and the replay made of them: no environment, no run folder."""
+"""Turn episodes given as plain arrays into a replay; needs no environment and no run folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CHUNK = 1024
 
 
 class Episode(NamedTuple):
-    """T consecutive transitions, raw; ``observations[k]`` is what ``actions[k]`` was chosen for."""
+    """T consecutive transitions, raw; ``actions[k]`` was chosen at ``observations[k]``."""
 
     observations: np.ndarray  # [T, O]
     actions: np.ndarray  # [T, A]
     rewards: np.ndarray  # [T]
-    terminated: bool = False  # the system itself ended it; False where the recording just stops
+    terminated: bool = False  # by the system itself; False where the recording just stops
 
 
 def contexts_at(observations: np.ndarray, spec: EnvSpec) -> Segment:
-    """The context ``[B, 1]`` of imagining from raw observations ``[B, O]`` of which nothing else is known.
+    """Make the contexts ``[B, 1]`` for imagining from raw observations ``[B, O]`` without a history.
 
     Raises:
       ConfigError: the observations have another shape.
@@ -48,10 +48,10 @@ def contexts_at(observations: np.ndarray, spec: EnvSpec) -> Segment:
 
 
 def transitions_of(episodes: Sequence[Episode]) -> Transitions:
-    """The episodes one behind the other, ``[T, ...]`` float32 on the host; each ends terminated or truncated.
+    """Concatenate episodes to ``[T, ...]`` float32 on the host; each ends terminated or truncated.
 
     Raises:
-      ConfigError: episodes that do not fit together or hold numbers that are not finite.
+      ConfigError: episodes have different sizes, or hold numbers that are not finite.
     """
     if not episodes:
         raise ConfigError("episodes is empty; allowed: at least one")
@@ -72,7 +72,7 @@ def transitions_of(episodes: Sequence[Episode]) -> Transitions:
 
 
 def _checked(number: int, episode: Episode, first: Episode) -> Episode:
-    """The episode as float32, if it fits the first one."""
+    """Return the episode as float32; check that its sizes are those of the first."""
     arrays = {name: np.asarray(getattr(episode, name), np.float32) for name in ("observations", "actions", "rewards")}
     length = len(arrays["rewards"]) if arrays["rewards"].ndim else 0
     wanted = {
@@ -90,9 +90,9 @@ def _checked(number: int, episode: Episode, first: Episode) -> Episode:
 
 
 def replay_of(transitions: Transitions, horizon: int, capacity: int | None = None) -> replays.ReplayState:
-    """A replay that was given ``transitions [T, ...]`` (all of them valid); row t of it is transition t.
+    """Make a replay of ``transitions [T, ...]``, all of them valid; row t is transition t.
 
-    The last ``capacity`` are kept; all if None.
+    Keeps the last ``capacity``, or all if None.
     """
     total = len(transitions.rewards)
     spec = EnvSpec(transitions.observations.shape[1], transitions.actions.shape[1])
@@ -105,14 +105,14 @@ def replay_of(transitions: Transitions, horizon: int, capacity: int | None = Non
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """``[T, ...]`` to ``[CHUNK, ...]`` with zeros behind, which mark rows that do not count."""
+    """Pad ``[T, ...]`` by zeros to ``[CHUNK, ...]``; the zeros of ``valid`` mark padding."""
     padded = np.zeros((CHUNK, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return padded
 
 
 def require_windows(replay: replays.ReplayState, horizon: int) -> None:
-    """Raises ConfigError where the replay holds nothing to learn from."""
+    """Raise ConfigError where the replay holds no window to learn from."""
     if int(replays.num_windows(replay)) == 0:
         raise ConfigError(
             f"no episode is long enough for a window of horizon {horizon}; allowed: an episode of at least {horizon} "

@@ -45,9 +45,9 @@ class ReplayState:
 
 
 def init(spec: EnvSpec, capacity: int, horizon: int) -> ReplayState:
-    """An empty replay of ``capacity`` (C) transitions for windows of ``horizon`` (H) states.
+    """Make an empty replay of ``capacity`` (C) transitions for windows of ``horizon`` (H) states.
 
-    Episodes may be longer than the capacity; of such an episode the last C transitions are kept.
+    Of an episode longer than the capacity the last C transitions are kept.
 
     Raises:
         ValueError: the horizon is below 2, or a window does not fit the capacity (C >= H is needed and enough:
@@ -74,7 +74,7 @@ def init(spec: EnvSpec, capacity: int, horizon: int) -> ReplayState:
 
 
 def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
-    """Appends the valid rows of a chunk ``[T, ...]``; the work is O(T), whatever the capacity.
+    """Append the valid rows of a chunk ``[T, ...]``; the work is O(T), whatever the capacity.
 
     A row that is both terminal and truncated counts as terminal. ``horizon`` (H, static) must be the same in
     every call. Statistics are refreshed when an episode ends, as in the official code.
@@ -105,23 +105,23 @@ def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
 
 
 def num_windows(state: ReplayState) -> Array:
-    """How many windows there are to draw from, ``[] int32``. Sampling is meaningless while it is 0."""
+    """Return the number of windows to draw from, ``[] int32``. Sampling is meaningless while the number is 0."""
     return state.tail - state.head
 
 
 def sample(
     state: ReplayState, key: Array, batch: int, horizon: int, recent: int = 0, recent_windows: int = 1, history: int = 0
 ) -> Segment:
-    """Draws windows ``[B, H]`` in raw units, uniform over window starts, with replacement.
+    """Draw windows ``[B, H]`` in raw units, uniform over window starts, with replacement.
 
-    The first ``recent`` of them come from the newest ``recent_windows`` starts only (from all, where there are fewer).
+    The first ``recent`` windows come from the newest ``recent_windows`` starts only (from all, where there are fewer).
 
     A window that runs past the end of a terminated episode is padded by the last stored state and action,
     terminal 1, reward 0, and the last row number. ``horizon`` may be less than the one given to `add`, not
-    more. With ``num_windows(state) == 0`` the result is meaningless (and nothing raises: this is traced).
+    more. With ``num_windows(state) == 0`` the result is meaningless (traced code cannot raise).
 
-    With a ``history`` the same windows come with so many steps in front, ``[B, history + H]``, as
-    :func:`sample_contexts` gives them, and with ``observed``, all True but for steps that pad the front.
+    With a ``history`` the same windows have ``history`` more steps in front, ``[B, history + H]``, as those of
+    :func:`sample_contexts`, and ``observed``, which is False for steps that pad the front.
     """
     first = _draw_starts(state, key, batch, recent, recent_windows)
     windows = _read_windows(state, first, horizon)
@@ -133,7 +133,7 @@ def sample(
 
 
 def _draw_starts(state: ReplayState, key: Array, batch: int, recent: int = 0, recent_windows: int = 1) -> Array:
-    """The rows ``[B]`` at which windows begin, drawn as :func:`sample` says."""
+    """Draw the rows ``[B]`` at which windows begin, as described in :func:`sample`."""
     windows = jnp.maximum(num_windows(state), 1)
     least = jnp.where(jnp.arange(batch) < recent, jnp.maximum(windows - recent_windows, 0), 0).astype(jnp.int32)
     position = state.head + jax.random.randint(key, (batch,), least, windows, jnp.int32)
@@ -141,9 +141,9 @@ def _draw_starts(state: ReplayState, key: Array, batch: int, recent: int = 0, re
 
 
 def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Segment:
-    """The windows ``[B, H]`` with other actions behind their terminals: a run of stored ones from a random row.
+    """Replace the actions behind the terminals of windows ``[B, H]`` by consecutive stored ones from a random row.
 
-    A repeated last action would tell a denoiser that sees all actions of a window when the episode ends; imagined
+    A repeated last action would tell a denoiser, which sees all actions of a window, when the episode ends; imagined
     actions never repeat.
     """
     batch, horizon = windows.terminals.shape
@@ -152,23 +152,22 @@ def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Seg
     steps = jnp.arange(horizon, dtype=jnp.int32)
     first = jax.random.randint(key, (batch, 1), 0, jnp.maximum(stored, 1), jnp.int32)
     rows = state.total - stored + (first + steps[None, :]) % jnp.maximum(stored, 1)
-    padded = jnp.cumsum(windows.terminals, axis=1) > 1  # the terminal itself was taken
+    padded = jnp.cumsum(windows.terminals, axis=1) > 1  # the action of the terminal step was taken
     actions = jnp.where(padded[..., None], state.actions[rows % capacity], windows.actions)
     return windows.replace(actions=actions)
 
 
 def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1) -> Segment:
-    """First states of windows drawn as by `sample`, with the steps before: a ``Segment [B, length]`` that ends there.
+    """Draw first states of windows as `sample` does, each with the steps before: ``Segment [B, length]``.
 
-    With length 1 these are the paper's initial states. Where the episode began (or the ring forgot) less than
-    ``length`` steps before, the first step that is there is repeated in front with action and reward 0; ``observed``
-    is False for those.
+    With length 1 these are the paper's initial states. Where fewer than ``length`` steps of the episode are stored, the
+    first stored step is repeated in front with action and reward 0; ``observed`` is False for the repeated steps.
     """
     return _read_contexts(state, _draw_starts(state, key, batch), length)
 
 
 def _read_contexts(state: ReplayState, last: Array, length: int) -> Segment:
-    """The ``length`` steps up to rows ``last [B]``, as :func:`sample_contexts` says."""
+    """Read the ``length`` steps up to rows ``last [B]``, as described in :func:`sample_contexts`."""
     capacity, last = state.rewards.shape[0], last[:, None]
     stored = last - jnp.maximum(state.total - capacity, 0)
     begin = last - jnp.minimum(state.steps[last % capacity], stored)
@@ -188,7 +187,7 @@ def _read_contexts(state: ReplayState, last: Array, length: int) -> Segment:
 
 @flax.struct.dataclass
 class _Bookkeeping:
-    """What changes with every single transition; the rings are written once per chunk."""
+    """Counters and statistics that change with every transition; the rings are written once per chunk."""
 
     total: Array
     tail: Array
@@ -221,7 +220,7 @@ def _as_float32(chunk: Transitions) -> Transitions:
 
 
 def _account(books: _Bookkeeping, row: Transitions, oldest: Array, horizon: int) -> _Bookkeeping:
-    """Counts one transition (the leaves of ``row`` have no T axis), or leaves all as it is where it is invalid."""
+    """Count one transition (the leaves of ``row`` have no T axis), or change nothing where the row is invalid."""
     total = books.total + row.valid.astype(jnp.int32)
     length = books.open_length + row.valid.astype(jnp.int32)
     open_moments = _select(
@@ -248,7 +247,7 @@ def _account(books: _Bookkeeping, row: Transitions, oldest: Array, horizon: int)
 
 
 def _count_fallen(before: ReplayState, starts: Array, oldest: Array, length: int) -> Array:
-    """How many of the queue's starts a chunk of ``length`` (T) rows overwrites: at most T, and the first ones.
+    """Count the starts in the queue that a chunk of ``length`` (T) rows overwrites: at most T, from the front.
 
     ``starts`` is the queue after the chunk was written: reading the one before would make XLA copy it. A place
     that now holds one of the new rows was taken from a start that is gone, since others are never overwritten.
@@ -260,14 +259,14 @@ def _count_fallen(before: ReplayState, starts: Array, oldest: Array, length: int
 
 
 def _write_rows(state: ReplayState, chunk: Transitions, positions: Array, steps: Array) -> ReplayState:
-    """Writes the chunk to the ring and its rows to their ``positions [T]`` in the queue of starts.
+    """Write the chunk to the ring and its rows to their ``positions [T]`` in the queue of starts.
 
     ``steps [T]`` are those of the episodes.
     """
     capacity, length = state.rewards.shape[0], chunk.rewards.shape[0]
     offsets = jnp.arange(length, dtype=jnp.int32)
     rows = state.total + offsets
-    # What does not count is sent to slots that do not exist, each to its own so that slots stay unique.
+    # Rows that do not count go to slots that do not exist, each to its own so that slots stay unique.
     nowhere = capacity + offsets
     slots = jnp.where(chunk.valid, rows % capacity, nowhere)
     # The last rows of an episode are no starts: later rows of the same chunk get their places in the queue.
@@ -294,12 +293,12 @@ def _select(condition: Array, if_true: RunningMoments, if_false: RunningMoments)
 
 
 def _read_windows(state: ReplayState, first: Array, horizon: int) -> Segment:
-    """The windows ``[B, H]`` that begin at rows ``first [B]``."""
+    """Read the windows ``[B, H]`` that begin at rows ``first [B]``."""
     capacity = state.rewards.shape[0]
     steps = jnp.arange(horizon, dtype=jnp.int32)
     rows = first[:, None] + steps[None, :]
     ends = state.terminals[rows % capacity] > 0  # [B, H]
-    # The first terminal ends the window; what the ring holds behind it belongs to another episode.
+    # The first terminal ends the window; the rows behind it belong to another episode.
     last_step = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1).astype(jnp.int32), horizon - 1)
     padded = steps[None, :] > last_step[:, None]
     rows = jnp.minimum(rows, (first + last_step)[:, None])

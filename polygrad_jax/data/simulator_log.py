@@ -1,4 +1,4 @@
-"""The simulator's states of the transitions in the replay, kept on the host where they are used."""
+"""Keep the simulator's states of the transitions in the replay, on the host."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ FIRST_ALLOCATION = 4096
 
 
 class SimulatorLog:
-    """Append-only states by row, of which the last ``capacity`` are kept. Memory grows by doubling up to those."""
+    """Append-only states by row; keeps the last ``capacity``, in memory that doubles up to that size."""
 
     def __init__(self, capacity: int, state_size: int):
-        """For ``capacity`` (C, as the replay's) states of ``state_size`` (S) float64 numbers."""
+        """Make a log of ``capacity`` (C, the replay's) states of ``state_size`` (S) float64 numbers."""
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; allowed is 1 or more")
         self._capacity = capacity
         self._states = np.empty((min(FIRST_ALLOCATION, capacity), state_size), np.float64)
         self.total = 0
-        """States ever added; the next one has this row number."""
+        """Number of states ever added, which is the row number of the next."""
 
     def append(self, states: np.ndarray) -> None:
-        """Adds the states ``[T, S]`` of the next T rows.
+        """Add the states ``[T, S]`` of the next T rows.
 
         Raises:
-            ValueError: S is another than at the start.
+            ValueError: the states have another S.
         """
         if states.ndim != 2 or states.shape[1] != self._states.shape[1]:
             raise ValueError(f"states have shape {states.shape}; allowed is [T, {self._states.shape[1]}]")
@@ -34,7 +34,7 @@ class SimulatorLog:
         self.total += len(states)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """The states ``[..., S]`` of rows ``[...]``, as a `Segment` names them.
+        """Return the states ``[..., S]`` of rows ``[...]``, numbered as in a `Segment`.
 
         Raises:
             IndexError: a row was never added or is no longer kept.
@@ -46,7 +46,7 @@ class SimulatorLog:
         return self._states[rows % self._capacity]
 
     def _grow_for(self, total: int) -> None:
-        # Until the first row is overwritten, row numbers are slots, so growing is copying.
+        # Until the first row is overwritten row numbers are slots, so growing only copies.
         needed, size = min(total, self._capacity), len(self._states)
         if needed <= size:
             return

@@ -1,7 +1,7 @@
-"""The transitions of a run on disk, as append-only shards, from which a resumed run rebuilds its replay.
+"""Keep the transitions of a run on disk in append-only shards, from which a resumed run rebuilds its replay.
 
-A shard ``transitions_<first row>_<row behind the last>.npz`` is written under another name and then renamed,
-so a killed run leaves whole shards or none.
+A shard ``transitions_<first row>_<row behind the last>.npz`` is written under another name and then renamed, so that a
+killed run leaves complete shards only.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _PREFIX, _SUFFIX, _UNFINISHED = "transitions_", ".npz", ".tmp"
 
 
 class TransitionLogError(RuntimeError):
-    """The stored transitions cannot be read; names the file and what to do."""
+    """Stored transitions cannot be read; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class TransitionRecord:
-    """Consecutive transitions, T in all, as the host has them."""
+    """T consecutive transitions on the host."""
 
     observations: np.ndarray  # [T, O] float32 raw
     actions: np.ndarray  # [T, A] float32 raw, as sampled
@@ -41,13 +41,13 @@ class TransitionRecord:
 
 
 class TransitionLog:
-    """Keeps what the replay was sent and appends it to a folder when asked."""
+    """Keeps the transitions that the replay received and appends them to a folder on request."""
 
     def __init__(self, folder: str | os.PathLike[str], read_only: bool = False):
-        """Opens the folder, made if there is none; what a killed run left unfinished is removed.
+        """Open the folder, creating it if needed, and remove unfinished shards of a killed run.
 
-        With ``read_only`` nothing on the disk is changed, so that a run that is still going on can be looked at: a
-        shard being written is left to the one that writes it.
+        With ``read_only`` nothing on disk changes, so that the log of a running process can be read: its unfinished
+        shard stays.
 
         Raises:
             TransitionLogError: a shard is missing between others.
@@ -59,12 +59,12 @@ class TransitionLog:
                 leftover.unlink()
         shards = self._shards()
         self.flushed_rows = shards[-1][1] if shards else 0
-        """Rows on disk: 0 to this, exclusive."""
+        """Number of rows on disk."""
         self._waiting: list[TransitionRecord] = []
 
     @property
     def total_rows(self) -> int:
-        """Rows on disk and waiting."""
+        """Number of rows on disk and waiting."""
         return self.flushed_rows + sum(len(record) for record in self._waiting)
 
     def append(
@@ -76,7 +76,7 @@ class TransitionLog:
         truncations: np.ndarray,
         simulator_states: np.ndarray | None = None,
     ) -> None:
-        """Takes the next T transitions, raw; see `TransitionRecord` for shapes. Nothing is written yet.
+        """Add the next T transitions, raw, to those waiting; see `TransitionRecord` for shapes. Writes nothing.
 
         Raises:
             ValueError: the arrays differ in T, or an array has the wrong number of axes.
@@ -99,10 +99,10 @@ class TransitionLog:
         self._waiting.append(record)
 
     def flush(self, upto_row: int | None = None) -> None:
-        """Writes the waiting rows before ``upto_row`` (all if None) as one shard; the others go on waiting.
+        """Write the waiting rows before ``upto_row`` (all if None) as one shard; the others go on waiting.
 
         Raises:
-            ValueError: there are not so many rows.
+            ValueError: the log has fewer rows.
         """
         upto_row = self.total_rows if upto_row is None else upto_row
         if upto_row > self.total_rows:
@@ -115,22 +115,22 @@ class TransitionLog:
         self._waiting = [waiting[count:]] if len(waiting) > count else []
 
     def load(self, upto_row: int) -> TransitionRecord:
-        """The rows 0 to ``upto_row`` (exclusive) from disk.
+        """Read the rows 0 to ``upto_row`` (exclusive) from disk.
 
         Raises:
-            TransitionLogError: a shard is damaged, or there are not so many rows.
+            TransitionLogError: a shard is damaged, or the disk has fewer rows.
         """
         if upto_row < 1 or upto_row > self.flushed_rows:
             raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; {upto_row} were asked for")
         return _join([record for _, record in self._read_until(upto_row)])
 
     def truncate(self, row: int) -> None:
-        """Drops ``row`` and everything behind it, on disk and waiting, as a run resumed from that row needs.
+        """Drop ``row`` and all later rows, on disk and waiting, for a run that resumes from that row.
 
-        Shards that lie wholly behind are removed unread, so damage in them does not matter.
+        Shards of later rows alone are removed unread, so that damage in them does not matter.
 
         Raises:
-            TransitionLogError: the shard that holds ``row`` is damaged, or there are not so many rows on disk.
+            TransitionLogError: the shard that holds ``row`` is damaged, or the disk has fewer rows.
         """
         if row > self.flushed_rows:
             raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; cannot keep {row}")
@@ -150,13 +150,12 @@ class TransitionLog:
                 yield first, _read(path, end - first)[: upto_row - first]
 
     def _shards(self) -> list[tuple[int, int, Path]]:
-        """First row, row behind the last, and path of every shard, in order and without a gap."""
+        """Return first row, row behind the last, and path of every shard, in order and without a gap."""
         shards = []
         for path in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"):
             first, end = path.name[len(_PREFIX) : -len(_SUFFIX)].split("_")
             shards.append((int(first), int(end), path))
-        # A truncation that was killed leaves the short and the long shard of the same first row: the long one,
-        # being whole, is the one that counts.
+        # A killed truncation leaves a short and a long shard of the same first row: the long one counts.
         longest = {first: (first, end, path) for first, end, path in sorted(shards)}
         expected, ordered = 0, []
         for first in sorted(longest):
@@ -177,7 +176,7 @@ class TransitionLog:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
-        except BaseException:  # a full disk needs the room back
+        except BaseException:  # frees the room on a full disk
             unfinished.unlink(missing_ok=True)
             raise
 

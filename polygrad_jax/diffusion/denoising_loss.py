@@ -1,6 +1,6 @@
-"""Algorithm 1: training the denoiser.
+"""Compute the training loss of the denoiser (Algorithm 1).
 
-The trajectory that is diffused has ``O + 2`` channels: observation, reward, terminal, all normalised.
+The diffused trajectory has ``O + 2`` channels: observation, reward and terminal, all normalised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Denoise = Callable[[Params, Array, Array, Array], Array]
 
 
 def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser:
-    """The normaliser with terminals divided by ``terminal_std`` (raw units); as it is where that is 0.
+    """Return the normaliser with terminals divided by ``terminal_std`` (raw units); unchanged where that is 0.
 
     DEVIATION from paper and official code where it is not 0. Divided by its own std, a rare terminal is a channel about
     ten times as loud as the others. The end of an episode can then be read from almost pure noise, when the actions
@@ -33,7 +33,7 @@ def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser
 
 
 def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
-    """Raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``."""
+    """Convert a raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``."""
     normed_traj = jnp.concatenate(
         [
             normalise(segment.observations, normaliser.observations),
@@ -46,7 +46,7 @@ def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
 
 
 def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) -> Segment:
-    """The inverse of :func:`pack`; an imagined terminal counts where its raw value exceeds 0.5."""
+    """Invert :func:`pack`; an imagined terminal is 1 where its raw value exceeds 0.5."""
     terminals = unnormalise(normed_traj[..., -1:], normaliser.terminals)[..., 0]
     return Segment(
         observations=unnormalise(normed_traj[..., :-2], normaliser.observations),
@@ -59,14 +59,14 @@ def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) ->
 def set_initial_state(normed_traj: Array, normed_obs: Array) -> Array:
     """Overwrite the observation part of the first state (Algorithm 2, line 6): ``normed_obs [B, O]``.
 
-    With ``normed_obs [B, C, O]`` that of the first C states, for trajectories that begin with a history.
+    ``normed_obs [B, C, O]`` overwrites the first C states, for trajectories that begin with a history.
     """
     known = normed_obs.reshape(normed_obs.shape[0], -1, normed_obs.shape[-1])
     return normed_traj.at[:, : known.shape[1], : known.shape[2]].set(known)
 
 
 def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> tuple[Array, Array]:
-    """Algorithm 1, lines 4 and 5: ``(t [B] in 0..N-1, eps)`` for trajectories of ``shape`` ``[B, H, O+2]``."""
+    """Draw ``(t [B] in 0..N-1, eps)`` for trajectories of ``shape`` ``[B, H, O+2]`` (Algorithm 1, lines 4 and 5)."""
     step_key, noise_key = jax.random.split(key)
     steps = jax.random.randint(step_key, shape[:1], 0, num_steps)
     return steps, jax.random.normal(noise_key, shape)
@@ -83,10 +83,10 @@ def denoising_loss(
     prediction: Literal["clean", "noise"],
     context_length: int = 1,
 ) -> tuple[Array, Metrics]:
-    """Algorithm 1, line 6, at given draws.
+    """Compute the loss of Algorithm 1, line 6, at the draws ``steps`` and ``noise``.
 
     Args:
-      normed_traj: ``[B, H, O+2]``; its own first ``context_length`` observations are what it is conditioned on.
+      normed_traj: ``[B, H, O+2]``; the network is conditioned on the first ``context_length`` observations.
       normed_actions: ``[B, H, A]``.
       steps: ``[B]``, 0-based.
       noise: ``[B, H, O+2]`` standard normal.
@@ -103,7 +103,7 @@ def denoising_loss(
     # DEVIATION from the paper, like the official code: by default the network predicts the clean trajectory, not the
     # noise.
     target = normed_traj if prediction == "clean" else noise
-    # The initial state is given: whatever the network says of it costs nothing and teaches nothing.
+    # The initial state is known: the network's output for it adds nothing to the loss and has no gradient.
     output = set_initial_state(output, target[:, :context_length, :-2])
     error = jnp.square(output - target)
     parts = {

@@ -1,7 +1,7 @@
-"""How actions follow the policy during diffusion: the paper's rule, its ablations, ours, and the controller of delta.
+"""Guide actions towards the policy during diffusion: the paper's rule, its ablations, ours, and the tuning of delta.
 
-A rule says which states the policy reads, how raw actions move, and what else it touches. ``RULES`` is an open table:
-an experiment adds its own.
+A rule declares at which states the policy is evaluated, how raw actions move, and what else changes. ``RULES`` is an
+open table: an experiment adds rules of its own.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.types import Array, Metrics
 
 LEAST_DELTA_SHARE = 1e-6
-"""Of the largest delta, the least."""
+"""Smallest delta, as a share of the largest."""
 
 
 class States(NamedTuple):
-    """Normalised states ``[B, H, O]`` that a policy could be asked about in one diffusion step."""
+    """Normalised states ``[B, H, O]`` of one diffusion step at which a policy could be evaluated."""
 
-    noisy: Array  # the trajectory as it is before the step
-    clean: Array  # the predicted clean trajectory
-    posterior_mean: Array  # where the step is going
+    noisy: Array  # of the trajectory before the step
+    clean: Array  # of the predicted clean trajectory
+    posterior_mean: Array  # of the posterior's mean, towards which the step goes
 
 
 class Gaussian(NamedTuple):
-    """The policy at some states: mean and std ``[B, H, A]`` in raw action units."""
+    """The policy evaluated at states: mean and std ``[B, H, A]`` in raw action units."""
 
     mean: Array
     std: Array
@@ -38,33 +38,33 @@ class Guided(NamedTuple):
     """Actions of one diffusion step, ``[B, H, A]`` each."""
 
     actions: Array  # raw
-    residual: Array  # standardised: the draw that a rule with ``keeps_residual`` carries through the run
+    residual: Array  # standardised: the draw that a rule with ``keeps_residual`` keeps over all steps
 
 
 class Strength(NamedTuple):
-    """How hard a rule pulls in one step; scalars."""
+    """Strength of a rule in one step; scalars."""
 
     delta: Array  # in squared raw action units
-    relaxation: Array  # share of the way to the policy's action that is gone
-    is_last: Array  # bool: the step that ends the run
+    relaxation: Array  # fraction of the way to the policy's action
+    is_last: Array  # bool: whether this is the last step of the run
 
 
 Move = Callable[[Guided, Gaussian, Strength, Array], Guided]
-"""``(actions before, policy at the states it reads, strength, normal draws) -> actions after``."""
+"""``(actions before, policy at the states that the rule reads, strength, normal draws) -> actions after``."""
 
 
 def log_prob(actions: Array, policy: Gaussian) -> Array:
-    """Log-density ``[B, H]`` of raw actions, summed over action dimensions, without its constant."""
+    """Return the log-density ``[B, H]`` of raw actions, summed over action dimensions, without its constant."""
     return (-0.5 * jnp.square((actions - policy.mean) / policy.std) - jnp.log(policy.std)).sum(-1)
 
 
 def score(actions: Array, policy: Gaussian) -> Array:
-    """Gradient of log pi(a | s) with respect to the raw actions (Algorithm 2, line 10); ``[B, H, A]``."""
+    """Return the gradient ``[B, H, A]`` of log pi(a | s) with respect to raw actions (Algorithm 2, line 10)."""
     return jax.grad(lambda a: log_prob(a, policy).sum())(actions)
 
 
 def clip_to_policy(actions: Array, policy: Gaussian, clip_std: float) -> Array:
-    """Raw actions clipped to ``mean +- clip_std * std`` (Eq. 11)."""
+    """Clip raw actions to ``mean +- clip_std * std`` (Eq. 11)."""
     return jnp.clip(actions, policy.mean - clip_std * policy.std, policy.mean + clip_std * policy.std)
 
 
@@ -81,11 +81,11 @@ def _keep(before: Guided, policy: Gaussian, strength: Strength, draws: Array) ->
 
 
 def _correlate(before: Guided, policy: Gaussian, strength: Strength, draws: Array) -> Guided:
-    """Keep one draw z for the whole run: ``a = mu + sigma z``, which is N(mu, sigma) given the states.
+    """Keep one draw z over all steps: ``a = mu + sigma z``, which is N(mu, sigma) given the states.
 
     With a relaxation w below 1, ``a <- (1 - w) a + w (mu + sigma z)``: the usual remedy for fixed-point iterations that
-    overshoot, and what a small delta does for the score. Ours; the one draw kept over all denoising steps is that of
-    Horizon Imagination (arXiv 2602.08032), for Gaussian actions.
+    overshoot, as a small delta is for the score. Ours; Horizon Imagination (arXiv 2602.08032) keeps one draw over all
+    denoising steps in the same way, here for Gaussian actions.
     """
     target = policy.mean + policy.std * before.residual
     return before._replace(actions=(1.0 - strength.relaxation) * before.actions + strength.relaxation * target)
@@ -95,15 +95,15 @@ class Rule(NamedTuple):
     """One way of guiding actions.
 
     Attributes:
-      move: what happens to the raw actions in every step but the last; in the last too where ``keeps_residual``.
-      reads: which states the policy is asked about.
-      adds_noise: whether the diffusion's own noise is added to the moved actions.
+      move: the change of the raw actions in every step but the last, and in the last where ``keeps_residual``.
+      reads: the states at which the policy is evaluated.
+      adds_noise: whether the noise of the diffusion is added to the moved actions.
       clips: whether the last step clips actions to the policy.
-      clips_while_moving: whether, where ``clips``, the steps before clip them too, before they move.
-      moves_states: also follow the gradient of the log-density with respect to the states (Eq. 8).
-      tunes_delta: whether the controller of delta (Eq. 10) runs.
-      keeps_residual: actions are the policy's mean plus its std times a draw that is carried from step to step. The
-        last step moves them too, without a fresh draw, so that they are the policy's at the states returned.
+      clips_while_moving: whether, where ``clips``, every earlier step clips actions before they move.
+      moves_states: whether states follow the gradient of the log-density with respect to the states (Eq. 8).
+      tunes_delta: whether delta is tuned (Eq. 10).
+      keeps_residual: whether actions are the policy's mean plus its std times a draw kept from step to step. The last
+        step then moves actions too, without a new draw, so that they are the policy's actions at the returned states.
     """
 
     move: Move = _follow_score
@@ -129,12 +129,12 @@ RULES: dict[str, Rule] = {
 
 
 def standardise(actions: Array, policy: Gaussian) -> Array:
-    """``(a - mu(s)) / sigma(s)`` (Eq. 9)."""
+    """Return ``(a - mu(s)) / sigma(s)`` (Eq. 9)."""
     return (actions - policy.mean) / policy.std
 
 
 def sigma_of(standardised: Array) -> Array:
-    """The standard deviation of Eq. 10: unbiased over batch and time per action dimension, then averaged."""
+    """Return the standard deviation of Eq. 10: unbiased over batch and time per action dimension, then averaged."""
     return jnp.std(standardised, axis=(0, 1), ddof=1).mean()
 
 
@@ -142,13 +142,13 @@ def largest_delta(policy: Gaussian) -> Array:
     """Return the largest useful delta: the smallest variance over action dimensions, averaged over the states.
 
     One step multiplies the distance from the mean by ``1 - delta / sigma^2``: past 1 a larger delta widens the
-    actions instead of narrowing them, and the controller would push the wrong way.
+    actions instead of narrowing them, and tuning would move delta in the wrong direction.
     """
     return jnp.square(policy.std).mean((0, 1)).min()
 
 
 def update_log_delta(log_delta: Array, sigma: Array, largest: Array, config: GuidanceConfig) -> Array:
-    """Return log delta after Eq. 10: ``log delta += lr * (sigma - 1)``, between ``largest`` (delta) and 1e-6 of it.
+    """Return log delta after Eq. 10, ``log delta += lr * (sigma - 1)``, with delta between 1e-6 and 1 of ``largest``.
 
     DEVIATION from paper and official code, which leave delta unbounded.
     """
@@ -158,7 +158,7 @@ def update_log_delta(log_delta: Array, sigma: Array, largest: Array, config: Gui
 
 
 def action_metrics(standardised: Array) -> Metrics:
-    """What is logged of standardised actions ``[B, T, A]``: sigma, mean, excess kurtosis and a histogram."""
+    """Return the metrics of standardised actions ``[B, T, A]``: sigma, mean, excess kurtosis and a histogram."""
     z = standardised - standardised.mean((0, 1), keepdims=True)
     variance = jnp.square(z).mean((0, 1))
     kurtosis = (jnp.square(jnp.square(z)).mean((0, 1)) / jnp.square(variance) - 3.0).mean()

@@ -1,6 +1,6 @@
-"""Algorithm 2: policy-guided trajectory diffusion.
+"""Sample trajectories by policy-guided diffusion (Algorithm 2).
 
-:func:`diffusion_step` is one turn of the loop, pure in its draws; :func:`sample` scans it over the schedule.
+:func:`diffusion_step` is one iteration, a pure function of its draws; :func:`sample` scans it over the schedule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polygrad_jax.types import Array, Normaliser, Params, Policy
 
 
 class Sampler(NamedTuple):
-    """What stays the same over all steps of all runs (static under jit)."""
+    """Everything that is static under jit: network and settings."""
 
     denoise: Denoise
     guidance: GuidanceConfig
@@ -29,15 +29,15 @@ class Sampler(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What stays the same over the steps of one run.
+    """Everything that one run of Algorithm 2 is conditioned on, the same in all of its steps.
 
     ``initial`` is ``[B, O]`` normalised, ``delta`` a scalar in squared raw action units. Where the trajectory begins
-    with a history of C states, ``initial`` is ``[B, C, O]``, and ``past_actions [B, C-1, A]``, normalised, are those
-    that were taken in all of them but the last: guidance leaves them as they are.
+    with a history of C states, ``initial`` is ``[B, C, O]`` and ``past_actions [B, C-1, A]`` are the normalised
+    actions taken in the history's states but the last; guidance does not change past actions.
     """
 
     denoiser_params: Params
-    policy: Policy | None  # None where the actions are given
+    policy: Policy | None  # None for :func:`sample_given_actions`
     normaliser: Normaliser
     initial: Array
     delta: Array
@@ -45,7 +45,7 @@ class Given(NamedTuple):
 
 
 class Diffusing(NamedTuple):
-    """What a step hands to the next."""
+    """The state of a run between two diffusion steps."""
 
     traj: Array  # noisy normalised trajectory [B, H, O+2]
     actions: Array  # normalised [B, H, A]
@@ -60,14 +60,14 @@ class Draws(NamedTuple):
 
 
 def shown(sampler: Sampler, given: Given, normed_actions: Array) -> Array:
-    """What the denoiser sees of normalised actions ``[B, H, A]``: they themselves, or what is executed of them."""
+    """Return the normalised actions ``[B, H, A]`` that the denoiser sees: as sampled, or as executed."""
     if sampler.shown_actions == "executed":
         return normalise(executed(unnormalise(normed_actions, given.normaliser.actions)), given.normaliser.actions)
     return normed_actions
 
 
 def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c: Coefficients) -> Array:
-    """Lines 7 and 9: the predicted clean trajectory ``[B, H, O+2]``, initial state written in."""
+    """Predict the clean trajectory ``[B, H, O+2]`` and write the initial state into it (lines 7 and 9)."""
     seen = shown(sampler, given, actions)
     output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
     clean = output if sampler.prediction == "clean" else clean_from_noise(traj, output, c)
@@ -75,19 +75,19 @@ def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c
 
 
 def set_past_actions(normed_actions: Array, given: Given) -> Array:
-    """The actions ``[B, H, A]`` with those that were really taken written in, where there is a history."""
+    """Overwrite the first of ``normed_actions [B, H, A]`` by the actions of the history, where a history is given."""
     if given.past_actions is None:
         return normed_actions
     return normed_actions.at[:, : given.past_actions.shape[1]].set(given.past_actions)
 
 
 def clip_change(old: Array, new: Array, tolerance: Array) -> Array:
-    """``new``, but no channel further than ``tolerance`` from ``old``."""
+    """Clip every channel of ``new`` to within ``tolerance`` of ``old``."""
     return old + jnp.clip(new - old, -tolerance, tolerance)
 
 
 def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: bool) -> Array:
-    """Largest change of a normalised channel in this step; infinite where the clip does not hold.
+    """Return the largest change of a normalised channel in this step; infinite where the clip does not apply.
 
     DEVIATION from the paper, which has no such clip; the official code has it.
     """
@@ -98,13 +98,13 @@ def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: 
 
 
 def policy_at(given: Given, normed_obs: Array) -> Gaussian:
-    """The policy's Gaussian over raw actions at normalised states ``[B, H, O]``."""
+    """Return the policy's Gaussian over raw actions at normalised states ``[B, H, O]``."""
     raw_obs = unnormalise(normed_obs, given.normaliser.observations)
     return Gaussian(*in_parts(given.policy, raw_obs.shape[1], raw_obs))
 
 
 def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coefficients, draws: Draws) -> Diffusing:
-    """Algorithm 2, lines 6 to 13, for one t at given draws and coefficients (scalars)."""
+    """Take one step of Algorithm 2, lines 6 to 13, at the coefficients ``c`` (scalars) and ``draws``."""
     rule = RULES[sampler.guidance.rule]
     before = before._replace(actions=set_past_actions(before.actions, given))
     traj = set_initial_state(before.traj, given.initial)  # line 6
@@ -139,7 +139,7 @@ def diffusion_step(sampler: Sampler, given: Given, before: Diffusing, c: Coeffic
 
 
 def _move_states(given: Given, clean: Array, raw_actions: Array) -> Array:
-    """Eq. 8 for the states: the clean trajectory moved up the gradient of log pi in normalised states."""
+    """Move the clean trajectory along the gradient of log pi with respect to normalised states (Eq. 8)."""
     observations = given.initial.shape[-1]
 
     def total_log_prob(normed_obs: Array) -> Array:
@@ -151,7 +151,7 @@ def _move_states(given: Given, clean: Array, raw_actions: Array) -> Array:
 
 
 def draw(key: Array, traj_shape: tuple[int, ...], action_size: int) -> Draws:
-    """One step's draws, from one call of the generator (cheaper than two)."""
+    """Draw the noise of one step by one call of the generator (cheaper than two)."""
     batch, horizon, channels = traj_shape
     both = jax.random.normal(key, (batch, horizon, channels + action_size))
     return Draws(both[..., :channels], both[..., channels:])
@@ -167,13 +167,13 @@ def sample(
     keep_steps: bool = False,
     residual: Array | None = None,
 ) -> tuple[Array, Array, tuple[Array, Array] | None]:
-    """Algorithm 2: ``(normed_traj [B, H, O+2], normed_actions [B, H, A], steps)``.
+    """Run Algorithm 2: ``(normed_traj [B, H, O+2], normed_actions [B, H, A], steps)``.
 
     ``schedule`` holds the K steps to sample, ascending. With ``keep_steps`` the third result is the trajectory and
     the actions after every step, ``[K, B, H, ...]`` in the order of the run; otherwise None.
-    The returned actions are the ones of the last step: the states were denoised under the last but one. Under
-    ``correlated`` the last step's are the policy's mean at the returned states plus the std times the kept draw.
-    ``residual [B, H, A]`` are the standardised actions to keep, in place of a draw of their own.
+    The returned actions are those of the last step; the returned states were denoised under the actions of the step
+    before. Under ``correlated`` the returned actions are the policy's mean at the returned states plus its std times
+    the kept draw. ``residual [B, H, A]`` are standardised actions to keep in place of that draw.
 
     Raises:
       ValueError: a residual for a rule that keeps none.
@@ -199,20 +199,20 @@ def sample(
 
 
 def _written(after: Diffusing, given: Given) -> tuple[Array, Array]:
-    """Trajectory and actions with what is known of them written in (line 14)."""
+    """Write the known states and actions into trajectory and actions (line 14)."""
     return set_initial_state(after.traj, given.initial), set_past_actions(after.actions, given)
 
 
 def sample_given_actions(
     sampler: Sampler, given: Given, schedule: Coefficients, normed_actions: Array, noise: Array
 ) -> Array:
-    """Plain conditional diffusion of the states under fixed actions, at given draws.
+    """Sample the states under fixed actions by plain conditional diffusion, at the draws ``noise``.
 
-    No policy and no clip of the state change: what an autoregressive diffusion model does for one step.
+    Without policy and without clipping the change of the states, as an autoregressive diffusion model does.
 
     Args:
       normed_actions: ``[B, H, A]``.
-      noise: ``[K + 1, B, H, O+2]``, the draws of every step and, last, of the start.
+      noise: ``[K + 1, B, H, O+2]``, the draws of every step and, last, of the initial trajectory.
     """
     seen = shown(sampler, given, normed_actions)
 

@@ -1,7 +1,7 @@
-"""The noise schedule, the forward process and its posterior (paper, Section 3).
+"""Compute the noise schedule, the forward process and its posterior (paper, Section 3).
 
 Steps are counted from 0: ``t = 0`` is the last step of sampling, ``t = N - 1`` the first.
-Coefficients are computed in float64 on the host and handed to the device in float32.
+Coefficients are computed in float64 on the host and passed to the device in float32.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def strided_steps(num_steps: int, sampling_steps: int) -> np.ndarray:
 
 @flax.struct.dataclass
 class Coefficients:
-    """Everything one diffusion step multiplies with; ``[K]`` each (or scalars for one step)."""
+    """All coefficients of a diffusion step; ``[K]`` each (or scalars for one step)."""
 
     step: Array  # t, counted in the N steps the network was trained on
     sqrt_alpha_bar: Array  # scale of the clean trajectory in the noisy one
@@ -45,17 +45,17 @@ class Coefficients:
     posterior_clean: Array  # posterior mean's weight of the predicted clean trajectory
     posterior_noisy: Array  # posterior mean's weight of the noisy trajectory
     posterior_std: Array  # of the noise added to the states; 0 at the last step
-    action_noise_std: Array  # of the noise added to guided actions, whatever eta; 0 at the last step
-    is_last: Array  # bool: the step that ends the run
+    action_noise_std: Array  # of the noise added to guided actions, for every eta; 0 at the last step
+    is_last: Array  # bool: whether this is the last step of the run
 
 
 def coefficients(num_steps: int, steps: np.ndarray, tau: float, eta: float = 1.0) -> Coefficients:
     """Return the coefficients ``[K]`` of the steps to sample, ``steps [K]`` ascending, a subset of the N.
 
-    The betas of the subset follow from the alpha_bar that are kept (beta = 1 - alpha_bar / alpha_bar_prev), so
-    that every kept step has the noise level the network was trained on. ``eta`` scales the noise of the states and
-    gives the direction to the noisy trajectory what it takes away (DDIM, arXiv 2010.02502, Eq. 12 and 16): every
-    step's marginal stays the forward process's. eta = 1 is the posterior (DDPM), eta = 0 adds no noise.
+    The betas of the subset follow from its alpha_bar (beta = 1 - alpha_bar / alpha_bar_prev), so that every step has
+    the noise level that the network was trained on. ``eta`` scales the noise of the states; the weight of the noisy
+    trajectory makes up for the rest (DDIM, arXiv 2010.02502, Eq. 12 and 16), so that the marginal of every step stays
+    that of the forward process. eta = 1 is the posterior (DDPM); eta = 0 adds no noise.
     """
     alpha_bar = np.cumprod(1.0 - cosine_betas(num_steps, tau))[steps]
     previous = np.concatenate([[1.0], alpha_bar[:-1]])
@@ -80,7 +80,7 @@ def coefficients(num_steps: int, steps: np.ndarray, tau: float, eta: float = 1.0
 
 
 def training_coefficients(config: DiffusionConfig) -> Coefficients:
-    """Return the coefficients of all N steps, which training draws from."""
+    """Return the coefficients of all N steps, from which training draws."""
     return coefficients(config.num_steps, np.arange(config.num_steps), config.tau)
 
 
@@ -90,15 +90,15 @@ def sampling_coefficients(config: DiffusionConfig) -> Coefficients:
 
 
 def add_noise(clean: Array, noise: Array, c: Coefficients) -> Array:
-    """``x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`` (Section 3); ``c`` broadcasts over ``clean``."""
+    """Return ``x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`` (Section 3); ``c`` broadcasts."""
     return c.sqrt_alpha_bar * clean + c.sqrt_one_minus_alpha_bar * noise
 
 
 def clean_from_noise(noisy: Array, noise: Array, c: Coefficients) -> Array:
-    """The clean trajectory that ``noise`` implies (Algorithm 2, line 9)."""
+    """Return the clean trajectory that ``noise`` implies (Algorithm 2, line 9)."""
     return (noisy - c.sqrt_one_minus_alpha_bar * noise) / c.sqrt_alpha_bar
 
 
 def posterior_mean(clean: Array, noisy: Array, c: Coefficients) -> Array:
-    """Mean of ``q(x_{t-1} | x_t, x_0)``; equal to Eq. 1 with the score of Eq. 3 put in (Algorithm 2, line 13)."""
+    """Return the mean of ``q(x_{t-1} | x_t, x_0)``: Eq. 1 with the score of Eq. 3 (Algorithm 2, line 13)."""
     return c.posterior_clean * clean + c.posterior_noisy * noisy

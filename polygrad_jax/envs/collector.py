@@ -1,4 +1,4 @@
-"""Stepping the one environment that training collects from, with an exact restart. Host only."""
+"""Step the one environment from which training collects, with an exact restart. Host only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import EnvConfig, EnvSpec
-from polygrad_jax.envs import mujoco_state as simulator
-from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs import mujoco_state, tasks
 
 TRAINING_STREAM = 1
 EVALUATION_STREAM = 2
@@ -18,11 +17,11 @@ PREFILL_STREAM = 3
 
 
 class EnvStepError(RuntimeError):
-    """The environment failed, or gave something that is not finite; names the episode's seed and the step."""
+    """The environment failed or returned a number that is not finite; the message names seed and step."""
 
 
 class EnvRestartError(RuntimeError):
-    """Replaying an episode from its seed did not lead to the observation it was left at."""
+    """Replaying an episode from its seed did not end at the saved observation."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class Episode:
     length: int
     """Environment steps."""
     distance: float
-    """Metres travelled; NaN where the environment does not tell."""
+    """Metres travelled; NaN where the environment has no ``x_position``."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One transition as it is stored, and what came with it."""
+    """One transition as stored in the replay, with Gymnasium's info and the finished episode."""
 
     observation: np.ndarray  # [O] float32 raw, before the step
     action: np.ndarray  # [A] float32 raw, as sampled
@@ -49,61 +48,61 @@ class Step:
     terminal: bool  # the environment ended the episode
     truncated: bool  # the time limit ended the episode
     simulator_state: np.ndarray | None  # [S] float64, before the step; None without MuJoCo
-    next_observation: np.ndarray  # [O] float32 raw, after the step (never that of the next episode)
+    next_observation: np.ndarray  # [O] float32 raw, after the step (never of the next episode)
     info: dict[str, Any]  # Gymnasium's
     episode: Episode | None  # of the episode that this step ended
 
 
 def episode_seed(run_seed: int, stream: int, episode: int) -> int:
-    """The seed (31 bits, which every environment takes) of one episode of one stream of a run."""
+    """Return the seed (31 bits, which every environment accepts) of one episode of one stream of a run."""
     sequence = np.random.SeedSequence(entropy=run_seed, spawn_key=(stream, episode))
     return int(sequence.generate_state(1, np.uint32)[0] >> 1)
 
 
 def uniform_action(run_seed: int, env_step: int, action_size: int) -> np.ndarray:
-    """An action ``[A]`` float32, uniform over [-1, 1), for step ``env_step`` of the prefill.
+    """Draw an action ``[A]`` float32, uniform over [-1, 1), for step ``env_step`` of the prefill.
 
-    A counter-based generator: the draw of a step depends on no other, so a resumed run draws the same.
+    The generator is counter-based: the draw of a step depends on no other step, so that a resumed run draws the same.
     """
     bits = np.random.Philox(key=[run_seed, PREFILL_STREAM], counter=[0, 0, 0, env_step])
     return np.random.Generator(bits).uniform(-1.0, 1.0, action_size).astype(np.float32)
 
 
 class Collector:
-    """Owns one environment, resets it by itself, and can be put back exactly where it was.
+    """Owns one environment, resets it when an episode ends, and restores an earlier point of an episode exactly.
 
-    ``observation`` ``[O]`` float32 is what the next action is to be chosen for. Each episode is reset with its own
-    seed, which follows from the run's seed and the episode's number.
+    ``observation`` ``[O]`` float32 is the one at which to choose the next action. Each episode has a seed of its own,
+    which follows from the run's seed and the episode's number.
     """
 
     def __init__(self, env_config: EnvConfig, run_seed: int):
-        """Builds the environment and resets it.
+        """Make the environment and reset it.
 
         Raises:
-            ConfigError: see `registry.make`.
+            ConfigError: see `tasks.make`.
         """
-        self._env = registry.make(env_config)
+        self._env = tasks.make(env_config)
         self._run_seed = run_seed
-        self._has_state = simulator.has_simulator_state(self._env)
+        self._has_state = mujoco_state.has_simulator_state(self._env)
         self._begin_episode(0)
 
     @property
     def env(self) -> gym.Env:
-        """The environment; do not step it."""
+        """Return the environment; do not step it."""
         return self._env
 
     @property
     def spec(self) -> EnvSpec:
-        """Sizes O and A."""
-        return registry.spec_of(self._env)
+        """Return the sizes O and A."""
+        return tasks.spec_of(self._env)
 
     @property
     def simulator_state_size(self) -> int:
-        """S; 0 without MuJoCo."""
-        return simulator.state_size(self._env)
+        """Return S; 0 without MuJoCo."""
+        return mujoco_state.state_size(self._env)
 
     def step(self, action: np.ndarray) -> Step:
-        """Takes one step with an action ``[A]`` and resets if it ended the episode.
+        """Take one step with an action ``[A]``; reset the environment if the step ended the episode.
 
         Raises:
             EnvStepError: the environment raised, or action, observation or reward are not finite.
@@ -115,7 +114,7 @@ class Collector:
         # executed, and store it as sampled, so that its density under the policy stays right.
         executed = np.clip(action, -1.0, 1.0)
         before = self.observation
-        state = simulator.read_state(self._env) if self._has_state else None
+        state = mujoco_state.read_state(self._env) if self._has_state else None
         reward, terminal, truncated, info = self._execute(executed)
         after = self.observation
         episode = None
@@ -135,7 +134,7 @@ class Collector:
         )
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """What `restore` needs: episode number, the actions ``[n, A]`` executed in it so far, and the observation."""
+        """Return what `restore` needs: the episode's number, its executed actions ``[n, A]``, and the observation."""
         actions = np.asarray(self._executed, np.float32).reshape(-1, self.spec.action_size)
         return {
             "episode_index": np.asarray(self._episode_index, np.int64),
@@ -144,14 +143,14 @@ class Collector:
         }
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> None:
-        """Goes back to where a snapshot was taken.
+        """Go back to the point of an episode at which a snapshot was taken.
 
         Raises:
-            EnvRestartError: the environment is not where it was, bit for bit (another version of MuJoCo or
+            EnvRestartError: the restored observation differs from the saved one (another version of MuJoCo or
                 Gymnasium, another machine, or an environment that its seed does not determine).
         """
-        # Seed and actions determine an episode, whatever the environment keeps inside (the simulator's warm start,
-        # a wrapper's counter), so going through it again is exact where copying the known parts might not be.
+        # Seed and actions determine an episode, whatever state the environment has (the simulator's warm start, a
+        # wrapper's counter). Replaying the episode is exact where copying the known parts of the state might not be.
         self._begin_episode(int(snapshot["episode_index"]))
         for action in snapshot["executed_actions"]:
             _, terminal, truncated, _ = self._execute(action)
@@ -162,7 +161,7 @@ class Collector:
             raise EnvRestartError(f"{self._where()}: replayed and saved observation differ by up to {worst:.3g}")
 
     def close(self) -> None:
-        """Frees the environment."""
+        """Free the environment."""
         self._env.close()
 
     def _begin_episode(self, index: int) -> None:
@@ -172,7 +171,7 @@ class Collector:
         self._return = 0.0
         observation, info = self._env.reset(seed=self._seed)
         self.observation = np.array(observation, np.float32)  # a copy: the environment may go on writing to its own
-        self._start = registry.start_of(info)
+        self._start = tasks.start_of(info)
 
     def _execute(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
         try:
@@ -181,8 +180,8 @@ class Collector:
             raise EnvStepError(f"{self._where()} failed: {type(error).__name__}: {error}") from error
         observation = np.array(observation, np.float32)
         if not (np.isfinite(reward) and np.all(np.isfinite(observation))):
-            found = " ".join(f"reward {reward} and observation {observation}".split())
-            raise EnvStepError(f"{self._where()} gave {found}; both must be finite")
+            returned = " ".join(f"reward {reward} and observation {observation}".split())
+            raise EnvStepError(f"{self._where()} gave {returned}; both must be finite")
         self.observation = observation
         self._executed.append(action)
         self._return += float(reward)
@@ -193,7 +192,7 @@ class Collector:
             index=self._episode_index,
             episode_return=self._return,
             length=len(self._executed),
-            distance=registry.distance(info) - self._start,
+            distance=tasks.distance(info) - self._start,
         )
 
     def _where(self) -> str:

@@ -1,6 +1,6 @@
-"""The state of the MuJoCo simulator: reading it, setting it, and replaying actions from it exactly.
+"""Read and set the state of the MuJoCo simulator, and replay actions from a state exactly.
 
-This is what the error experiments measure imagination against. Host only.
+Errors of imagined trajectories are measured against these replays. Host only.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs import tasks
 
 STEPS_PER_THREAD = 16
-"""Copies that a thread must have to step before another one is worth waking."""
+"""Least copies per thread: waking a thread for fewer takes longer than stepping them."""
 
 _STEPPING = threading.Lock()
-"""The copies are shared: one caller at a time steps them."""
+"""Held by the one caller that steps the shared copies."""
 
 
 def has_simulator_state(env: gym.Env) -> bool:
-    """Whether the environment's simulator can be read and set (Gymnasium's MuJoCo environments)."""
+    """Return whether the environment's simulator can be read and set (Gymnasium's MuJoCo environments)."""
     base = env.unwrapped
     return hasattr(base, "model") and hasattr(base, "data") and hasattr(base, "_get_obs")
 
 
 def state_size(env: gym.Env) -> int:
-    """S, the length of the vectors of `read_state`; 0 where there is no simulator state."""
+    """Return S, the length of the vectors of `read_state`; 0 where there is no simulator state."""
     if not has_simulator_state(env):
         return 0
     import mujoco
@@ -41,7 +41,7 @@ def state_size(env: gym.Env) -> int:
 
 
 def read_state(env: gym.Env) -> np.ndarray:
-    """The simulator's state ``[S]`` float64: time, qpos, qvel, actuator activations and qacc_warmstart.
+    """Read the simulator's state ``[S]`` float64: time, qpos, qvel, actuator activations and qacc_warmstart.
 
     The solver starts its iterations from qacc_warmstart, so without it a restart is right only to rounding.
 
@@ -58,10 +58,10 @@ def read_state(env: gym.Env) -> np.ndarray:
 
 
 def set_state(env: gym.Env, state: np.ndarray) -> np.ndarray:
-    """Puts the simulator into a state ``[S]`` from `read_state`; returns the observation ``[O]`` there, raw, float64.
+    """Set the simulator to a state ``[S]`` from `read_state`; return its observation ``[O]``, raw, float64.
 
     The environment must have been reset once. Exact for environments whose observation and reward depend on
-    qpos and qvel before and after the step, as those of our four tasks do.
+    qpos and qvel before and after the step, as in the four named tasks.
 
     Raises:
         ConfigError: the environment has no MuJoCo state.
@@ -78,17 +78,17 @@ def set_state(env: gym.Env, state: np.ndarray) -> np.ndarray:
     mujoco.mj_forward(base.model, base.data)
     # mj_forward solves for the acceleration and so overwrites the warm start.
     mujoco.mj_setState(base.model, base.data, state, _parts())
-    # Behind those that are shown are those that are hidden, see ``registry.without_velocities``.
+    # The hidden observations come last, see ``tasks.without_velocities``.
     return np.array(base._get_obs(), np.float64)[: env.observation_space.shape[0]]
 
 
 def replay_actions(
     env_config: EnvConfig, states: np.ndarray, actions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the real environment does from given states under given actions.
+    """Run the real environment from ``states`` under ``actions``.
 
-    Actions are clipped to [-1, 1] when executed, and the episode goes on past its termination and its time limit,
-    as the paper's measure of the prediction error does.
+    Actions are clipped to [-1, 1] when executed. Episodes go on past termination and time limit, as in the paper's
+    measure of the prediction error.
 
     Args:
         env_config: which task.
@@ -104,7 +104,7 @@ def replay_actions(
         ValueError: the shapes do not fit.
     """
     env = _replay_env(env_config)
-    spec = registry.spec_of(env)
+    spec = tasks.spec_of(env)
     batch, steps = actions.shape[:2]
     if actions.shape[2:] != (spec.action_size,) or states.shape != (batch, state_size(env)):
         raise ValueError(
@@ -126,10 +126,10 @@ def replay_actions(
 def close_loop(
     env_config: EnvConfig, states: np.ndarray, act: Callable[[int, np.ndarray], np.ndarray], steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the real environment does from given states when someone acts on what it shows.
+    """Run the real environment from ``states`` in the closed loop with ``act``.
 
-    Like :func:`replay_actions`, but each action is chosen when its observation is known:
-    ``act(k, observations [B, O])`` gives the raw actions ``[B, A]`` of step k.
+    Like :func:`replay_actions`, but ``act(k, observations [B, O])`` chooses the raw actions ``[B, A]`` of step k at the
+    observations of that step.
 
     Returns:
         observations ``[B, steps + 1, O]``, actions ``[B, steps, A]``, rewards and terminals ``[B, steps]``, all raw.
@@ -153,7 +153,7 @@ def close_loop(
 
 
 def observations_of(env_config: EnvConfig, states: np.ndarray) -> np.ndarray:
-    """The observations ``[B, O]`` float64 raw of simulator states ``[B, S]``.
+    """Return the observations ``[B, O]`` float64 raw of simulator states ``[B, S]``.
 
     Raises:
         ConfigError: the environment has no MuJoCo state.
@@ -166,7 +166,7 @@ def observations_of(env_config: EnvConfig, states: np.ndarray) -> np.ndarray:
 
 
 class After(NamedTuple):
-    """What one step of B copies of a task leads to; raw, as the simulator gives it."""
+    """The result of one step of B copies of a task, raw."""
 
     states: np.ndarray  # [B, S] float64
     observations: np.ndarray  # [B, O] float64
@@ -175,12 +175,12 @@ class After(NamedTuple):
 
 
 def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) -> After:
-    """Steps B copies of the task, each from a state of its own; a pure function of states and actions.
+    """Step B copies of the task, each from a state of its own; a pure function of states and actions.
 
-    The step is the Gymnasium task's own, and the physics of several copies run at once, a thread per core (MuJoCo lets
-    Python go meanwhile); which thread steps a copy changes no bit. Actions are clipped to [-1, 1] when executed, and
-    the episode goes on past its termination. Where an action is not finite, nothing is stepped and all that comes back
-    is not finite: MuJoCo would take it for zero and go on.
+    The step is that of the Gymnasium task. Several copies are stepped at once, a thread per core (MuJoCo releases the
+    interpreter lock); the results do not depend on the thread, bit for bit. Actions are clipped to [-1, 1] when
+    executed. Episodes go on past termination. A copy whose action is not finite is not stepped, and its result is not
+    finite: MuJoCo would treat the action as zero and go on.
 
     Args:
         env_config: which task.
@@ -192,7 +192,7 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
         ValueError: the shapes do not fit.
     """
     env = _replay_env(env_config)
-    spec = registry.spec_of(env)
+    spec = tasks.spec_of(env)
     _require_states(env, states)
     batch = len(states)
     if actions.shape != (batch, spec.action_size):
@@ -217,11 +217,11 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
 
 
 def _step_share(env: gym.Env, states: np.ndarray, clipped: np.ndarray, share: np.ndarray, after: After) -> None:
-    """Steps the copies ``share`` one after the other in ``env`` and writes what comes of it to ``after``."""
+    """Step the copies ``share`` one after another in ``env`` and write the results to ``after``."""
     import mujoco
 
     base, parts, state = env.unwrapped, _parts(), np.empty(states.shape[1])
-    # A step of these starts with the forward dynamics, and nothing that they read before it is derived from qpos.
+    # A step of these tasks starts with the forward dynamics and before that reads nothing that is derived from qpos.
     set_fully = not base.__module__.startswith(_NOTHING_DERIVED)
     for b in share:
         if not np.isfinite(clipped[b]).all():
@@ -239,9 +239,9 @@ def _step_share(env: gym.Env, states: np.ndarray, clipped: np.ndarray, share: np
 _NOTHING_DERIVED = tuple(
     f"gymnasium.envs.mujoco.{task}_v{version}"
     for task in ("hopper", "walker2d", "half_cheetah", "inverted_pendulum")
-    for version in registry.VERSIONS
+    for version in tasks.VERSIONS
 )
-"""Modules of the tasks whose step reads qpos and qvel only, and so needs no forward dynamics after a state was set."""
+"""Modules of tasks whose step reads qpos and qvel only, so that it needs no forward dynamics after a state was set."""
 
 
 @functools.cache
@@ -255,16 +255,16 @@ def _cores() -> int:
 
 @functools.cache
 def _replay_env(env_config: EnvConfig, number: int = 0) -> gym.Env:
-    """Environments of a task for replaying, without the time limit and the check that an episode was reset."""
-    env = registry.make(env_config)
+    """Make an environment for replaying, without the time limit and the check that an episode was reset."""
+    env = tasks.make(env_config)
     require_state(env)
     env.reset(seed=0)
     env = gym.wrappers.RescaleAction(env.unwrapped, np.float32(-1.0), np.float32(1.0))
-    return registry.without_velocities(env, env_config) if env_config.hide_velocities else env
+    return tasks.without_velocities(env, env_config) if env_config.hide_velocities else env
 
 
 def _parts() -> int:
-    """What a state vector holds, as MuJoCo's bit mask."""
+    """Return the contents of a state vector as MuJoCo's bit mask."""
     import mujoco
 
     return int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
@@ -276,7 +276,7 @@ def _require_states(env: gym.Env, states: np.ndarray) -> None:
 
 
 def require_state(env: gym.Env) -> None:
-    """Raises ConfigError where the environment's simulator cannot be read and set."""
+    """Raise ConfigError where the environment's simulator cannot be read and set."""
     if not has_simulator_state(env):
         name = env.spec.id if env.spec else env
         raise ConfigError(f"env.name {name}: has no MuJoCo state to read or set; allowed are MuJoCo environments")

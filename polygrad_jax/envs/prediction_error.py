@@ -1,4 +1,4 @@
-"""The error of imagined trajectories against MuJoCo under the same actions (paper, Appendix C.1)."""
+"""Measure the error of imagined trajectories against MuJoCo under the same actions (paper, Appendix C.1)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 def squared_errors(predicted: np.ndarray, replayed: np.ndarray) -> np.ndarray:
     """Average the squared error of observations ``[B, H, O]`` over dimensions: ``[B, H - 1]``, horizons 1 to H - 1.
 
-    The first state is given to the model and not counted. float64, in squared raw units.
+    The first state, an input of the model, is not counted. float64, in squared raw units.
     """
     difference = np.asarray(predicted, np.float64) - np.asarray(replayed, np.float64)
     return np.square(difference).mean(axis=2)[:, 1:]
 
 
 def before_ends(terminals: np.ndarray) -> np.ndarray:
-    """Tell, for horizons 1 to H - 1, whether no step up to there was the last of its episode: ``[B, H - 1]``.
+    """Mark the horizons 1 to H - 1 up to which no step ended the episode: ``[B, H - 1]``.
 
-    ``terminals [B, H - 1]`` are MuJoCo's. No data hold what follows on such a step, so no model can know it.
+    ``terminals [B, H - 1]`` are MuJoCo's. No data contain the states behind such a step: no model can know them.
     """
     return ~np.logical_or.accumulate(np.asarray(terminals) > 0, axis=1)
 
@@ -34,7 +34,7 @@ def mean_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def staying_still(replayed: np.ndarray) -> np.ndarray:
-    """Predict ``[B, H, O]`` that nothing moves: the first state, H times. Every model must beat this baseline."""
+    """Repeat the first state: ``[B, H, O]``. Every model must beat this baseline."""
     return np.broadcast_to(replayed[:, :1], replayed.shape)
 
 
@@ -45,7 +45,7 @@ def simulator_errors(
 
     Squared error in raw units, averaged over observation dimensions and trajectories, for every horizon 1 to H - 1;
     trajectories go on past termination; the reward error is that of the first step (paper, Appendix C.1). Without
-    ``past_ends`` a trajectory counts until MuJoCo ends it; a horizon that none lives to see is NaN.
+    ``past_ends`` a trajectory counts until MuJoCo ends it; a horizon that no trajectory reaches is NaN.
 
     Args:
       segment: ``observations [B, H, O]``, ``actions [B, H, A]`` and ``rewards [B, H]`` (a ``Segment`` on the host).

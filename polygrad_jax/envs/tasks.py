@@ -1,4 +1,4 @@
-"""Which environments there are: from an `EnvConfig` to a Gymnasium environment with actions in [-1, 1].
+"""Make a Gymnasium environment with actions in [-1, 1] from an `EnvConfig`.
 
 Host only: nothing in this folder imports jax.
 """
@@ -21,7 +21,7 @@ NAMED_TASKS = {
     "halfcheetah": "HalfCheetah",
     "inverted_pendulum": "InvertedPendulum",
 }
-"""Our names and Gymnasium's."""
+"""Gymnasium's names of the tasks, by ours."""
 VERSIONS = (4, 5)
 """Versions of the named tasks that today's MuJoCo runs."""
 
@@ -29,10 +29,10 @@ _logger = logging.getLogger(__name__)
 
 
 def gymnasium_id(config: EnvConfig) -> str:
-    """The Gymnasium id of a task, e.g. ``Hopper-v5``.
+    """Return the Gymnasium id of a task, e.g. ``Hopper-v5``.
 
     Raises:
-        ConfigError: no such task or version; near matches are named.
+        ConfigError: no such task or version; the message names near matches.
     """
     if config.name in NAMED_TASKS:
         # DEVIATION from the paper, which used the v3 tasks: their MuJoCo binding is no longer maintained. v4 is the
@@ -50,7 +50,7 @@ def gymnasium_id(config: EnvConfig) -> str:
 
 
 def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
-    """Builds an environment whose actions ``[A]`` span [-1, 1] in every dimension and whose observations are flat.
+    """Make an environment whose actions ``[A]`` span [-1, 1] in every dimension and whose observations are flat.
 
     Args:
         config: which task.
@@ -58,12 +58,12 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
 
     Raises:
         ConfigError: unknown task, an observation that is not one flat vector of numbers, or an action that is not
-            a bounded one.
+            one bounded vector.
     """
     name = gymnasium_id(config)
     _keep_mujoco_from_writing_files()
     with warnings.catch_warnings():
-        # An older version was asked for by name, and the bounds of its spaces are its own affair.
+        # The configuration names an older version, and nobody can change the bounds of its spaces.
         warnings.filterwarnings("ignore", message=".*is out of date.*")
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
         try:
@@ -76,10 +76,10 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
 
 
 def without_velocities(env: gym.Env, config: EnvConfig) -> gym.Env:
-    """The environment whose observations ``[O]`` end before the velocities, which the named tasks have last.
+    """Remove the velocities from observations ``[O]``, where the named tasks have them last.
 
     Raises:
-        ConfigError: of another task it is not known which observations are velocities.
+        ConfigError: the task is not a named one, so that its velocities are unknown.
     """
     if config.name not in NAMED_TASKS:
         named = ", ".join(NAMED_TASKS)
@@ -91,7 +91,7 @@ class WithoutVelocities(gym.ObservationWrapper, gym.utils.RecordConstructorArgs)
     """A MuJoCo environment whose last observations, one per degree of freedom, are not shown."""
 
     def __init__(self, env: gym.Env):
-        """Wraps; an observation is ``[O]`` of what is left."""
+        """Wrap ``env``; observations become ``[O]`` without velocities."""
         gym.utils.RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
         whole = env.observation_space
@@ -99,24 +99,24 @@ class WithoutVelocities(gym.ObservationWrapper, gym.utils.RecordConstructorArgs)
         self.observation_space = gym.spaces.Box(whole.low[: self._shown], whole.high[: self._shown], dtype=whole.dtype)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
-        """What is shown of an observation."""
+        """Return the observation without velocities."""
         return observation[: self._shown]
 
 
 def spec_of(env: gym.Env) -> EnvSpec:
-    """Sizes O and A of an environment made by `make`."""
+    """Return the sizes O and A of an environment made by `make`."""
     return EnvSpec(observation_size=env.observation_space.shape[0], action_size=env.action_space.shape[0])
 
 
 def distance(info: dict[str, Any]) -> float:
-    """How far along the task the body stands, in metres (``x_position``); NaN where the environment does not tell."""
+    """Return the position of the body along the track in metres (``x_position``); NaN where the info has none."""
     return float(info.get("x_position", np.nan))
 
 
 def start_of(info: dict[str, Any]) -> float:
-    """Where an episode starts, in metres, from the info of its reset.
+    """Return the position in metres at which an episode starts, from the info of its reset.
 
-    The v4 tasks start within 0.1 m of 0 and do not say.
+    The v4 tasks start within 0.1 m of 0, which their info does not contain.
     """
     return float(info.get("x_position", 0.0))
 
@@ -138,7 +138,7 @@ def _one_line(thing: object) -> str:
 
 
 def _keep_mujoco_from_writing_files() -> None:
-    """Has MuJoCo hand its warnings to `logging`; by default it writes MUJOCO_LOG.TXT into the working directory."""
+    """Send MuJoCo's warnings to `logging`; by default MuJoCo writes MUJOCO_LOG.TXT into the working directory."""
     try:
         import mujoco
     except ImportError:  # an environment without MuJoCo does not need it
@@ -148,6 +148,6 @@ def _keep_mujoco_from_writing_files() -> None:
 
 
 def _log_mujoco_warning(message: str) -> None:
-    # HalfCheetah's own model uses a deprecated attribute; there is nothing that a reader could do about it.
+    # Gymnasium's model of HalfCheetah uses a deprecated attribute, which a reader of the log cannot change.
     if "settotalmass" not in message:
         _logger.warning("MuJoCo: %s", _one_line(message))

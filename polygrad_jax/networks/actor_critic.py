@@ -13,7 +13,7 @@ from polygrad_jax.types import Array
 
 
 def elu(x: Array) -> Array:
-    """ELU; ``exp - 1`` differs from ``expm1`` by at most 6e-8 and takes half the time on a CPU."""
+    """Compute ELU; ``exp - 1`` differs from ``expm1`` by at most 6e-8 and takes half the time on a CPU."""
     return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
 
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
 
 class Actor(nn.Module):
-    """A Gaussian over raw actions: mean = tanh(network), std = exp(log_std) + min_std whatever the state.
+    """A Gaussian over raw actions: mean = tanh(network), std = exp(log_std) + min_std in every state.
 
     Parameters: ``{"network": {...}, "log_std": [A]}``.
     """

@@ -1,8 +1,8 @@
-"""Networks on a CPU, asked about a large batch part by part.
+"""Apply a network to a large batch in parts on a CPU.
 
-Between two matrix products a network reads and writes its whole activations several times. The policy's at the
-paper's size (10,240 states, width 256) take 10 MB: far outside a core's cache, so that this traffic costs more than
-the products. Part by part they stay inside. An accelerator wants the opposite and gets the batch whole.
+Between two matrix products a network reads and writes all of its activations several times. Those of the policy at the
+paper's size (10,240 states, width 256) take 10 MB, far more than a core's cache, so that this traffic costs more than
+the products. The activations of a part stay in the cache. An accelerator needs large batches and gets the whole.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from jax import lax
 from polygrad_jax.types import Array
 
 MIN_ROWS = 768
-"""Least rows of a part; with half as many, the products themselves become slower (measured with jax 0.10.2)."""
+"""Least rows of a part; with half as many, the products become slower (measured with jax 0.10.2)."""
 
 
 def number_of_parts(batch: int, rows_each: int) -> int:
-    """The most equal parts of at least ``MIN_ROWS`` rows, where every element of the batch is ``rows_each`` rows."""
+    """Return the largest number of equal parts of at least ``MIN_ROWS`` rows; an element has ``rows_each`` rows."""
     return max((n for n in range(1, batch + 1) if batch % n == 0 and batch * rows_each >= n * MIN_ROWS), default=1)
 
 
 def in_parts(function: Callable[..., Any], rows_each: int, *batches: Array) -> Any:
-    """``function(*batches)``, whose arguments and results all have the batch as their leading axis.
+    """Compute ``function(*batches)``, whose arguments and results all have the batch as their leading axis.
 
-    ``function`` treats every element of the batch alone, as all networks here do. The results are the same to
-    rounding, whichever way they are computed.
+    ``function`` must treat every element of the batch on its own, as all networks here do. In parts or whole, the
+    results are the same but for rounding.
     """
     parts = number_of_parts(batches[0].shape[0], rows_each)
     if parts == 1:
@@ -39,4 +39,7 @@ def in_parts(function: Callable[..., Any], rows_each: int, *batches: Array) -> A
         results = lax.map(lambda part: function(*part), cut)
         return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), results)
 
-    return lax.platform_dependent(*batches, cpu=one_after_another, default=function)
+    def all_at_once(*batches: Array) -> Any:
+        return function(*batches)  # a function of its own: jax hashes it, which a Policy with its parameters forbids
+
+    return lax.platform_dependent(*batches, cpu=one_after_another, default=all_at_once)

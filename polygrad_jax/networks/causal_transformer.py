@@ -1,4 +1,4 @@
-"""The causal transformer and the denoiser made of it (paper, Appendix A and Table 3)."""
+"""The causal transformer and the denoiser built from it (paper, Appendix A and Table 3)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ INITS = {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initialize
 
 
 class KeysValues(NamedTuple):
-    """What one block's attention remembers of the tokens in its S slots: ``[B, heads, S, d]`` each."""
+    """The keys and values of the tokens in a block's S slots: ``[B, heads, S, d]`` each."""
 
     keys: Array
     values: Array
 
 
 def causal(horizon: int) -> Array:
-    """``[1, 1, H, H]``: whether the token of the third axis sees that of the last; each sees itself and the past."""
+    """Return the mask ``[1, 1, H, H]``: a token (third axis) attends to itself and to earlier tokens (last axis)."""
     return jnp.tril(jnp.ones((1, 1, horizon, horizon), bool))
 
 
 def _attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """``q [B, heads, H, d]``, ``k, v [B, heads, S, d]``, ``visible [B or 1, 1, H, S]`` -> ``[B, heads, H, d]``.
+    """Attend: ``q [B, heads, H, d]``, ``k, v [B, heads, S, d]``, ``visible [B or 1, 1, H, S]`` -> ``[B, heads, H, d]``.
 
-    Always float32: less than one percent of the arithmetic, and the softmax wants it.
+    Always float32: attention is less than one percent of the arithmetic, and the softmax needs the digits.
     """
     product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     scores = product(q, jnp.swapaxes(k, -1, -2)) * q.shape[-1] ** -0.5
@@ -43,12 +43,12 @@ def _attention(q: Array, k: Array, v: Array, visible: Array) -> Array:
 
 
 def residual_std(num_blocks: int) -> float:
-    """Initial deviation of what is added to the residual stream, which ``2 * num_blocks`` layers do (GPT-2)."""
+    """Return the initial std of the ``2 * num_blocks`` layers that add to the residual stream (GPT-2)."""
     return 0.02 / (2 * num_blocks) ** 0.5
 
 
 def _exact_gelu(x: Array) -> Array:
-    """``x Phi(x)``; with erf as PyTorch, which on a CPU takes two thirds of the time of jax.nn.gelu's erfc."""
+    """Compute ``x Phi(x)`` by erf, as PyTorch; on a CPU erf takes two thirds of the time of jax.nn.gelu's erfc."""
     return 0.5 * x * (1.0 + lax.erf(x * 0.5**0.5))
 
 
@@ -63,10 +63,11 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, visible: Array, cache: KeysValues | None = None, slot: Array | None = None
     ) -> tuple[Array, KeysValues]:
-        """The tokens after the block, and the keys and values that they were attended by.
+        """Return the tokens after the block, and the keys and values to which the tokens attended.
 
-        With a ``cache`` of S slots those of the H tokens are first written to it from ``slot`` on, and every token
-        attends to the S of the cache; without, to the H tokens. ``visible`` is ``[B or 1, 1, H, S]``.
+        With a ``cache`` of S slots the keys and values of the H tokens are first written into the cache from ``slot``
+        on, and every token attends to the cache; without a cache, to the H tokens. ``visible`` is
+        ``[B or 1, 1, H, S]``.
         """
         batch, horizon, embed_dim = x.shape
         residual = {"kernel_init": nn.initializers.normal(self.residual_std), "bias_init": INITS["bias_init"]}
@@ -96,16 +97,16 @@ class TransformerDenoiser(nn.Module):
     horizon: int = 10
     precision: str = "float32"
     is_part: bool = False
-    """Set by the module itself where it calls itself on a part of the batch."""
+    """Whether the module runs on a part of the batch, which only the module itself sets."""
 
     @nn.compact
     def __call__(self, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
-        """One denoiser call; arguments and result as of ``ResidualMLPDenoiser``."""
+        """Denoise; arguments and result are those of ``ResidualMLPDenoiser``."""
         horizon = normed_traj.shape[1]
         if horizon > self.horizon:
             raise ValueError(f"horizon = {horizon}: this transformer has {self.horizon} positions")
         if not self.is_initializing() and step.shape[0] == 1 and not self.is_part:
-            # All at once, the activations of a long batch do not even fit in memory that is quickly reached.
+            # The activations of a whole batch do not fit into the cache.
             part = self.clone(parent=None, is_part=True)
             return in_parts(lambda t, a: part.apply(self.variables, t, a, step), horizon, normed_traj, normed_actions)
         tokens = jnp.concatenate([normed_traj, normed_actions], axis=-1)

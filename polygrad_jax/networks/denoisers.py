@@ -1,4 +1,4 @@
-"""The choice of the denoising network."""
+"""Choose the denoising network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ResidualMLPDenoiser", "TransformerDenoiser", "make_denoiser"]
 
 
 def make_denoiser(config: DenoiserConfig, horizon: int, precision: str) -> nn.Module:
-    """The network of ``config`` for trajectories of ``horizon`` states.
+    """Make the network of ``config`` for trajectories of ``horizon`` states.
 
     ``apply({"params": p}, normed_traj [B, H, O + 2], normed_actions [B, H, A], step [B] or [1]) -> [B, H, O + 2]``.
     """

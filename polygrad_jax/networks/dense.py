@@ -14,14 +14,14 @@ from polygrad_jax.types import Array
 Initializer = Callable[..., Array]
 
 THIN = 16
-"""A layer of at most this many inputs or outputs (an observation's or an action's size) multiplies in float32: it is a
-hundredth of the arithmetic, and on a CPU bfloat16 takes two to three times as long for it."""
+"""A layer of at most this many inputs or outputs (an observation's or an action's size) multiplies in float32: such
+layers are a hundredth of the arithmetic, and on a CPU they take two to three times as long in bfloat16."""
 
 _COLUMNS_OF_BOTH = (((1,), (1,)), ((), ()))  # a [m, k], b [n, k] -> a b^T [m, n]
 
 
 def uniform_by_fan_in(fan_in: int) -> Initializer:
-    """PyTorch's default for weights and biases of a linear layer: ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``."""
+    """Make PyTorch's default initialiser of a linear layer: ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -32,7 +32,7 @@ def uniform_by_fan_in(fan_in: int) -> Initializer:
 
 @jax.custom_vjp
 def _product_bf16(x: Array, kernel: Array) -> Array:
-    """``x [M, in] @ kernel [in, out]``: bfloat16 operands, float32 sums and result.
+    """Compute ``x [M, in] @ kernel [in, out]`` with bfloat16 operands, float32 sums and a float32 result.
 
     The derivative is written out because automatic differentiation would multiply the float32 cotangent
     with a bfloat16 operand, which no accelerator does at full speed.
@@ -60,7 +60,7 @@ _product_bf16.defvjp(_product_bf16_forward, _product_bf16_backward)
 
 
 def matrix_product(x: Array, kernel: Array, precision: str) -> Array:
-    """``x [..., in] @ kernel [in, out] -> [..., out]`` in float32.
+    """Compute ``x [..., in] @ kernel [in, out] -> [..., out]`` in float32.
 
     ``precision``: "float32", or "bfloat16" for bfloat16 operands with float32 accumulation, forward and
     backward. In float32 an accelerator must not fall back to its reduced formats (TF32).

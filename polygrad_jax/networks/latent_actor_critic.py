@@ -1,4 +1,4 @@
-"""Dreamer-v3's actor (arXiv 2301.04104v1): features of a latent state in, raw actions out. Its critic is a SiluHead."""
+"""Dreamer-v3's actor (arXiv 2301.04104v1): features of a latent state in, raw actions out. The critic is a SiluHead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polygrad_jax.types import Array
 
 
 class LatentActor(nn.Module):
-    """A Gaussian over raw actions: mean = tanh, std a sigmoid between its bounds (published code, ``normal``)."""
+    """A Gaussian over raw actions: mean = tanh, std = sigmoid scaled to its bounds (published code, ``normal``)."""
 
     action_size: int
     layers: int = 2
@@ -22,7 +22,7 @@ class LatentActor(nn.Module):
 
     @nn.compact
     def __call__(self, read: Array) -> tuple[Array, Array]:
-        """``features [..., F] -> (mean [..., A], std [..., A])``."""
+        """Map ``features [..., F] -> (mean [..., A], std [..., A])``."""
         x = SiluMLP(self.layers, self.units, self.precision, name="hidden")(read)
         mean = jnp.tanh(linear(self.action_size, self.precision, name="mean")(x))
         share = jax.nn.sigmoid(linear(self.action_size, self.precision, name="std")(x) + 2.0)

@@ -26,9 +26,9 @@ class LayerNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """``x [..., D]``, ``scale`` and ``bias [D]``.
+    """Normalise ``x [..., D]``; ``scale`` and ``bias`` are ``[D]``.
 
-    The derivative is written out: it needs two means over a row where automatic differentiation of the moments takes
+    The derivative is written out: it needs two means over a row, where automatic differentiation of the moments needs
     twice as many passes over the data (a gradient of the denoiser in bfloat16 on a CPU: a quarter faster).
     """
     return _forward(x, scale, bias, eps)[0]
@@ -51,7 +51,7 @@ def _backward(
     leading = tuple(range(x.ndim - 1))
     normed = (x - mean) * inverse_std
     g = cotangent * jnp.expand_dims(scale, leading)
-    # What moves the mean or the length of a row does nothing.
+    # A change of the mean or of the length of a row does not change the output.
     along_mean = jnp.mean(g, axis=-1, keepdims=True)
     along_normed = jnp.mean(g * normed, axis=-1, keepdims=True)
     dx = inverse_std * (g - along_mean - normed * along_normed)

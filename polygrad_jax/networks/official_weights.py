@@ -1,4 +1,4 @@
-"""Weights of the official PyTorch code (marc-rigter/polygrad-world-models) as parameters of our networks.
+"""Convert weights of the official PyTorch code (marc-rigter/polygrad-world-models) to parameters of our networks.
 
 The official names and layouts appear in this file only. Linear weights are ``[out, in]`` there, ``[in, out]`` here.
 """
@@ -39,7 +39,7 @@ _TRANSFORMER_BLOCK_NORM = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 
 
 class _Reader:
-    """Takes arrays by their official names, checks their shapes and that none is left over."""
+    """Take arrays by their official names; check their shapes and that none is left over."""
 
     def __init__(self, arrays: Mapping[str, Any]):
         self.left = {name: np.asarray(array) for name, array in arrays.items()}
@@ -71,9 +71,10 @@ class _Reader:
 
 
 def denoiser_params(arrays: Mapping[str, Any], kind: str) -> Params:
-    """Parameters of our ``kind`` ("mlp" or "transformer") denoiser from arrays under their official names.
+    """Return the parameters of our ``kind`` ("mlp" or "transformer") denoiser from arrays under their official names.
 
-    Raises ValueError, in one line, for a missing or unknown name or a shape that does not fit its neighbours.
+    Raises:
+      ValueError: a name is missing or unknown, or a shape does not fit its neighbours.
     """
     if kind == "mlp":
         return _residual_mlp_params(_Reader(arrays))
@@ -83,7 +84,7 @@ def denoiser_params(arrays: Mapping[str, Any], kind: str) -> Params:
 
 
 def actor_params(arrays: Mapping[str, Any]) -> Params:
-    """Parameters of our actor from ``actor.model.*`` and ``logstd._bias``; other networks' names are ignored."""
+    """Return the parameters of our actor from ``actor.model.*`` and ``logstd._bias``; ignore other networks."""
     reader = _Reader(_of_networks(arrays, ("actor.", "logstd.")))
     network = _actor_critic_network(reader, "actor")
     log_std = reader.vector("logstd._bias", network["output"]["bias"].shape)
@@ -92,7 +93,7 @@ def actor_params(arrays: Mapping[str, Any]) -> Params:
 
 
 def critic_params(arrays: Mapping[str, Any], prefix: str = "critic") -> Params:
-    """Parameters of our critic from ``{prefix}.model.*`` ("critic" or "critic_target"); other names are ignored."""
+    """Return the parameters of our critic from ``{prefix}.model.*`` ("critic" or "critic_target"); ignore others."""
     reader = _Reader(_of_networks(arrays, (f"{prefix}.",)))
     network = _actor_critic_network(reader, prefix, fan_out=1)
     reader.finish()
@@ -100,7 +101,7 @@ def critic_params(arrays: Mapping[str, Any], prefix: str = "critic") -> Params:
 
 
 def load_pt(path: str | Path) -> dict[str, Any]:
-    """The contents of an official checkpoint, tensors as NumPy arrays; needs PyTorch (``polygrad_jax[torch]``).
+    """Load an official checkpoint, tensors as NumPy arrays; needs PyTorch (``polygrad_jax[torch]``).
 
     Only tensors and plain containers are unpickled (``weights_only=True``).
     """

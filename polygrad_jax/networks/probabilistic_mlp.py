@@ -1,5 +1,5 @@
-"""One member of the probabilistic ensemble: a Gaussian over what a step changes (PETS, Chua et al. 2018; MBPO, Janner
-et al. 2019)."""
+"""One member of the probabilistic ensemble: a Gaussian over the change of one step (PETS, Chua et al. 2018; MBPO,
+Janner et al. 2019)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INITIAL_MIN_LOG_VAR = -10.0
 
 
 class GaussianPrediction(NamedTuple):
-    """What follows a step: a diagonal Gaussian over D channels, and whether the episode ends."""
+    """Prediction of one step: a diagonal Gaussian over D channels, and whether the episode ends."""
 
     mean: Array  # [..., D]
     log_var: Array  # [..., D]
@@ -24,9 +24,9 @@ class GaussianPrediction(NamedTuple):
 
 
 def bounded(log_var: Array, low: Array, high: Array) -> Array:
-    """``log_var [..., D]`` bent into ``[low, high]`` (``[D]`` each) by two softplus (PETS, Appendix A.1).
+    """Bound ``log_var [..., D]`` to ``[low, high]`` (``[D]`` each) by two softplus (PETS, Appendix A.1).
 
-    The upper bound is exact for ``high - low`` large against 1: the second softplus lifts everything by a little.
+    The upper bound is exact where ``high - low`` is large against 1: the second softplus adds a little everywhere.
     """
     low, high = (jnp.expand_dims(x, tuple(range(log_var.ndim - 1))) for x in (low, high))
     log_var = high - nn.softplus(high - log_var)
@@ -34,14 +34,14 @@ def bounded(log_var: Array, low: Array, high: Array) -> Array:
 
 
 def truncated_normal_by_fan_in(fan_in: int) -> Initializer:
-    """MBPO's weights: std 1 / (2 sqrt(fan_in)), cut at two of them."""
+    """Make MBPO's initialiser: std 1 / (2 sqrt(fan_in)), truncated at two stds."""
     return nn.initializers.truncated_normal(0.5 * fan_in**-0.5)
 
 
 class ProbabilisticMLP(nn.Module):
-    """``x [..., in]`` to a :class:`GaussianPrediction` of D = ``features`` channels.
+    """Maps ``x [..., in]`` to a :class:`GaussianPrediction` of D = ``features`` channels.
 
-    ``hidden_layers`` times Linear and swish, then one Linear for mean and log-variance and one for the terminal. The
+    Consists of ``hidden_layers`` Linear and swish, one Linear for mean and log-variance, one for the terminal. The
     bounds of the log-variance are parameters: ``max_log_var [D]``, ``min_log_var [D]``.
     """
 

@@ -24,15 +24,15 @@ class ResidualMLPDenoiser(nn.Module):
 
     @nn.compact
     def __call__(self, normed_traj: Array, normed_actions: Array, step: Array) -> Array:
-        """One denoiser call, everything normalised.
+        """Denoise; all arrays are normalised.
 
         Args:
           normed_traj: ``[B, H, O + 2]`` noisy observation, reward and terminal of every state.
           normed_actions: ``[B, H, A]`` conditioning actions.
-          step: ``[B]`` 0-based diffusion step, or ``[1]`` where it is the same for the whole batch.
+          step: ``[B]`` 0-based diffusion step, or ``[1]`` for one step shared by the whole batch.
 
         Returns:
-          ``[B, H, O + 2]`` what the configuration says the network predicts (clean trajectory or noise).
+          ``[B, H, O + 2]`` clean trajectory or noise, as ``config.diffusion.prediction`` says.
         """
         x = jnp.concatenate([normed_traj, normed_actions], axis=-1).reshape(normed_traj.shape[0], -1)
         embed_dim = max(x.shape[-1], self.embed_dim)

@@ -1,6 +1,6 @@
 """Dreamer-v3's networks for vector observations: the recurrent state-space model, its encoder, decoder and heads.
 
-arXiv 2301.04104v1 (January 2023), and the code published with it: LayerNorm and SiLU (the revision of 2024 has
+Follows arXiv 2301.04104v1 (January 2023) and the code published with it: LayerNorm and SiLU (the revision of 2024 has
 RMSNorm and a block-diagonal GRU). A latent is a recurrent state of the past and a draw of L categorical variables of K
 classes each. Letters beside those of ``types.py``: ``D`` recurrent state, ``L`` variables, ``K`` classes.
 """
@@ -18,30 +18,30 @@ from polygrad_jax.networks.symlog import BINS, symlog
 from polygrad_jax.types import Array
 
 UNIMIX = 0.01
-"""Share of the uniform distribution in every categorical one (published)."""
+"""Share of the uniform distribution in every categorical distribution (published)."""
 
 
 @flax.struct.dataclass
 class Latent:
-    """What the model knows of one moment."""
+    """The latent state at one time."""
 
-    deter: Array  # [..., D] of all that came before
+    deter: Array  # [..., D] recurrent state of the past
     stoch: Array  # [..., L, K] one-hot, drawn
 
 
 def features(latent: Latent) -> Array:
-    """``[..., D + L * K]``: what decoder, heads, actor and critic read."""
+    """Concatenate the latent to ``[..., D + L * K]``, the input of decoder, heads, actor and critic."""
     return jnp.concatenate([latent.deter, latent.stoch.reshape(*latent.deter.shape[:-1], -1)], axis=-1)
 
 
 def unimix(logits: Array, share: float) -> Array:
-    """Log-probabilities ``[..., K]`` of ``share`` parts uniform and the rest softmax: no class ever has none."""
+    """Return log-probabilities ``[..., K]`` of the softmax mixed with ``share`` uniform: no class ever has none."""
     probabilities = (1.0 - share) * jax.nn.softmax(logits) + share / logits.shape[-1]
     return jnp.log(probabilities)
 
 
 def draw(key: Array, log_probs: Array) -> Array:
-    """One-hot draws ``[..., L, K]``, whose derivative is that of the probabilities (straight-through)."""
+    """Draw one-hot ``[..., L, K]`` with the derivative of the probabilities (straight-through)."""
     classes = jax.random.categorical(key, log_probs)
     probabilities = jnp.exp(log_probs)
     one_hot = jax.nn.one_hot(classes, log_probs.shape[-1], dtype=jnp.float32)
@@ -49,7 +49,7 @@ def draw(key: Array, log_probs: Array) -> Array:
 
 
 def clip_action(action: Array) -> Array:
-    """The action as executed, in [-1, 1]; its derivative never vanishes (published code)."""
+    """Return the action as executed, in [-1, 1], with a derivative that never vanishes (published code)."""
     return action * jax.lax.stop_gradient(1.0 / jnp.maximum(jnp.abs(action), 1.0))
 
 
@@ -76,24 +76,24 @@ class DreamerNetwork(nn.Module):
         self.posterior_output = linear(size, precision)
 
     def __call__(self, raw_obs: Array, action: Array) -> tuple[Array, ...]:
-        """Every network once, from ``raw_obs [B, O]`` and ``action [B, A]``: for initialisation only."""
+        """Call every network once, from ``raw_obs [B, O]`` and ``action [B, A]``: for initialisation only."""
         start = self.initial(raw_obs.shape[0])
         deter = self.advance(start, action)
         read = features(Latent(deter, start.stoch))
         return self.posterior(deter, self.embed(raw_obs)), self.decode(read), self.reward(read), self.goes_on(read)
 
     def embed(self, raw_obs: Array) -> Array:
-        """``raw_obs [..., O] -> [..., E]``."""
+        """Encode ``raw_obs [..., O] -> [..., E]``."""
         return self.encoder(symlog(raw_obs))
 
     def initial(self, batch: int) -> Latent:
-        """The latent ``[B]`` before anything was seen: learnt, with the likeliest classes of its prior."""
+        """Return the latent ``[B]`` before any observation: learnt, with the likeliest classes of the prior."""
         deter = jnp.broadcast_to(jnp.tanh(self.initial_deter)[None], (batch, self.config.deter))
         classes = jnp.argmax(self.prior(deter), axis=-1)
         return Latent(deter, jax.nn.one_hot(classes, self.config.classes, dtype=jnp.float32))
 
     def advance(self, latent: Latent, action: Array) -> Array:
-        """The next recurrent state ``[..., D]`` after ``action [..., A]``, which counts as executed (a GRU)."""
+        """Advance the recurrent state ``[..., D]`` by ``action [..., A]``, clipped as executed (a GRU)."""
         stoch = latent.stoch.reshape(*latent.deter.shape[:-1], -1)
         x = self.gru_input(jnp.concatenate([stoch, clip_action(action)], axis=-1))
         reset, candidate, update = jnp.split(self.gru(jnp.concatenate([latent.deter, x], axis=-1)), 3, axis=-1)
@@ -102,24 +102,24 @@ class DreamerNetwork(nn.Module):
         return update * candidate + (1.0 - update) * latent.deter
 
     def prior(self, deter: Array) -> Array:
-        """Log-probabilities ``[..., L, K]`` of the variables before the observation is seen."""
+        """Return log-probabilities ``[..., L, K]`` of the variables before the observation is seen."""
         return self._log_probs(self.prior_output(self.prior_hidden(deter)))
 
     def posterior(self, deter: Array, embedded: Array) -> Array:
-        """Log-probabilities ``[..., L, K]`` once the observation, ``embedded [..., E]``, is seen."""
+        """Return log-probabilities ``[..., L, K]`` after the observation, ``embedded [..., E]``, is seen."""
         both = jnp.concatenate([deter, embedded], axis=-1)
         return self._log_probs(self.posterior_output(self.posterior_hidden(both)))
 
     def decode(self, read: Array) -> Array:
-        """``features [..., F] -> [..., O]``, symlog of the raw observation."""
+        """Map ``features [..., F] -> [..., O]``, symlog of the raw observation."""
         return self.decoder(read)
 
     def reward(self, read: Array) -> Array:
-        """``features [..., F] -> [..., bins]``: logits of the two-hot reward of the step that led there."""
+        """Map ``features [..., F] -> [..., bins]``: logits of the two-hot reward of the step into this latent."""
         return self.reward_head(read)
 
     def goes_on(self, read: Array) -> Array:
-        """``features [..., F] -> [...]``: log-odds that the step that led there did not end the episode."""
+        """Map ``features [..., F] -> [...]``: log-odds that the step into this latent did not end the episode."""
         return self.continue_head(read)[..., 0]
 
     def _log_probs(self, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The multilayer perceptron that all of Dreamer-v3 is made of (arXiv 2301.04104v1, Appendix): LayerNorm and SiLU."""
+"""The multilayer perceptron of all parts of Dreamer-v3 (arXiv 2301.04104v1, Appendix): LayerNorm and SiLU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "truncated_normal")
 class NormedLinear(nn.Module):
     """``x [..., in] -> layer_norm(x @ kernel) [..., features]``: no bias but the norm's, eps 1e-3.
 
-    As published. Of the first layer's input the norm leaves the direction, and the length only where it is small: two
-    observations, one of them twice the other, look almost alike to the encoder.
+    As published. In the first layer the norm removes the length of a large input: to the encoder an observation and its
+    double look almost the same.
     """
 
     features: int
@@ -30,7 +30,7 @@ class NormedLinear(nn.Module):
 
 
 class SiluMLP(nn.Module):
-    """``[..., in] -> [..., units]``: hidden layers Linear, LayerNorm, SiLU, and nothing behind them."""
+    """``[..., in] -> [..., units]``: hidden layers of Linear, LayerNorm and SiLU, without an output layer."""
 
     layers: int
     units: int
@@ -44,7 +44,7 @@ class SiluMLP(nn.Module):
 
 
 class SiluHead(nn.Module):
-    """``[..., in] -> [..., features]``: a :class:`SiluMLP` and a linear layer, which ``zero`` makes say 0 at first."""
+    """``[..., in] -> [..., features]``: a :class:`SiluMLP` and a linear layer, whose first output ``zero`` makes 0."""
 
     features: int
     layers: int
@@ -59,6 +59,6 @@ class SiluHead(nn.Module):
 
 
 def linear(features: int, precision: str, zero: bool = False, name: str | None = None) -> Dense:
-    """A linear layer with bias as Dreamer-v3 initialises it."""
+    """Make a linear layer with bias, initialised as in Dreamer-v3."""
     zeros = nn.initializers.zeros_init()
     return Dense(features, precision, kernel_init=zeros if zero else _INIT, bias_init=zeros, name=name)

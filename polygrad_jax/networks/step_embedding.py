@@ -1,4 +1,4 @@
-"""How the diffusion step is told to a denoiser. Always float32: it is cheap, and a sine needs the digits."""
+"""Embed the diffusion step for a denoiser. Always float32: the embedding is cheap, and a sine needs the digits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from polygrad_jax.types import Array
 class RandomFourierEmbedding(nn.Module):
     """``step [B] -> [B, features]`` of the residual MLP: ``[t, sin(2 pi w t), cos(2 pi w t)]``, Linear, SiLU, Linear.
 
-    ``w`` are fixed normal draws. They live among the parameters, so that a checkpoint carries them, but
-    receive no gradient; an optimiser without weight decay therefore leaves them alone.
+    ``w`` are fixed normal draws. They are parameters, so that a checkpoint has them, but receive no gradient; an
+    optimiser without weight decay therefore does not change them.
     """
 
     features: int

@@ -1,6 +1,6 @@
 """Symlog, and scalars as two-hot vectors over symlog-spaced bins (Hafner et al. 2023, arXiv 2301.04104v1).
 
-What Dreamer-v3 does about units: no statistics of the data are kept, large numbers are squashed instead.
+Dreamer-v3 squashes large numbers in place of normalising by statistics of the data.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from polygrad_jax.types import Array
 BINS = 255
 """Bins of every two-hot scalar (published)."""
 LARGEST = 20.0
-"""Bins span symlog values from minus this to this, raw values up to 4.9e8."""
+"""Largest symlog value of a bin, raw 4.9e8; the least is minus this."""
 
 
 def symlog(x: Array) -> Array:
-    """``sign(x) log(|x| + 1)``: the identity around 0, a logarithm far from it."""
+    """Compute ``sign(x) log(|x| + 1)``: the identity around 0, a logarithm far from it."""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x: Array) -> Array:
-    """``sign(x) (exp(|x|) - 1)``, the inverse of :func:`symlog`."""
+    """Compute ``sign(x) (exp(|x|) - 1)``, the inverse of :func:`symlog`."""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def bin_centres(bins: int) -> Array:
-    """``[bins]`` symlog values at equal distances; their number is odd, so that 0 is one of them."""
+    """Return ``[bins]`` symlog values at equal distances; an odd number of bins has one at 0."""
     return jnp.linspace(-LARGEST, LARGEST, bins, dtype=jnp.float32)
 
 
 def two_hot(values: Array, bins: int) -> Array:
-    """Raw ``values [...] -> [..., bins]``: all weight on the two bins around symlog(value), the nearer one has more.
+    """Encode raw ``values [...] -> [..., bins]``: all weight lies on the two bins around symlog(value).
 
-    The weighted mean of the two is symlog(value); values beyond the outermost bins count as those.
+    The weighted mean of the two is symlog(value). Values beyond the outermost bins are clipped to those.
     """
     place = (jnp.clip(symlog(values), -LARGEST, LARGEST) + LARGEST) * ((bins - 1) / (2.0 * LARGEST))
     indices = jnp.expand_dims(jnp.arange(bins, dtype=jnp.float32), tuple(range(values.ndim)))
@@ -42,6 +42,6 @@ def two_hot(values: Array, bins: int) -> Array:
 
 
 def two_hot_mean(logits: Array) -> Array:
-    """``[..., bins] -> [...]`` raw: symexp of the bins' mean under the softmax of the logits."""
+    """Decode ``[..., bins] -> [...]`` raw: symexp of the bins' mean under the softmax of the logits."""
     centres = jnp.expand_dims(bin_centres(logits.shape[-1]), tuple(range(logits.ndim - 1)))
     return symexp(jnp.sum(jax.nn.softmax(logits) * centres, axis=-1))

@@ -1,4 +1,4 @@
-"""The causal transformer as a one-step model: what follows the last of several state-action pairs (Appendix C.2)."""
+"""The causal transformer as a one-step model of what follows the last of several state-action pairs (Appendix C.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polygrad_jax.types import Array
 
 
 class TransformerDynamics(nn.Module):
-    """The denoiser's transformer without the diffusion step; positions are learnt and counted from the first pair seen.
+    """The denoiser's transformer without the diffusion step; learnt positions count from the first pair seen.
 
     DEVIATION from the official code: the token of time k holds state and action of k and predicts the next state with
     the reward and the terminal of k. In the official code it also holds the reward and the terminal of k and predicts
@@ -26,7 +26,7 @@ class TransformerDynamics(nn.Module):
     precision: str = "float32"
 
     def empty_cache(self, batch: int) -> tuple[KeysValues, ...]:
-        """A cache of ``context_length`` slots for every block, with nothing in it."""
+        """Make an empty cache of ``context_length`` slots for every block."""
         shape = (batch, self.num_heads, self.context_length, self.embed_dim // self.num_heads)
         return tuple(KeysValues(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(self.num_blocks))
 
@@ -38,14 +38,14 @@ class TransformerDynamics(nn.Module):
         cache: tuple[KeysValues, ...] | None = None,
         slot: Array | int = 0,
     ) -> tuple[Array, tuple[KeysValues, ...]]:
-        """``(outputs [B, T, outputs], cache)`` of T tokens, each of which sees itself and earlier ones.
+        """Return ``(outputs [B, T, outputs], cache)`` of T tokens, each of which attends to itself and earlier ones.
 
         Args:
           normed_pairs: ``[B, T, O + A]`` normalised.
-          first: ``[B]`` int32, the slot of the first token that exists: those before are seen by none but themselves,
-            and mean nothing. None where all exist.
-          cache: what the tokens of the slots before ``slot`` left, from earlier calls with the same ``first``; the T
-            tokens go to the slots from ``slot`` on. None: the T tokens are all there are.
+          first: ``[B]`` int32, the slot of the first real token; tokens before are padding, to which no other token
+            attends. None where all tokens are real.
+          cache: keys and values of the slots before ``slot``, from earlier calls with the same ``first``; the T tokens
+            go to the slots from ``slot`` on. None where there are no tokens but the T.
           slot: see ``cache``.
 
         Raises:
@@ -62,13 +62,13 @@ class TransformerDynamics(nn.Module):
             positions = table[None, :tokens]
         else:
             begins = first[:, None, None, None]
-            # A token before the first sees itself, since a softmax over nothing has no value.
+            # A padding token attends to itself, since a softmax over nothing has no value.
             visible = visible & ((keys[None, None] >= begins) | (keys == queries)[None, None])
             positions = table[jnp.maximum(queries[None, :, 0] - first[:, None], 0)]
         x = Dense(self.embed_dim, self.precision, name="embedding", **INITS)(normed_pairs) + positions
-        left = []
+        new_cache = []
         for i in range(self.num_blocks):
             block = Block(self.num_heads, residual_std(self.num_blocks), self.precision, name=f"block_{i}")
             x, keys_values = block(x, visible, None if cache is None else cache[i], slot)
-            left.append(keys_values)
-        return Dense(self.outputs, self.precision, name="output", **INITS)(x), tuple(left)
+            new_cache.append(keys_values)
+        return Dense(self.outputs, self.precision, name="output", **INITS)(x), tuple(new_cache)

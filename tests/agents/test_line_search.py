@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.agents import a2c, gaussian
 from polygrad_jax.agents.line_search import search
+from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.types import Segment
 
 CONFIG = A2CConfig(max_actor_lr=1.0)
@@ -128,7 +128,7 @@ def searched():
     config = config_with(0.1)
     before = a2c.init(jax.random.key(0), SPEC, config)
     after, metrics = update(before, config)
-    assert 5 < int(metrics["policy/search_steps"]) <= 51
+    assert 5 < int(metrics["agent/search_steps"]) <= 51
     return before, after, metrics, config
 
 
@@ -139,7 +139,7 @@ def test_the_kept_step_changes_the_policy_as_much_as_it_says(searched):
     obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
     old, new = (gaussian.log_prob(*policy_apply(state.actor, obs), actions) for state in (before, after))
     change = jnp.mean(jnp.abs(old - new))
-    np.testing.assert_allclose(change, metrics["policy/change_final"], rtol=1e-3)
+    np.testing.assert_allclose(change, metrics["agent/change_final"], rtol=1e-3)
     assert 0.008 <= float(change) <= 0.012
 
 
@@ -148,7 +148,7 @@ def test_searched_along_a_single_adam_direction(searched):
     moves by the same amount: the learning rate. Retries that advanced the moments or started the log-std from the last
     try (as the official code's) would move them by other amounts."""
     before, after, metrics, config = searched
-    rate = float(metrics["policy/learning_rate"])
+    rate = float(metrics["agent/learning_rate"])
     decayed = jax.tree.map(lambda p: p * (1.0 - rate * config.weight_decay), before.actor)
     moved = jax.tree.map(lambda p, q: np.median(np.abs(np.asarray(p - q))), decayed, after.actor)
     for name, amount in (("log_std", moved["log_std"]), ("kernel", moved["network"]["hidden_1"]["kernel"])):
@@ -167,7 +167,7 @@ def test_adam_moments_do_not_depend_on_the_search(searched):
 def test_the_next_learning_rate_follows_the_first_change(searched):
     # AdamW's first step is lr_step * sign(gradient): log_lr * (1 - 3e-4 * 0.01) - 3e-4 after too large a change.
     before, after, metrics, _ = searched
-    assert float(metrics["policy/change_first"]) > 0.012
+    assert float(metrics["agent/change_first"]) > 0.012
     start = np.log(0.1)
     np.testing.assert_allclose(after.log_actor_lr, start * (1 - 3e-6) - 3e-4, rtol=1e-6)
 
@@ -176,15 +176,15 @@ def test_the_next_learning_rate_is_clamped_to_the_maximum():
     config = config_with(1e-7)  # no step is large enough: the rate would grow
     before = a2c.init(jax.random.key(0), SPEC, config)
     after, metrics = update(before, config)
-    assert float(metrics["policy/change_first"]) < 0.008
-    assert int(metrics["policy/search_steps"]) == 1
+    assert float(metrics["agent/change_first"]) < 0.008
+    assert int(metrics["agent/search_steps"]) == 1
     assert float(after.log_actor_lr) == float(before.log_actor_lr)
 
 
 def test_mutant_retries_advance_adam(searched):
     """With moments advanced at every retry the gradients' history is longer than one step."""
     before, after, metrics, _ = searched
-    retries = int(metrics["policy/search_steps"]) - 1
+    retries = int(metrics["agent/search_steps"]) - 1
     gradient = jax.tree.map(lambda m: m / 0.1, after.actor_adam.mu)  # mu = 0.1 g after one step
     moments = before.actor_adam
     for _ in range(1 + retries):

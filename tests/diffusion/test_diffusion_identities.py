@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from other_rules import correlated, other_rules  # noqa: F401  (a fixture for every test here)
 
-from polygrad_jax.config import ConfigError, DenoiserConfig, EnvSpec, GuidanceConfig, paper, validate
+from polygrad_jax.config import DenoiserConfig, EnvSpec, GuidanceConfig, paper
 from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.diffusion import guidance as guidances
 from polygrad_jax.diffusion.denoising_loss import denoising_loss
@@ -22,11 +23,10 @@ from polygrad_jax.diffusion.schedule import (
     clean_from_noise,
     coefficients,
     posterior_mean,
-    sampling_coefficients,
+    strided_steps,
 )
 from polygrad_jax.networks.denoisers import make_denoiser
-from polygrad_jax.noise_levels import noise_std, spaced_steps, strided_steps
-from polygrad_jax.types import MeanStd, Normaliser
+from polygrad_jax.types import MeanStd, Normaliser, Policy
 
 # benchmarks are scripts, not a package
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -34,6 +34,7 @@ import flops
 
 B, H, O, A = 5, 6, 3, 2  # noqa: E741  (the letters of the docstrings)
 N = 16
+ALL_RULES = [*dict.fromkeys([*RULES, "preconditioned"])]  # which an experiment may have entered already
 
 
 # --- a small world: nonlinear, with the normaliser far from the identity ---------------------------------------------
@@ -82,12 +83,17 @@ def policy_apply(params, raw_obs):
 
 
 def given_of(delta: float = 0.05, batch: int = B, initial=INITIAL) -> Given:
-    as_jax = jax.tree.map(jnp.asarray, (DENOISER, POLICY))
-    return Given(*as_jax, NORMALISER, jnp.asarray(initial[:batch]), jnp.float32(delta))
+    denoiser, policy = jax.tree.map(jnp.asarray, (DENOISER, POLICY))
+    return Given(denoiser, Policy(policy, policy_apply), NORMALISER, jnp.asarray(initial[:batch]), jnp.float32(delta))
+
+
+def with_policy(given: Given, **params) -> Given:
+    """The same with other parameters of the policy."""
+    return given._replace(policy=given.policy.replace(params=given.policy.params | params))
 
 
 def sampler_of(rule: str = "score", prediction: str = "clean", denoise=denoise, **guidance) -> Sampler:
-    return Sampler(denoise, policy_apply, GuidanceConfig(rule=rule, **guidance), prediction)
+    return Sampler(denoise, GuidanceConfig(rule=rule, **guidance), prediction)
 
 
 jitted_sample = jax.jit(sample, static_argnums=(0, 4, 5))  # one compilation per sampler serves many tests
@@ -98,6 +104,11 @@ def run(sampler: Sampler, given: Given, schedule: Coefficients, key):
 
 
 KEY = jax.random.key(11)
+
+
+def evenly(num_steps: int, sampling_steps: int, tau: float, eta: float = 1.0) -> Coefficients:
+    """The coefficients of K evenly spread steps of N."""
+    return coefficients(num_steps, strided_steps(num_steps, sampling_steps), tau, eta)
 
 
 # --- schedule --------------------------------------------------------------------------------------------------------
@@ -124,7 +135,7 @@ def test_the_posterior_is_bayes_of_the_forward_process(tau, t):
     precision = 1 / (1 - before) + alpha / betas[t]
     weight_clean = np.sqrt(before) / (1 - before) / precision
     weight_noisy = np.sqrt(alpha) / betas[t] / precision
-    c = jax.tree.map(lambda x: x[t], coefficients(N, N, tau))
+    c = jax.tree.map(lambda x: x[t], evenly(N, N, tau))
     np.testing.assert_allclose(c.posterior_clean, weight_clean, rtol=1e-5)
     np.testing.assert_allclose(c.posterior_noisy, weight_noisy, rtol=1e-5)
     np.testing.assert_allclose(c.posterior_std, precision**-0.5, rtol=1e-5)
@@ -139,7 +150,7 @@ def test_the_posterior_is_bayes_of_the_forward_process(tau, t):
 @pytest.mark.parametrize("sampling_steps", [2, 5, 16])
 def test_posterior_and_forward_process_give_the_marginals_of_every_step(tau, sampling_steps, eta):
     """x_t from q(x_t | x_0), then x_{t-1} from the posterior, is q(x_{t-1} | x_0), strided or not, whatever eta."""
-    c = jax.tree.map(lambda x: np.asarray(x, np.float64), coefficients(N, sampling_steps, tau, eta))
+    c = jax.tree.map(lambda x: np.asarray(x, np.float64), evenly(N, sampling_steps, tau, eta))
     np.testing.assert_allclose(c.posterior_std, eta * c.action_noise_std, rtol=1e-6)
     np.testing.assert_array_equal(c.is_last, np.arange(sampling_steps) == 0)
     root_before = np.append(1.0, c.sqrt_alpha_bar[:-1])
@@ -152,66 +163,23 @@ def test_posterior_and_forward_process_give_the_marginals_of_every_step(tau, sam
 
 def test_the_last_step_returns_the_clean_trajectory():
     for sampling_steps in (1, 4, N):
-        c = coefficients(N, sampling_steps, 1.0)
+        c = evenly(N, sampling_steps, 1.0)
         assert c.posterior_clean[0] == 1.0 and c.posterior_noisy[0] == 0.0 and c.posterior_std[0] == 0.0
 
 
 @pytest.mark.parametrize("sampling_steps", [1, 3, 5, 8])
 def test_strided_steps_have_the_noise_levels_the_network_was_trained_on(sampling_steps):
-    whole, strided = coefficients(N, N, 0.1), coefficients(N, sampling_steps, 0.1)
+    whole, strided = evenly(N, N, 0.1), evenly(N, sampling_steps, 0.1)
     steps = np.asarray(strided.step)
     assert len(set(steps)) == sampling_steps and steps[-1] == N - 1 and (sampling_steps == 1 or steps[0] == 0)
     np.testing.assert_array_equal(strided.sqrt_alpha_bar, np.asarray(whole.sqrt_alpha_bar)[steps])
     np.testing.assert_array_equal(strided.sqrt_one_minus_alpha_bar, np.asarray(whole.sqrt_one_minus_alpha_bar)[steps])
 
 
-def test_spaced_steps_by_hand():
-    """std of step t is sin(pi / 2 (t + 1) / 128) for tau 1: at least 0.08 from t = 6 on (0.0858; t = 5 has 0.0736)."""
-    steps = spaced_steps(128, 16, 1.0, 0.1, 0.08)
-    np.testing.assert_array_equal(steps, [6, 8, 11, 13, 15, 18, 20, 23, 26, 29, 32, 36, 41, 46, 54, 127])
-    places = 2 / np.pi * np.arccos(np.cos(np.pi / 2 * (steps + 1) / 128) ** 10)  # 0 to 1, where tau is 0.1
-    np.testing.assert_allclose(places, np.linspace(places[0], 1.0, 16), atol=0.5 * np.diff(places).max())
-
-
-@pytest.mark.parametrize("tau", [0.1, 1.0])
-@pytest.mark.parametrize("sampling_tau", [0.01, 0.1, 1.0, 10.0, 1e16])
-@pytest.mark.parametrize(("sampling_steps", "floor"), [(1, 0.0), (2, 0.2), (16, 0.0), (16, 0.08), (100, 0.08)])
-def test_spaced_steps_ascend_from_the_floor_to_the_first(tau, sampling_tau, sampling_steps, floor):
-    steps = spaced_steps(128, sampling_steps, tau, sampling_tau, floor)
-    assert len(steps) == sampling_steps and (np.diff(steps) > 0).all() and steps[-1] == 127
-    assert noise_std(128, tau)[steps].min() >= floor
-    c = coefficients(128, sampling_steps, tau, 1.0, sampling_tau, floor)
-    np.testing.assert_array_equal(c.step, steps)
-    assert c.posterior_clean[0] == 1.0 and c.posterior_noisy[0] == 0.0  # the run ends with the predicted clean one
-
-
-def test_spaced_as_the_schedule_itself_is_strided():
-    ours, strided = spaced_steps(128, 16, 1.0, 1.0, 0.0), strided_steps(128, 16)
-    assert np.abs(ours - strided).max() <= 1
-
-
-def test_a_floor_that_leaves_too_few_steps_is_refused():
-    base = paper("hopper")
-    for tau, sampling_steps in ((0.01, 16), (0.1, 16), (1.0, 16), (1.0, 40)):
-        most = noise_std(128, tau)[-sampling_steps]
-        for floor, allowed in ((most - 1e-4, True), (most + 1e-4, False)):
-            diffusion = dataclasses.replace(
-                base.diffusion, tau=tau, sampling_steps=sampling_steps, sampling_tau=0.1, sampling_floor=float(floor)
-            )
-            if allowed:
-                validate(dataclasses.replace(base, diffusion=diffusion))
-                assert len(sampling_coefficients(diffusion).step) == sampling_steps
-                continue
-            with pytest.raises(ConfigError, match=rf"sampling_floor is .*; allowed: at most {most:.4f}"):
-                validate(dataclasses.replace(base, diffusion=diffusion))
-            with pytest.raises(ValueError, match="allowed: at most"):
-                sampling_coefficients(diffusion)
-
-
 def test_strided_posterior_is_that_of_the_composed_forward_steps():
     """Steps 4, 5, ..., 7 of the forward process in one: alphas multiply, noise adds up; then Bayes as above."""
     betas = betas_by_hand(N, 1.0)
-    strided = coefficients(N, 6, 1.0)
+    strided = evenly(N, 6, 1.0)
     steps = np.asarray(strided.step)  # 0, 3, 6, 9, 12, 15
     for i in range(1, 6):
         scale, noise = 1.0, 0.0
@@ -226,7 +194,7 @@ def test_strided_posterior_is_that_of_the_composed_forward_steps():
 
 def test_all_steps_strided_are_the_unstrided_ones():
     """K = N: coefficients by the textbook's formulas in beta, and bit-equal runs."""
-    c, betas = coefficients(N, N, 1.0), betas_by_hand(N, 1.0)
+    c, betas = evenly(N, N, 1.0), betas_by_hand(N, 1.0)
     alpha_bar = np.cumprod(1 - betas)
     before = np.append(1.0, alpha_bar[:-1])
     np.testing.assert_array_equal(c.step, np.arange(N))
@@ -237,7 +205,7 @@ def test_all_steps_strided_are_the_unstrided_ones():
 
 
 def test_noise_and_clean_are_two_ways_to_say_the_same():
-    c = jax.tree.map(lambda x: x[9], coefficients(N, N, 0.1))
+    c = jax.tree.map(lambda x: x[9], evenly(N, N, 0.1))
     clean, noise = jnp.asarray(random(0, 4, 3)), jnp.asarray(random(1, 4, 3))
     np.testing.assert_allclose(clean_from_noise(add_noise(clean, noise, c), noise, c), clean, rtol=1e-5, atol=1e-6)
 
@@ -248,7 +216,7 @@ def test_a_network_of_noise_and_one_of_clean_trajectories_sample_the_same(rule):
 
     tau = 0.1: dividing by sqrt(alpha_bar), 0.02 at the first step, multiplies rounding.
     """
-    schedule = coefficients(N, N, 0.1)
+    schedule = evenly(N, N, 0.1)
 
     def denoise_noise(params, traj, actions, step):
         i = step[0]
@@ -352,9 +320,9 @@ def draws_of(key, num_steps: int) -> dict:
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 def test_the_jitted_scan_is_the_plain_loop(rule, tau):
-    traj, actions = run(sampler_of(rule), given_of(0.05), coefficients(N, N, tau), KEY)
+    traj, actions = run(sampler_of(rule), given_of(0.05), evenly(N, N, tau), KEY)
     x, a = Plain(rule, 0.05, tau).run(N, INITIAL, draws_of(KEY, N))
     np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
@@ -362,7 +330,7 @@ def test_the_jitted_scan_is_the_plain_loop(rule, tau):
 
 def test_other_clips_are_the_plain_loop_too():
     guidance = {"clip_std": 1.0, "state_change_clip": 0.1, "state_change_clip_below": 4}
-    traj, actions = run(sampler_of("score", **guidance), given_of(0.2), coefficients(N, N, 0.1), KEY)
+    traj, actions = run(sampler_of("score", **guidance), given_of(0.2), evenly(N, N, 0.1), KEY)
     x, a = Plain("score", 0.2, 0.1, clip_std=1.0, change_clip=0.1, change_below=4).run(N, INITIAL, draws_of(KEY, N))
     np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
@@ -370,14 +338,15 @@ def test_other_clips_are_the_plain_loop_too():
 
 @pytest.mark.parametrize("settings", [{"rho": 0.0}, {"rho": 0.7}, {"rho": 0.7, "relaxation": 0.4}])
 def test_other_correlations_are_the_plain_loop_too(settings):
-    traj, actions = run(sampler_of("correlated", **settings), given_of(), coefficients(N, N, 1.0), KEY)
+    sampler = sampler_of(correlated(settings["rho"]), relaxation=settings.get("relaxation", 1.0))
+    traj, actions = run(sampler, given_of(), evenly(N, N, 1.0), KEY)
     x, a = Plain("correlated", 0.05, 1.0, **settings).run(N, INITIAL, draws_of(KEY, N))
     np.testing.assert_allclose(traj, x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(actions, a, rtol=1e-4, atol=1e-4)
 
 
 def test_kept_steps_end_in_the_result():
-    sampler, schedule = sampler_of(), coefficients(N, 5, 0.1)
+    sampler, schedule = sampler_of(), evenly(N, 5, 0.1)
     traj, actions, (trajs, all_actions) = sample(sampler, given_of(), schedule, KEY, H, A, keep_steps=True)
     assert trajs.shape == (5, B, H, O + 2) and all_actions.shape == (5, B, H, A)
     np.testing.assert_array_equal(trajs[-1], traj)
@@ -392,7 +361,7 @@ def test_kept_steps_end_in_the_result():
 def test_zero_guidance_is_no_guidance():
     """delta = 0 and no clip: the actions are the forward noise alone, whatever policy; then the states are those of
     plain conditional diffusion under the actions of every step."""
-    schedule = coefficients(N, N, 1.0)
+    schedule = evenly(N, N, 1.0)
     sampler = sampler_of("no_clipping", state_change_clip=0.0)
     traj, actions = run(sampler, given_of(0.0), schedule, KEY)
     draws = draws_of(KEY, N)
@@ -400,15 +369,14 @@ def test_zero_guidance_is_no_guidance():
     noise_alone = draws["start"][1] + sum(stds[t] * draws[t][1] for t in range(N))
     np.testing.assert_allclose(actions, noise_alone, rtol=1e-4, atol=1e-5)
     # another policy changes nothing at all
-    other = given_of(0.0)
-    other = other._replace(policy_params=other.policy_params | {"b": jnp.array([0.9, -0.9])})
+    other = with_policy(given_of(0.0), b=jnp.array([0.9, -0.9]))
     for a, b in zip(run(sampler, other, schedule, KEY), (traj, actions), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_guidance_of_states_is_the_score_rule_without_its_state_clip():
     """delta = 0: the state-update rule moves no state; it differs only in the state-change clip, here off."""
-    schedule = coefficients(N, N, 1.0)
+    schedule = evenly(N, N, 1.0)
     expected = run(sampler_of("score", state_change_clip=0.0), given_of(0.0), schedule, KEY)
     ours = run(sampler_of("state_update", state_change_clip=0.0), given_of(0.0), schedule, KEY)
     for a, b in zip(ours, expected, strict=True):
@@ -417,7 +385,7 @@ def test_zero_guidance_of_states_is_the_score_rule_without_its_state_clip():
 
 def test_fixed_actions_are_plain_conditional_diffusion():
     """Random actions that no clip moves stay what they were drawn as; the states are then those of given actions."""
-    schedule = coefficients(N, N, 1.0)
+    schedule = evenly(N, N, 1.0)
     sampler = sampler_of("random_actions", state_change_clip=0.0, clip_std=1e6)
     traj, actions = run(sampler, given_of(), schedule, KEY)
     draws = draws_of(KEY, N)
@@ -428,7 +396,7 @@ def test_fixed_actions_are_plain_conditional_diffusion():
 
 
 def standardised_at_returned_states(traj, actions):
-    mean, std = policy_apply(given_of().policy_params, unnormalise(traj[..., :O], NORMALISER.observations))
+    mean, std = policy_apply(given_of().policy.params, unnormalise(traj[..., :O], NORMALISER.observations))
     return (unnormalise(actions, NORMALISER.actions) - mean) / std
 
 
@@ -436,8 +404,8 @@ def standardised_at_returned_states(traj, actions):
 @pytest.mark.parametrize(("rho", "relaxation"), [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (0.7, 0.2)])
 def test_correlated_actions_are_the_policys_at_the_returned_states(rho, relaxation, sampling_steps):
     """(a - mu(s)) / sigma is the carried draw: z <- rho z + sqrt(1 - rho^2) xi in all steps but the last."""
-    sampler = sampler_of("correlated", rho=rho, relaxation=relaxation, state_change_clip=0.0)
-    traj, actions = run(sampler, given_of(), coefficients(N, sampling_steps, 1.0), KEY)
+    sampler = sampler_of(correlated(rho), relaxation=relaxation, state_change_clip=0.0)
+    traj, actions = run(sampler, given_of(), evenly(N, sampling_steps, 1.0), KEY)
     draws = draws_of(KEY, sampling_steps)
     z = draws["start"][1]
     for index in range(sampling_steps - 1):
@@ -448,15 +416,15 @@ def test_correlated_actions_are_the_policys_at_the_returned_states(rho, relaxati
 def test_standardised_actions_that_are_given_are_the_ones_kept():
     residual = jax.random.normal(jax.random.key(9), (B, H, A))
     sampler = sampler_of("correlated", relaxation=0.5, state_change_clip=0.0)
-    told = jax.jit(lambda z: sample(sampler, given_of(), coefficients(N, 5, 1.0), KEY, H, A, residual=z)[:2])(residual)
+    told = jax.jit(lambda z: sample(sampler, given_of(), evenly(N, 5, 1.0), KEY, H, A, residual=z)[:2])(residual)
     np.testing.assert_allclose(standardised_at_returned_states(*told), residual, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="'score'; allowed: to correlated"):
-        sample(sampler_of(), given_of(), coefficients(N, 5, 1.0), KEY, H, A, residual=residual)
+        sample(sampler_of(), given_of(), evenly(N, 5, 1.0), KEY, H, A, residual=residual)
 
 
 def test_one_kept_draw_forgets_how_actions_began():
     """rho = 1: no noise but the states' is fresh in a step, so without it (eta = 0) the start is all that is drawn."""
-    given, schedule = given_of(), coefficients(N, N, 1.0, eta=0.0)
+    given, schedule = given_of(), evenly(N, N, 1.0, eta=0.0)
     sampler = sampler_of("correlated", state_change_clip=0.0)
     begin = draw(KEY, (B, H, O + 2), A)
 
@@ -475,10 +443,9 @@ def test_one_kept_draw_forgets_how_actions_began():
 
 def test_preconditioned_is_the_score_with_delta_times_the_variance():
     """One deviation for all dimensions: sigma^2 times as large a delta under the paper's rule is the same."""
-    given = given_of(0.1)
-    given = given._replace(policy_params=given.policy_params | {"std": jnp.full(A, 0.4)})
-    ours = run(sampler_of("preconditioned"), given, coefficients(N, N, 1.0), KEY)
-    paper_rule = run(sampler_of("score"), given._replace(delta=jnp.float32(0.016)), coefficients(N, N, 1.0), KEY)
+    given = with_policy(given_of(0.1), std=jnp.full(A, 0.4))
+    ours = run(sampler_of("preconditioned"), given, evenly(N, N, 1.0), KEY)
+    paper_rule = run(sampler_of("score"), given._replace(delta=jnp.float32(0.016)), evenly(N, N, 1.0), KEY)
     for a, b in zip(ours, paper_rule, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -502,12 +469,12 @@ def test_score_is_the_closed_form_and_the_finite_difference():
         np.testing.assert_allclose(ours[index], (density(up) - density(down)) / (2 * step), rtol=1e-4)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 def test_a_trajectory_is_independent_of_the_rest_of_its_batch(rule):
     """Another initial state in one place leaves all others bit-equal."""
     other = INITIAL.copy()
     other[2] += 1.0
-    schedule = coefficients(N, N, 1.0)
+    schedule = evenly(N, N, 1.0)
     first = run(sampler_of(rule), given_of(), schedule, KEY)
     second = run(sampler_of(rule), given_of(initial=other), schedule, KEY)
     rest = np.array([0, 1, 3, 4])
@@ -516,7 +483,7 @@ def test_a_trajectory_is_independent_of_the_rest_of_its_batch(rule):
     assert np.abs(np.asarray(first[0])[2] - np.asarray(second[0])[2]).max() > 0.1
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 def test_units_of_observations_and_actions_do_not_matter(rule):
     """Observations in other units per dimension, actions uniformly 7 times as large, the policy in the same units, and
     delta, which has squared action units, 49 times as large.
@@ -532,11 +499,11 @@ def test_units_of_observations_and_actions_do_not_matter(rule):
             observations=MeanStd(n.observations.mean * scale, n.observations.std * scale),
             actions=MeanStd(n.actions.mean * c, n.actions.std * c),
         ),
-        policy_params=given.policy_params | {"observation_scale": scale, "action_scale": c},
         delta=given.delta * c**2,
     )
-    schedule = coefficients(N, N, 1.0)
-    if RULES[rule].relative_delta:  # in variances of the policy: the same in all units
+    scaled = with_policy(scaled, observation_scale=scale, action_scale=c)
+    schedule = evenly(N, N, 1.0)
+    if rule == "preconditioned":  # in variances of the policy: the same in all units
         scaled = scaled._replace(delta=given.delta)
     expected, ours = (run(sampler_of(rule), g, schedule, KEY) for g in (given, scaled))
     for a, b in zip(ours, expected, strict=True):
@@ -550,10 +517,9 @@ def policy_of_std(std: float) -> Gaussian:
     return Gaussian(jnp.zeros((2, 3, 2)), jnp.full((2, 3, 2), std))
 
 
-def controlled(log_delta, sigma, std=1.0, **config):
-    return guidances.update_log_delta(
-        jnp.float32(log_delta), jnp.float32(sigma), policy_of_std(std), GuidanceConfig(**config)
-    )
+def controlled(log_delta, sigma, std=1.0, ratio=1.0, **config):
+    largest = ratio * guidances.largest_delta(policy_of_std(std))
+    return guidances.update_log_delta(jnp.float32(log_delta), jnp.float32(sigma), largest, GuidanceConfig(**config))
 
 
 def test_controller_by_hand():
@@ -581,13 +547,14 @@ def test_delta_is_never_above_its_bound_nor_below_a_millionth_of_it(std, ratio):
     high = ratio * std**2
     for sigma in (0.0, 1.0, 50.0, 1e6):
         for log_delta in (-40.0, 0.0, 40.0):
-            delta = float(np.exp(controlled(log_delta, sigma, std, max_delta_over_variance=ratio)))
+            delta = float(np.exp(controlled(log_delta, sigma, std, ratio)))
             assert high * 1e-6 * (1 - 1e-4) <= delta <= high * (1 + 1e-5)
 
 
 def test_the_bound_is_that_of_the_narrowest_action():
     policy = Gaussian(jnp.zeros((2, 3, 2)), jnp.broadcast_to(jnp.array([0.2, 0.9]), (2, 3, 2)))
-    low, high = guidances.delta_bounds(policy, GuidanceConfig())
+    high = guidances.largest_delta(policy)
+    low = guidances.LEAST_DELTA_SHARE * high
     np.testing.assert_allclose([low, high], [0.04e-6, 0.04], rtol=1e-5)
 
 
@@ -597,17 +564,18 @@ def controlled_run(log_delta, bounded: bool):
 
     Without clips, so that nothing but the controller holds delta back; both controllers see the same draws.
     """
-    config = GuidanceConfig(rule="no_clipping", state_change_clip=0.0, delta_lr=0.3, max_delta_over_variance=1.0)
-    sampler, schedule = Sampler(denoise, policy_apply, config, "clean"), coefficients(4, 4, 1.0)
+    config = GuidanceConfig(rule="no_clipping", state_change_clip=0.0, delta_lr=0.3)
+    sampler, schedule = Sampler(denoise, config, "clean"), evenly(4, 4, 1.0)
 
     def turn(log_delta, key):
         given = given_of()._replace(delta=jnp.exp(log_delta))
         traj, actions, _ = sample(sampler, given, schedule, key, H, A)
         obs, raw = unnormalise(traj[..., :O], NORMALISER.observations), unnormalise(actions, NORMALISER.actions)
-        policy = Gaussian(*policy_apply(given.policy_params, obs))
+        policy = Gaussian(*given.policy(obs))
         sigma = guidances.sigma_of(guidances.standardise(raw, policy)[:, :-1])
         free = log_delta + config.delta_lr * (sigma - 1.0)
-        log_delta = guidances.update_log_delta(log_delta, sigma, policy, config) if bounded else free
+        bound = guidances.largest_delta(policy)
+        log_delta = guidances.update_log_delta(log_delta, sigma, bound, config) if bounded else free
         return log_delta, log_delta
 
     return jax.lax.scan(turn, log_delta, jax.random.split(jax.random.key(0), 300))[1]
@@ -663,12 +631,12 @@ def test_the_loss_at_given_draws_by_hand(prediction):
         network, {}, traj, actions, jnp.array([0, 1]), jnp.ones((2, 2, 3)), schedule, prediction
     )
     expected = {"clean": (17.986667, 11.52, 21.22), "noise": (23.286667, 16.82, 26.52)}[prediction]
-    parts = [metrics[f"denoiser/{name}_loss"] for name in ("observation", "reward", "terminal")]
+    parts = [metrics[f"world_model/{name}_loss"] for name in ("observation", "reward", "terminal")]
     np.testing.assert_allclose([loss, *parts], [*expected, expected[-1]], rtol=1e-6)
 
 
 def test_the_initial_state_costs_and_teaches_nothing():
-    schedule = coefficients(N, N, 0.1)
+    schedule = evenly(N, N, 0.1)
     traj, actions, noise = (jnp.asarray(random(i, B, H, n)) for i, n in ((0, O + 2), (1, A), (2, O + 2)))
     steps = jnp.array([0, 3, 7, 12, 15])
 
@@ -689,7 +657,7 @@ def test_the_initial_state_costs_and_teaches_nothing():
 HOPPER = EnvSpec(11, 3)
 PAPER = {
     "mlp": paper("hopper"),
-    "transformer": dataclasses.replace(paper("hopper"), denoiser=DenoiserConfig(kind="transformer", embed_dim=312)),
+    "transformer": dataclasses.replace(paper("hopper"), denoiser=DenoiserConfig(kind="transformer")),
 }
 
 

@@ -9,12 +9,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from experiments.harness import linear_gaussian as oracle
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from experiments.harness.linear_gaussian import Problem
+from other_rules import correlated, other_rules  # noqa: F401  (a fixture for every test here)
 
+from experiments.harness import linear_gaussian as oracle
+from experiments.harness.linear_gaussian import Problem
 from polygrad_jax.config import GuidanceConfig
 from polygrad_jax.diffusion import sampler as samplers
 from polygrad_jax.diffusion.denoising_loss import set_initial_state
@@ -27,8 +28,8 @@ from polygrad_jax.diffusion.sampler import (
     sample,
     sample_given_actions,
 )
-from polygrad_jax.diffusion.schedule import coefficients
-from polygrad_jax.types import MeanStd, Normaliser
+from polygrad_jax.diffusion.schedule import coefficients, strided_steps
+from polygrad_jax.types import MeanStd, Normaliser, Policy
 
 RTOL = 1e-6
 
@@ -104,18 +105,19 @@ def ours(problem: Problem, dtype, batch: int = 1):
     policy = problem.policy
     given = Given(
         {"gain": array(gain), "offset": array(offset)},
-        {"K": array(policy.K), "b": array(policy.b), "std": array(policy.std)},
+        Policy({"K": array(policy.K), "b": array(policy.b), "std": array(policy.std)}, policy_apply),
         normaliser,
         array(np.tile(problem.normed_initial, (batch, 1))),
         array(problem.delta),
     )
+    steps = strided_steps(problem.num_steps, problem.sampling_steps or problem.num_steps)
     schedule = jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-        coefficients(problem.num_steps, problem.sampling_steps or problem.num_steps, problem.tau, problem.eta),
+        coefficients(problem.num_steps, steps, problem.tau, problem.eta),
     )
-    settings = {"rule": problem.rule, "rho": problem.rho, "relaxation": problem.relaxation}
-    guidance = GuidanceConfig(**settings, state_change_clip=0, clip_std=1e9)
-    return Sampler(denoise, policy_apply, guidance, "clean"), given, schedule
+    rule = correlated(problem.rho) if problem.rule == "correlated" else problem.rule
+    guidance = GuidanceConfig(rule=rule, relaxation=problem.relaxation, state_change_clip=0, clip_std=1e9)
+    return Sampler(denoise, guidance, "clean"), given, schedule
 
 
 def sampled(problem: Problem, draws: Draws):

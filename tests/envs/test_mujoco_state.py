@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import collector as stepping, mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.envs.collector import uniform_action
 
 TASKS = ("hopper", "walker2d", "halfcheetah", "inverted_pendulum")
 HORIZON = 10
@@ -14,14 +15,14 @@ HORIZON = 10
 @pytest.mark.parametrize("task", TASKS)
 def test_replay_is_exact_from_the_middle_of_an_episode(task, version):
     config = EnvConfig(task, version)
-    env = registry.make(config)
-    size = registry.spec_of(env).action_size
+    env = tasks.make(config)
+    size = tasks.spec_of(env).action_size
     states, observations, actions, rewards, terminals = [], [], [], [], []
     episodes = [0]
     observation, _ = env.reset(seed=0)
     for k in range(120):
-        action = np.clip(1.5 * stepping.uniform_action(0, k, size), -1, 1)
-        states.append(simulator.read_state(env))
+        action = np.clip(1.5 * uniform_action(0, k, size), -1, 1)
+        states.append(mujoco_state.read_state(env))
         observations.append(observation)
         actions.append(action)
         observation, reward, terminal, truncated, _ = env.step(action)
@@ -34,7 +35,7 @@ def test_replay_is_exact_from_the_middle_of_an_episode(task, version):
     whole = [k for k in range(120 - HORIZON) if episodes[k] == episodes[k + HORIZON - 1]]
     windows = np.asarray(whole)[:, None] + np.arange(HORIZON)
     states, actions = np.stack(states), np.stack(actions)
-    got = simulator.replay_actions(config, states[windows[:, 0]], actions[windows[:, :-1]])
+    got = mujoco_state.replay_actions(config, states[windows[:, 0]], actions[windows[:, :-1]])
     assert len(whole) > 3
     np.testing.assert_array_equal(got[0], np.stack(observations)[windows])
     np.testing.assert_array_equal(got[1], np.asarray(rewards)[windows[:, :-1]])
@@ -43,11 +44,11 @@ def test_replay_is_exact_from_the_middle_of_an_episode(task, version):
 
 def test_actions_are_clipped_and_the_episode_goes_on_past_its_end():
     # The pendulum has no way back from 0.2 rad under full force; three times the bound is the bound.
-    env = registry.make(EnvConfig("inverted_pendulum"))
+    env = tasks.make(EnvConfig("inverted_pendulum"))
     env.reset(seed=0)
-    state = simulator.read_state(env)[None]
-    once = simulator.replay_actions(EnvConfig("inverted_pendulum"), state, np.ones((1, 40, 1)))
-    thrice = simulator.replay_actions(EnvConfig("inverted_pendulum"), state, 3 * np.ones((1, 40, 1)))
+    state = mujoco_state.read_state(env)[None]
+    once = mujoco_state.replay_actions(EnvConfig("inverted_pendulum"), state, np.ones((1, 40, 1)))
+    thrice = mujoco_state.replay_actions(EnvConfig("inverted_pendulum"), state, 3 * np.ones((1, 40, 1)))
     np.testing.assert_array_equal(once[0], thrice[0])
     first_end = int(np.argmax(once[2][0]))
     assert 0 < first_end < 20 and once[2][0, first_end:].all()
@@ -57,59 +58,59 @@ def test_actions_are_clipped_and_the_episode_goes_on_past_its_end():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_closed_loop_is_its_own_replay(task):
     """Choosing step by step, with the states put in and read out in between, changes no bit; the chooser sees them."""
-    env = registry.make(EnvConfig(task))
+    env = tasks.make(EnvConfig(task))
     env.reset(seed=3)
-    size, starts = registry.spec_of(env).action_size, []
+    size, starts = tasks.spec_of(env).action_size, []
     for k in range(5):
-        starts.append(simulator.read_state(env))
-        env.step(stepping.uniform_action(0, k, size))
+        starts.append(mujoco_state.read_state(env))
+        env.step(uniform_action(0, k, size))
     starts, seen = np.stack(starts), []
 
     def act(k, observations):
         seen.append(observations)
         return 1.5 * np.sin(k + observations[:, :1]) * np.ones(size)
 
-    observations, actions, rewards, terminals = simulator.close_loop(EnvConfig(task), starts, act, HORIZON)
+    observations, actions, rewards, terminals = mujoco_state.close_loop(EnvConfig(task), starts, act, HORIZON)
     np.testing.assert_array_equal(np.stack(seen, axis=1), observations[:, :-1])
     assert len({*actions[:, 3, 0]}) == 5
-    again = simulator.replay_actions(EnvConfig(task), starts, actions)
+    again = mujoco_state.replay_actions(EnvConfig(task), starts, actions)
     for ours, replay in zip((observations, rewards, terminals), again, strict=True):
         np.testing.assert_array_equal(ours, replay)
 
 
 def test_the_warm_start_matters():
     """Without it a replay is right only to rounding: the reason why it is stored."""
-    env = registry.make(EnvConfig("walker2d"))
+    env = tasks.make(EnvConfig("walker2d"))
     env.reset(seed=0)
     states = []
     for k in range(60):
-        states.append(simulator.read_state(env))
-        if env.step(stepping.uniform_action(0, k, 6))[2]:
+        states.append(mujoco_state.read_state(env))
+        if env.step(uniform_action(0, k, 6))[2]:
             env.reset(seed=k)
     states = np.stack(states)
     without = states.copy()
     without[:, -env.unwrapped.model.nv :] = 0
-    actions = np.tile(np.stack([stepping.uniform_action(1, k, 6) for k in range(9)]), (60, 1, 1))
-    exact = simulator.replay_actions(EnvConfig("walker2d"), states, actions)[0]
-    rounded = simulator.replay_actions(EnvConfig("walker2d"), without, actions)[0]
+    actions = np.tile(np.stack([uniform_action(1, k, 6) for k in range(9)]), (60, 1, 1))
+    exact = mujoco_state.replay_actions(EnvConfig("walker2d"), states, actions)[0]
+    rounded = mujoco_state.replay_actions(EnvConfig("walker2d"), without, actions)[0]
     assert 0 < np.abs(exact - rounded).max() < 1e-9
 
 
 def test_environments_without_a_simulator_are_refused():
-    env = registry.make(EnvConfig("Pendulum-v1"))
-    assert not simulator.has_simulator_state(env) and simulator.state_size(env) == 0
+    env = tasks.make(EnvConfig("Pendulum-v1"))
+    assert not mujoco_state.has_simulator_state(env) and mujoco_state.state_size(env) == 0
     with pytest.raises(ConfigError, match="Pendulum-v1: has no MuJoCo state"):
-        simulator.read_state(env)
+        mujoco_state.read_state(env)
     with pytest.raises(ConfigError, match="Pendulum-v1: has no MuJoCo state"):
-        simulator.replay_actions(EnvConfig("Pendulum-v1"), np.zeros((1, 0)), np.zeros((1, 9, 1)))
+        mujoco_state.replay_actions(EnvConfig("Pendulum-v1"), np.zeros((1, 0)), np.zeros((1, 9, 1)))
 
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\[B, 19\] and \[B, H - 1, 3\]"):
-        simulator.replay_actions(EnvConfig("hopper"), np.zeros((2, 19)), np.zeros((2, 9, 2)))
+        mujoco_state.replay_actions(EnvConfig("hopper"), np.zeros((2, 19)), np.zeros((2, 9, 2)))
     with pytest.raises(ValueError, match="do not fit"):
-        simulator.close_loop(EnvConfig("hopper"), np.zeros((2, 5)), lambda k, o: o, 3)
-    env = registry.make(EnvConfig("hopper"))
+        mujoco_state.close_loop(EnvConfig("hopper"), np.zeros((2, 5)), lambda k, o: o, 3)
+    env = tasks.make(EnvConfig("hopper"))
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"needs \(19,\)"):
-        simulator.set_state(env, np.zeros(18))
+        mujoco_state.set_state(env, np.zeros(18))

@@ -1,4 +1,4 @@
-"""The registry, the collector and its exact restart, and evaluation."""
+"""The tasks, the collector and its exact restart, and whole episodes."""
 
 import subprocess
 import sys
@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
-from polygrad_jax.envs import collector as stepping, episodes as evaluation, tasks as registry
+from polygrad_jax.envs import episodes, tasks
+from polygrad_jax.envs.collector import (
+    EVALUATION_STREAM,
+    TRAINING_STREAM,
+    Collector,
+    EnvRestartError,
+    EnvStepError,
+    episode_seed,
+    uniform_action,
+)
 
 TASKS = ("hopper", "walker2d", "halfcheetah", "inverted_pendulum")
 
@@ -58,8 +67,8 @@ def register(name: str, **kwargs) -> str:
 )
 @pytest.mark.parametrize("version", [4, 5])
 def test_named_tasks(name, version, sizes):
-    env = registry.make(EnvConfig(name, version))
-    assert registry.spec_of(env) == EnvSpec(*sizes)
+    env = tasks.make(EnvConfig(name, version))
+    assert tasks.spec_of(env) == EnvSpec(*sizes)
     assert env.spec.id.endswith(f"-v{version}")
     np.testing.assert_array_equal(env.action_space.low, -np.ones(sizes[1], np.float32))
     np.testing.assert_array_equal(env.action_space.high, np.ones(sizes[1], np.float32))
@@ -83,7 +92,7 @@ def test_named_tasks(name, version, sizes):
 )
 def test_what_cannot_be_run_is_refused_in_one_line(config, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        registry.make(config)
+        tasks.make(config)
     assert "\n" not in str(caught.value)
 
 
@@ -97,15 +106,15 @@ def test_what_cannot_be_run_is_refused_in_one_line(config, message):
 )
 def test_other_spaces_are_refused(name, spaces, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        registry.make(EnvConfig(register(name, **spaces)))
+        tasks.make(EnvConfig(register(name, **spaces)))
     assert "\n" not in str(caught.value)
 
 
 def test_mujoco_stays_silent_and_writes_no_file(tmp_path):
     program = (
-        "import sys; from polygrad_jax.config import EnvConfig; from polygrad_jax.envs import registry, stepping\n"
-        "from polygrad_jax.envs import simulator, evaluation\n"
-        "registry.make(EnvConfig('halfcheetah', 4)).reset(seed=0)\n"
+        "import sys; from polygrad_jax.config import EnvConfig; from polygrad_jax.envs import collector, tasks\n"
+        "from polygrad_jax.envs import episodes, mujoco_state, prediction_error\n"
+        "tasks.make(EnvConfig('halfcheetah', 4)).reset(seed=0)\n"
         "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'jaxlib', 'flax')]"
     )
     import polygrad_jax.config
@@ -119,7 +128,7 @@ def test_mujoco_stays_silent_and_writes_no_file(tmp_path):
 
 
 def test_actions_are_clipped_when_executed_and_stored_as_sampled():
-    collector = stepping.Collector(EnvConfig(register("Plain")), run_seed=0)
+    collector = Collector(EnvConfig(register("Plain")), run_seed=0)
     step = collector.step(np.array([1.5], np.float32))
     assert step.action.tolist() == [1.5]
     assert collector.env.unwrapped.received[0].tolist() == [2.0]  # clipped to 1, times the bound 2
@@ -143,13 +152,13 @@ class InPlace(Scripted):
 def test_what_is_stored_is_a_copy():
     box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     gym.register("InPlace-v0", lambda **kw: InPlace(observation_space=box, **kw), max_episode_steps=9)
-    collector = stepping.Collector(EnvConfig("InPlace-v0"), run_seed=0)
+    collector = Collector(EnvConfig("InPlace-v0"), run_seed=0)
     steps = [collector.step(np.zeros(1)) for _ in range(2)]
     assert [(s.observation[0], s.next_observation[0]) for s in steps] == [(0.0, 1.0), (1.0, 2.0)]
 
 
 def test_an_episode_ends_and_the_next_begins():
-    collector = stepping.Collector(EnvConfig(register("Plain")), run_seed=0)
+    collector = Collector(EnvConfig(register("Plain")), run_seed=0)
     first = collector.observation
     steps = [collector.step(np.zeros(1)) for _ in range(6)]
     assert [s.terminal for s in steps] == [False, False, False, False, True, False]
@@ -163,7 +172,7 @@ def test_an_episode_ends_and_the_next_begins():
 
 
 def test_time_limit_is_truncation():
-    collector = stepping.Collector(EnvConfig("halfcheetah"), run_seed=0)
+    collector = Collector(EnvConfig("halfcheetah"), run_seed=0)
     steps = [collector.step(np.zeros(6)) for _ in range(1000)]
     assert steps[-1].truncated and not any(s.terminal for s in steps)
     assert steps[-1].episode.length == 1000
@@ -172,28 +181,28 @@ def test_time_limit_is_truncation():
 
 
 def test_a_failing_environment_is_named():
-    collector = stepping.Collector(EnvConfig(register("Fails", fail_at=3)), run_seed=7)
+    collector = Collector(EnvConfig(register("Fails", fail_at=3)), run_seed=7)
     collector.step(np.zeros(1))
     collector.step(np.zeros(1))
-    seed = stepping.episode_seed(7, stepping.TRAINING_STREAM, 0)
-    with pytest.raises(stepping.EnvStepError, match=rf"episode 0 \(seed {seed}\), step 2 failed.*motor is gone"):
+    seed = episode_seed(7, TRAINING_STREAM, 0)
+    with pytest.raises(EnvStepError, match=rf"episode 0 \(seed {seed}\), step 2 failed.*motor is gone"):
         collector.step(np.zeros(1))
-    with pytest.raises(stepping.EnvStepError, match="given action .*must be finite"):
-        stepping.Collector(EnvConfig("inverted_pendulum"), 0).step(np.full(1, np.nan))
-    with pytest.raises(stepping.EnvStepError, match="gave reward nan and observation .*must be finite"):
-        stepping.Collector(EnvConfig(register("Explodes", nan_at=1)), 0).step(np.zeros(1))
+    with pytest.raises(EnvStepError, match="given action .*must be finite"):
+        Collector(EnvConfig("inverted_pendulum"), 0).step(np.full(1, np.nan))
+    with pytest.raises(EnvStepError, match="gave reward nan and observation .*must be finite"):
+        Collector(EnvConfig(register("Explodes", nan_at=1)), 0).step(np.zeros(1))
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_restart_is_exact(task):
     def go(collector, first, count):
         size = collector.spec.action_size
-        return [collector.step(stepping.uniform_action(3, k, size)) for k in range(first, first + count)]
+        return [collector.step(uniform_action(3, k, size)) for k in range(first, first + count)]
 
-    one = stepping.Collector(EnvConfig(task), run_seed=11)
+    one = Collector(EnvConfig(task), run_seed=11)
     go(one, 0, 130)
     snapshot = one.snapshot()
-    other = stepping.Collector(EnvConfig(task), run_seed=11)
+    other = Collector(EnvConfig(task), run_seed=11)
     go(other, 500, 17)  # whatever it did before
     other.restore(snapshot)
     for a, b in zip(go(one, 130, 100), go(other, 130, 100), strict=True):
@@ -204,21 +213,21 @@ def test_restart_is_exact(task):
 
 
 def test_an_inexact_restart_is_noticed():
-    collector = stepping.Collector(EnvConfig(register("Drifts", drift=True)), run_seed=0)
+    collector = Collector(EnvConfig(register("Drifts", drift=True)), run_seed=0)
     collector.step(np.zeros(1))
-    with pytest.raises(stepping.EnvRestartError, match="episode 0 .*differ by up to 1"):
+    with pytest.raises(EnvRestartError, match="episode 0 .*differ by up to 1"):
         collector.restore(collector.snapshot())
 
 
 def test_uniform_actions():
-    draws = np.stack([stepping.uniform_action(5, k, 3) for k in range(4000)])
-    np.testing.assert_array_equal(draws[17], stepping.uniform_action(5, 17, 3))
+    draws = np.stack([uniform_action(5, k, 3) for k in range(4000)])
+    np.testing.assert_array_equal(draws[17], uniform_action(5, 17, 3))
     assert np.abs(draws).max() <= 1 and len(np.unique(draws)) > 11_000
     # Standard error of the mean 1 / sqrt(3 * 4000) = 0.009, of the variance (1/3) about 0.005.
     np.testing.assert_allclose(draws.mean(0), 0, atol=0.04)
     np.testing.assert_allclose(draws.var(0), 1 / 3, atol=0.02)
     assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.07
-    assert np.any(stepping.uniform_action(6, 17, 3) != draws[17])
+    assert np.any(uniform_action(6, 17, 3) != draws[17])
 
 
 def test_evaluation_equals_single_episodes():
@@ -227,12 +236,12 @@ def test_evaluation_equals_single_episodes():
         return observations[:, 1:2] * 2.0 + observations[:, 3:4] * 0.3
 
     config = EnvConfig("inverted_pendulum")
-    got = evaluation.run_episodes(config, act, 4, seed=1)
-    again = evaluation.run_episodes(config, act, 4, seed=1)
+    got = episodes.run_episodes(config, act, 4, seed=1)
+    again = episodes.run_episodes(config, act, 4, seed=1)
     np.testing.assert_array_equal(got.returns, again.returns)
     for e in range(4):
-        env = registry.make(config)
-        observation, _ = env.reset(seed=stepping.episode_seed(1, stepping.EVALUATION_STREAM, e))
+        env = tasks.make(config)
+        observation, _ = env.reset(seed=episode_seed(1, EVALUATION_STREAM, e))
         rewards, over = [], False
         while not over:
             actions = act(np.tile(observation.astype(np.float32), (4, 1)))
@@ -245,10 +254,10 @@ def test_evaluation_equals_single_episodes():
 
 
 def test_evaluation_measures_distance():
-    got = evaluation.run_episodes(EnvConfig("hopper"), lambda o: np.ones((len(o), 3)), 2, seed=0)
-    env = registry.make(EnvConfig("hopper"))
+    got = episodes.run_episodes(EnvConfig("hopper"), lambda o: np.ones((len(o), 3)), 2, seed=0)
+    env = tasks.make(EnvConfig("hopper"))
     for e in range(2):
-        _, start = env.reset(seed=stepping.episode_seed(0, stepping.EVALUATION_STREAM, e))
+        _, start = env.reset(seed=episode_seed(0, EVALUATION_STREAM, e))
         info = [env.step(np.ones(3, np.float32))[4] for _ in range(got.lengths[e])][-1]
         np.testing.assert_allclose(got.distances[e], info["x_position"] - start["x_position"], rtol=1e-12)
 
@@ -256,7 +265,7 @@ def test_evaluation_measures_distance():
 def test_frames_are_those_of_the_first_episode():
     frames = []
     config = EnvConfig(register("Plain"))
-    evaluation.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda frame: frames.append(frame[0, 0, 0]))
+    episodes.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda frame: frames.append(frame[0, 0, 0]))
     assert frames == [0, 1, 2, 3, 4, 5]
 
 
@@ -268,7 +277,7 @@ def test_an_episode_that_nothing_ends_is_cut(monkeypatch):
 
     config = EnvConfig(register("Plain"))
     for most, steps in ((3, 3), (5, 5), (9, 5)):
-        monkeypatch.setattr(evaluation, "MOST_STEPS", most)
-        assert evaluation.run_episodes(config, zero, 2, 0).lengths.tolist() == [steps, steps]
-    monkeypatch.setattr(evaluation, "MOST_STEPS", 1)
-    assert evaluation.run_episodes(EnvConfig("inverted_pendulum"), zero, 1, 0).lengths[0] > 1
+        monkeypatch.setattr(episodes, "MOST_STEPS", most)
+        assert episodes.run_episodes(config, zero, 2, 0).lengths.tolist() == [steps, steps]
+    monkeypatch.setattr(episodes, "MOST_STEPS", 1)
+    assert episodes.run_episodes(EnvConfig("inverted_pendulum"), zero, 1, 0).lengths[0] > 1

@@ -11,14 +11,14 @@ import pytest
 import test_a2c_parity as a2c_parity
 import test_sampler_parity as sampler_parity
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import DenoiserConfig, EnvSpec, smoke
 from polygrad_jax.diffusion import denoising_loss as losses
 from polygrad_jax.diffusion import guidance as guidances
 from polygrad_jax.diffusion import sampler as samplers
 from polygrad_jax.diffusion import schedule as schedules
 from polygrad_jax.networks.official_weights import denoiser_params
-from polygrad_jax.agents import a2c
-from polygrad_jax.types import MeanStd, Normaliser, Segment
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import polygrad
 
 N, TAU = sampler_parity.N, sampler_parity.TAU
@@ -29,7 +29,7 @@ N, TAU = sampler_parity.N, sampler_parity.TAU
 def sampling_is_the_official_one(name: str = "polygrad", rule: str = "score") -> None:
     """A whole recorded run of Algorithm 2 ends where the official code's did."""
     arrays, sampler, given = sampler_parity.recorded_run(name, rule)
-    schedule = schedules.coefficients(N, N, TAU)
+    schedule = schedules.coefficients(N, np.arange(N), TAU)
     # The last step's draws are not used; what they are must not matter.
     draws = samplers.Draws(*(jnp.asarray(arrays[k]).at[0].set(1.0) for k in ("x_noise", "a_noise")))
 
@@ -62,11 +62,11 @@ def loss_is_the_official_one() -> None:
         *(jnp.asarray(arrays[k]) for k in ("trajectories", "actions")),
         jnp.asarray(arrays["diffusion_step"], jnp.int32),
         jnp.asarray(arrays["noise"]),
-        schedules.coefficients(N, N, TAU),
+        schedules.coefficients(N, np.arange(N), TAU),
         "clean",
     )
     for ours, theirs in [("loss", "loss"), ("observation_loss", "obs_mse_loss"), ("reward_loss", "reward_mse_loss")]:
-        np.testing.assert_allclose(metrics[f"denoiser/{ours}"], arrays[theirs], rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"world_model/{ours}"], arrays[theirs], rtol=1e-5)
 
 
 def hand_normaliser() -> Normaliser:
@@ -94,7 +94,7 @@ SPEC = EnvSpec(1, 1)
 
 def tiny_config():
     base = smoke("hopper")
-    denoiser = DenoiserConfig(width=16, num_blocks=1, batch_size=4, ema_start_updates=20)
+    denoiser = DenoiserConfig(width=16, num_blocks=1)
     diffusion = base.diffusion.__class__(num_steps=2, sampling_steps=2, tau=0.1)
     return base.__class__(horizon=3, denoiser=denoiser, diffusion=diffusion)
 
@@ -111,9 +111,8 @@ def imagination_uses_the_average() -> None:
 
     @jax.jit
     def observations(state):
-        policy = jnp.float32(0.2)
-        key = jax.random.key(1)
-        return model.imagine(state, constant_policy, policy, context, hand_normaliser(), key, 3)[1].observations
+        policy = Policy(jnp.float32(0.2), constant_policy)
+        return model.imagine(state, policy, context, hand_normaliser(), jax.random.key(1))[0].observations
 
     def moved(params):
         return jax.tree.map(lambda p: p + 0.1, params)
@@ -125,9 +124,11 @@ def imagination_uses_the_average() -> None:
 
 def the_average_follows_its_schedule() -> None:
     """Copies every 10 updates before 20 (here), 0.99 e + 0.01 p every 10 from then on, nothing between."""
-    config = tiny_config().denoiser
+    decay = tiny_config().denoiser.ema_decay
     ema, params = jnp.array([1.0]), jnp.array([2.0])
-    after = {n: float(polygrad.average(ema, params, jnp.int32(n), config)[0]) for n in (0, 5, 10, 19, 20, 25, 30)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polygrad, "EMA_START_UPDATES", 20)
+        after = {n: float(polygrad.average(ema, params, jnp.int32(n), decay)[0]) for n in (0, 5, 10, 19, 20, 25, 30)}
     expected = {0: 2.0, 5: 1.0, 10: 2.0, 19: 1.0, 20: 1.01, 25: 1.0, 30: 1.01}
     np.testing.assert_allclose(list(after.values()), list(expected.values()), rtol=1e-6)
 
@@ -232,8 +233,8 @@ def actions_unscaled_in_training(patch):
 def with_other_posterior_std(patch, change):
     true = schedules.coefficients
 
-    def wrong(num_steps, sampling_steps, tau):
-        c = true(num_steps, sampling_steps, tau)
+    def wrong(num_steps, steps, tau):
+        c = true(num_steps, steps, tau)
         root_beta = jnp.sqrt(jnp.asarray(schedules.cosine_betas(num_steps, tau), jnp.float32))
         return c.replace(posterior_std=change(c.posterior_std, root_beta))
 
@@ -269,7 +270,7 @@ def noise_level_of_the_step_before(patch):
     add_noise = losses.add_noise
 
     def wrong(clean, noise, c):
-        earlier = schedules.coefficients(N, N, TAU)
+        earlier = schedules.coefficients(N, np.arange(N), TAU)
         step = jnp.maximum(c.step - 1, 0)
         return add_noise(clean, noise, jax.tree.map(lambda x: x[step], earlier))
 
@@ -292,8 +293,8 @@ def actions_stay_raw_after_a_step(patch):
 
 @killed_by(sampling_is_the_official_one)
 def the_policy_reads_normalised_states(patch):
-    def wrong(sampler, given, normed_obs):
-        return guidances.Gaussian(*sampler.policy_apply(given.policy_params, normed_obs))
+    def wrong(given, normed_obs):
+        return guidances.Gaussian(*given.policy(normed_obs))
 
     patch.setattr(samplers, "policy_at", wrong)
 
@@ -320,7 +321,7 @@ def imagination_uses_the_newest_parameters(patch):
 
 @killed_by(the_average_follows_its_schedule)
 def the_average_is_always_a_copy(patch):
-    patch.setattr(polygrad, "average", lambda ema, params, updates, config: params)
+    patch.setattr(polygrad, "average", lambda ema, params, updates, decay: params)
 
 
 # Gradient flowing through imagined actions; weight decay dropped.

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from polygrad_jax.config import A2CConfig, DenoiserConfig, EnvSpec
-from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.agents import a2c
+from polygrad_jax.config import A2CConfig, DenoiserConfig, EnvSpec
+from polygrad_jax.networks.batch_parts import MIN_ROWS, in_parts, number_of_parts
+from polygrad_jax.networks.denoisers import make_denoiser
+from polygrad_jax.types import Policy
 
 B, H, O, A = 4, 10, 11, 3  # noqa: E741  (the letters of the docstrings)
 CONFIGS = {"mlp": DenoiserConfig(kind="mlp"), "transformer": DenoiserConfig(kind="transformer", token_dim=312)}
@@ -101,6 +103,17 @@ def test_actor_and_critic_start():
 def test_equal_settings_give_the_same_policy_function():
     make = a2c.make_policy_apply
     assert make(EnvSpec(O, A), A2CConfig(), "float32") is make(EnvSpec(O, A), A2CConfig(), "float32")
+
+
+def test_a_policy_is_asked_about_a_large_batch_in_parts():
+    """A policy holds its parameters as a dictionary, which has no hash, and is asked under jit with traced ones."""
+    config, raw_obs = A2CConfig(hidden_size=8), jax.random.normal(jax.random.key(1), (2 * MIN_ROWS, 1, O))
+    actor = a2c.init(jax.random.key(0), EnvSpec(O, A), config).actor
+    policy = Policy(actor, a2c.make_policy_apply(EnvSpec(O, A), config))
+    assert number_of_parts(len(raw_obs), 1) == 2
+    for ask in (in_parts, jax.jit(in_parts, static_argnums=1)):
+        for parts, whole in zip(ask(policy, 1, raw_obs), policy(raw_obs), strict=True):
+            np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def perturbed_at(time: int) -> dict[str, tuple[jax.Array, jax.Array]]:

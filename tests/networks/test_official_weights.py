@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, DenoiserConfig, EnvSpec
 from polygrad_jax.networks import official_weights
 from polygrad_jax.networks.denoisers import make_denoiser
-from polygrad_jax.agents import a2c
 
 PARITY = Path(__file__).parents[1] / "parity"
 CONFIGS = {

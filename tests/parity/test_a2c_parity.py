@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import A2CConfig, EnvSpec
-from polygrad_jax.networks import official_weights
 from polygrad_jax.agents import a2c
 from polygrad_jax.agents.gae import gae
-from polygrad_jax.types import Segment
+from polygrad_jax.config import A2CConfig, EnvSpec, smoke
+from polygrad_jax.networks import official_weights
+from polygrad_jax.training.step import make_steps
+from polygrad_jax.types import Segment, WorldModel
 
 PARITY = Path(__file__).parent
 SPEC = EnvSpec(observation_size=11, action_size=3)
@@ -29,20 +30,19 @@ CONFIGS = {
     "no_linesearch": A2CConfig(hidden_size=32, initial_std=0.8, max_actor_lr=1e-3, search=False),
 }
 METRICS = {  # ours -> official
-    "loss/actor": "loss_actor",
-    "loss/critic": "loss_critic",
-    "policy/entropy": "policy_entropy",
-    "policy/std": "policy_std",
-    "policy/value_first": "policy_value",
-    "policy/value_mean": "policy_value_im",
-    "policy/change_first": "update_delta_logprob_initial",
-    "policy/change_final": "update_delta_logprob_final",
-    "policy/search_steps": "update_linesearch_steps",
-    "policy/standardised_action_mean": "act_mean",
-    "policy/standardised_action_std": "act_std",
-    "gradients/actor_norm": "gradients/actor_grad_norm",
-    "gradients/critic_norm": "gradients/critic_grad_norm",
-    "imagined/reward_mean": "policy_reward",
+    "agent/actor_loss": "loss_actor",
+    "agent/critic_loss": "loss_critic",
+    "agent/entropy": "policy_entropy",
+    "agent/std": "policy_std",
+    "agent/value_first": "policy_value",
+    "agent/value_mean": "policy_value_im",
+    "agent/change_first": "update_delta_logprob_initial",
+    "agent/change_final": "update_delta_logprob_final",
+    "agent/search_steps": "update_linesearch_steps",
+    "agent/standardised_action_mean": "act_mean",
+    "agent/standardised_action_std": "act_std",
+    "agent/actor_gradient_norm": "gradients/actor_grad_norm",
+    "agent/critic_gradient_norm": "gradients/critic_grad_norm",
 }
 
 
@@ -126,6 +126,21 @@ def test_metrics_and_learning_rate_of_every_update(run, history):
             if its in theirs:
                 np.testing.assert_allclose(metrics[our], theirs[its], rtol=1e-4, atol=1e-6, err_msg=f"{our}, {step}")
         np.testing.assert_allclose(state.log_actor_lr, data[f"step{step}/log_actor_lr"], rtol=0, atol=1e-6)
+
+
+def test_the_reward_that_training_logs_is_that_of_every_update(run):
+    name, data = run
+    config = dataclasses.replace(smoke("hopper"), a2c=CONFIGS[name])
+
+    @jax.jit
+    def logged(segment: Segment) -> jax.Array:
+        world_model = WorldModel(init=lambda key: (), update=None, imagine=lambda *_: (segment, {}))
+        steps = make_steps(config, SPEC, world_model, a2c.make_a2c(config, SPEC, world_model))
+        return steps.improve_policy(steps.init()).metrics["imagination/reward_mean"]
+
+    for step in range(UPDATES):
+        theirs = data[f"step{step}/metric/policy_reward"]
+        np.testing.assert_allclose(logged(segment_of(data, step)), theirs, rtol=1e-4, atol=1e-6, err_msg=f"{step}")
 
 
 def test_every_recorded_array_is_compared(run):
@@ -252,14 +267,15 @@ def test_more_critic_updates_fit_the_same_targets_better():
         state, _ = update(start(config, data), segment)
         _, metrics = update(state, segment)  # same target critic: the loss left over
         states.append(state)
-        losses.append(float(metrics["loss/critic"]))
+        losses.append(float(metrics["agent/critic_loss"]))
     assert losses[1] < losses[0]
     assert largest_difference(states[0].actor, states[1].actor) < 1e-7  # the actor does not see the critic's steps
 
 
-def test_advantages_not_normalised_enter_the_loss_as_they_are():
+def test_advantages_not_normalised_enter_the_loss_as_they_are(monkeypatch):
+    monkeypatch.setattr(a2c, "standardise", lambda advantages: advantages)
     data = recorded("default")
-    config = A2CConfig(hidden_size=32, initial_std=0.8, normalise_advantages=False)
+    config = A2CConfig(hidden_size=32, initial_std=0.8)
     state, segment = start(config, data), segment_of(data, 0)
     _, metrics = jit_update(config)(state, segment)
     target = a2c.follow(state.target_critic, state.critic, config.target_critic_ema)
@@ -271,7 +287,7 @@ def test_advantages_not_normalised_enter_the_loss_as_they_are():
     entropy = (np.log(std) + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
     alive = np.cumprod(1.0 - np.asarray(segment.terminals[:, :-1]), axis=1)
     expected = np.mean(alive * (-log_prob * np.asarray(advantages) - config.entropy_weight * entropy))
-    assert math.isclose(float(metrics["loss/actor"]), expected, rel_tol=1e-4)
+    assert math.isclose(float(metrics["agent/actor_loss"]), expected, rel_tol=1e-4)
     assert not math.isclose(expected, float(data["step0/metric/loss_actor"]), rel_tol=1e-2)  # they do make a difference
 
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, DenoiserConfig, EnvSpec
 from polygrad_jax.networks import official_weights
 from polygrad_jax.networks.denoisers import make_denoiser
-from polygrad_jax.agents import a2c
 
 PARITY = Path(__file__).parent
 CONFIGS = {
-    "mlp": DenoiserConfig(kind="mlp", width=48, num_blocks=6, embed_dim=128),
+    "mlp": DenoiserConfig(kind="mlp", width=48, num_blocks=6),
     "transformer": DenoiserConfig(kind="transformer", token_dim=48, num_heads=4, num_blocks=3),
 }
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polygrad_jax.agents.a2c import make_policy_apply
 from polygrad_jax.config import A2CConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.diffusion.denoising_loss import denoising_loss, set_initial_state
 from polygrad_jax.diffusion.sampler import Diffusing, Draws, Given, Sampler, diffusion_step, sample_given_actions
 from polygrad_jax.diffusion.schedule import coefficients, cosine_betas
 from polygrad_jax.networks.denoisers import ResidualMLPDenoiser, TransformerDenoiser
 from polygrad_jax.networks.official_weights import actor_params, denoiser_params
-from polygrad_jax.agents.a2c import make_policy_apply
-from polygrad_jax.types import MeanStd, Normaliser
+from polygrad_jax.types import MeanStd, Normaliser, Policy
 
 PARITY = pathlib.Path(__file__).parent
 RTOL, ATOL = 1e-4, 1e-5
@@ -54,10 +54,10 @@ def mlp(params, traj, actions, step):
 def recorded_run(name, rule, **guidance):
     arrays = load(f"sample_{name}")
     policy_apply = make_policy_apply(EnvSpec(11, 3), A2CConfig(hidden_size=32, min_std=0.1))
-    sampler = Sampler(mlp, policy_apply, GuidanceConfig(rule=rule, **guidance), "clean")
+    sampler = Sampler(mlp, GuidanceConfig(rule=rule, **guidance), "clean")
     given = Given(
         denoiser_params(part(arrays, "denoiser/"), "mlp"),
-        actor_params(part(arrays, "actor_critic/")),
+        Policy(actor_params(part(arrays, "actor_critic/")), policy_apply),
         normaliser_of(arrays),
         jnp.asarray(arrays["s0"]),
         jnp.float32(arrays["guidance_scale"]),
@@ -85,7 +85,7 @@ def test_betas_are_the_official_ones(n, tau):
 )
 def test_every_step_and_the_whole_run_are_the_official_ones(name, rule, guidance):
     arrays, sampler, given = recorded_run(name, rule, **guidance)
-    schedule = coefficients(N, N, TAU)
+    schedule = coefficients(N, np.arange(N), TAU)
     traj, actions = jnp.asarray(arrays["init_x"]), jnp.asarray(arrays["init_a"])
     for i, t in enumerate(arrays["step_t"]):
         # one step from the recorded state, so that an error is seen where it is made
@@ -100,11 +100,11 @@ def test_every_step_and_the_whole_run_are_the_official_ones(name, rule, guidance
 
 def test_sampling_with_given_actions_is_the_official_one():
     arrays = load("sample_given_actions")
-    sampler = Sampler(mlp, lambda p, o: (o, o), GuidanceConfig(), "clean")
+    sampler = Sampler(mlp, GuidanceConfig(), "clean")
     params = denoiser_params(part(arrays, "denoiser/"), "mlp")
-    given = Given(params, {}, None, jnp.asarray(arrays["s0"]), jnp.float32(0))
+    given = Given(params, None, None, jnp.asarray(arrays["s0"]), jnp.float32(0))
     noise = jnp.concatenate([jnp.asarray(arrays["x_noise"]), jnp.asarray(arrays["init_x"])[None]])
-    x = sample_given_actions(sampler, given, coefficients(N, N, TAU), jnp.asarray(arrays["actions"]), noise)
+    x = sample_given_actions(sampler, given, coefficients(N, np.arange(N), TAU), jnp.asarray(arrays["actions"]), noise)
     np.testing.assert_allclose(x, arrays["final_x"], rtol=RTOL, atol=ATOL)
 
 
@@ -127,15 +127,15 @@ def test_the_loss_and_every_gradient_are_the_official_ones(kind):
             jnp.asarray(arrays["actions"]),
             jnp.asarray(arrays["diffusion_step"], jnp.int32),
             jnp.asarray(arrays["noise"]),
-            coefficients(N, N, TAU),
+            coefficients(N, np.arange(N), TAU),
             "clean",
         )
 
     params = denoiser_params(part(arrays, "param/"), kind)
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(params)
-    np.testing.assert_allclose(metrics["denoiser/loss"], arrays["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/loss"], arrays["loss"], rtol=1e-5)
     for ours, theirs in [("observation", "obs"), ("reward", "reward"), ("terminal", "term")]:
-        np.testing.assert_allclose(metrics[f"denoiser/{ours}_loss"], arrays[f"{theirs}_mse_loss"], rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"world_model/{ours}_loss"], arrays[f"{theirs}_mse_loss"], rtol=1e-5)
     theirs = part(arrays, "grad/")
     # the fixed frequencies of the step embedding have no gradient in either code
     theirs |= {k: v for k, v in part(arrays, "param/").items() if k not in theirs}
