@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.agents import a2c, gaussian
 from polygrad_jax.agents.line_search import search
+from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.types import Segment
 
 CONFIG = A2CConfig(max_actor_lr=1.0)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import traced
 
-from polygrad_jax.config import Config, DreamerAgentConfig, DreamerConfig, EnvSpec
-from polygrad_jax.networks import rssm
-from polygrad_jax.networks.symlog import BINS, bin_centres, symexp, symlog, two_hot, two_hot_mean
 from polygrad_jax.agents import dreamer_actor_critic as learner
 from polygrad_jax.agents.gae import gae
+from polygrad_jax.config import Config, DreamerAgentConfig, DreamerConfig, EnvSpec
+from polygrad_jax.data.recordings import Episode
+from polygrad_jax.networks import rssm
+from polygrad_jax.networks.symlog import BINS, bin_centres, symexp, symlog, two_hot, two_hot_mean
+from polygrad_jax.training.fitting import fit
 from polygrad_jax.types import MeanStd, Normaliser, Segment
 from polygrad_jax.world_models import dreamer
 from polygrad_jax.world_models.dreamer import make_ask, make_dreamer, make_latent_model
-from polygrad_jax.data.recordings import Episode
-from polygrad_jax.training.fitting import fit
 
 # --- symlog and two-hot ----------------------------------------------------------------------------------------------
 

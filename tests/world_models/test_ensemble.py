@@ -19,12 +19,12 @@ from polygrad_jax.config import (
     validate,
 )
 from polygrad_jax.data.normaliser import normalise
+from polygrad_jax.data.recordings import Episode, contexts_at
 from polygrad_jax.networks.probabilistic_mlp import GaussianPrediction, ProbabilisticMLP, bounded
+from polygrad_jax.training.fitting import fit
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import ensemble
 from polygrad_jax.world_models.ensemble import make_ensemble
-from polygrad_jax.data.recordings import Episode, contexts_at
-from polygrad_jax.training.fitting import fit
 from polygrad_jax.world_models.model_table import make_world_model
 
 B, H, O, A = 12, 4, 2, 1  # noqa: E741  (the letters of the docstrings)

@@ -21,11 +21,12 @@ from polygrad_jax.config import (
 )
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.diffusion.schedule import training_coefficients
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
 from polygrad_jax.envs.collector import Collector, uniform_action
-from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.training.fitting import fit
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models.polygrad import imagine_given_actions, make_polygrad

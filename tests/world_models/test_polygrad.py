@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import traced
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, Config, DenoiserConfig, DiffusionConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.diffusion.guidance import RULES
-from polygrad_jax.agents import a2c
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import polygrad, terminal_classifier
 from polygrad_jax.world_models.polygrad import average, make_polygrad

@@ -12,8 +12,8 @@ import pytest
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
-from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.analysis.opened_run import open_run
+from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.envs import collector as stepping
 from polygrad_jax.envs import mujoco_state as simulator
 from polygrad_jax.envs import tasks as registry
