@@ -87,8 +87,8 @@ def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
     rows = (length,)
     chex.assert_shape(chunk.observations, (*rows, state.observations.shape[1]), custom_message="observations")
     chex.assert_shape(chunk.actions, (*rows, state.actions.shape[1]), custom_message="actions")
-    scalars = [chunk.terminals, chunk.truncations, chunk.valid]
-    chex.assert_shape(scalars, rows, custom_message="terminals, truncations, valid")
+    scalars = [chunk.rewards, chunk.terminals, chunk.truncations, chunk.valid]
+    chex.assert_shape(scalars, rows, custom_message="rewards, terminals, truncations, valid")
     if length > capacity:
         raise ValueError(f"a chunk of {length} transitions does not fit a replay of {capacity}")
     chunk = _as_float32(chunk)

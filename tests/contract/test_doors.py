@@ -151,6 +151,7 @@ def test_roll_out(name, shape, label):
         ("observations", (6, O + 1)),
         ("observations", (5, O)),
         ("actions", (6,)),
+        ("rewards", (6, 1)),
         ("terminals", (6, 1)),
         ("valid", (5,)),
     ],
