@@ -2,9 +2,11 @@
 
 import jax
 
+from polygrad_jax.types import Policy
 
-def counted(model, policy_apply, horizon):
-    """``(update, imagine, traces)``; ``imagine`` takes everything but the policy's function and the horizon."""
+
+def counted(model, policy_apply):
+    """``(update, imagine, traces)``; ``imagine`` takes the policy's parameters in place of the policy."""
     traces = {"update": 0, "imagine": 0}
 
     def update(*args):
@@ -13,6 +15,6 @@ def counted(model, policy_apply, horizon):
 
     def imagine(state, policy_params, context, normaliser, key):
         traces["imagine"] += 1
-        return model.imagine(state, policy_apply, policy_params, context, normaliser, key, horizon)
+        return model.imagine(state, Policy(policy_params, policy_apply), context, normaliser, key)
 
     return jax.jit(update), jax.jit(imagine), traces

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,10 @@ def update(
     line search, and the learning rate from which the next search starts. ``target_change`` replaces the config's
     (:func:`target_change_at`).
     """
+    chex.assert_shape(segment.observations, (None, None, spec.observation_size), custom_message="observations")
+    shape = segment.observations.shape[:2]
+    chex.assert_shape(segment.actions, (*shape, spec.action_size), custom_message="actions")
+    chex.assert_shape([segment.rewards, segment.terminals], shape, custom_message="rewards, terminals")
     target = config.target_change if target_change is None else target_change
     policy_apply = make_policy_apply(spec, config, precision)
     value_apply = make_value_apply(config, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 from jax import lax
 
@@ -25,6 +26,8 @@ def gae(rewards: Array, values: Array, terminals: Array, gamma: float, lam: floa
     Returns:
       advantages ``[B, H - 1]``, targets ``[B, H - 1]``.
     """
+    chex.assert_rank(rewards, 2, custom_message="rewards")
+    chex.assert_shape([values, terminals], rewards.shape, custom_message="values, terminals")
     alive = 1.0 - terminals[:, :-1]
     errors = rewards[:, :-1] + gamma * alive * values[:, 1:] - values[:, :-1]
 

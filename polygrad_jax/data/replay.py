@@ -7,6 +7,7 @@ queue, in order, so that drawing one uniformly is one look-up.
 
 from __future__ import annotations
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,11 @@ def add(state: ReplayState, chunk: Transitions, horizon: int) -> ReplayState:
         ValueError: the chunk is longer than the capacity.
     """
     capacity, length = state.rewards.shape[0], chunk.rewards.shape[0]
+    rows = (length,)
+    chex.assert_shape(chunk.observations, (*rows, state.observations.shape[1]), custom_message="observations")
+    chex.assert_shape(chunk.actions, (*rows, state.actions.shape[1]), custom_message="actions")
+    scalars = [chunk.rewards, chunk.terminals, chunk.truncations, chunk.valid]
+    chex.assert_shape(scalars, rows, custom_message="rewards, terminals, truncations, valid")
     if length > capacity:
         raise ValueError(f"a chunk of {length} transitions does not fit a replay of {capacity}")
     chunk = _as_float32(chunk)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -95,6 +96,10 @@ def denoising_loss(
     Returns:
       The mean squared error over all ``B * H * (O+2)`` entries and its observation, reward and terminal parts.
     """
+    chex.assert_rank([normed_traj, normed_actions], 3, custom_message="normed_traj, normed_actions")
+    chex.assert_equal_shape_prefix([normed_traj, normed_actions], 2, custom_message="normed_traj, normed_actions")
+    chex.assert_shape(steps, normed_traj.shape[:1], custom_message="steps")
+    chex.assert_shape(noise, normed_traj.shape, custom_message="noise")
     c = jax.tree.map(lambda x: x[steps][:, None, None], schedule)
     initial = normed_traj[:, :context_length, :-2]
     noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -180,7 +181,10 @@ def sample(
     """
     if residual is not None and not RULES[sampler.guidance.rule].keeps_residual:
         raise ValueError(f"residual given to rule {sampler.guidance.rule!r}; allowed: to correlated, which keeps it")
+    chex.assert_rank(given.initial, {2, 3}, custom_message="given.initial")
     batch, observations = given.initial.shape[0], given.initial.shape[-1]
+    if residual is not None:
+        chex.assert_shape(residual, (batch, horizon, action_size), custom_message="residual")
     shape = (batch, horizon, observations + 2)
     start = draw(jax.random.fold_in(key, schedule.step.shape[0]), shape, action_size)  # lines 2, 3
 
@@ -214,6 +218,11 @@ def sample_given_actions(
       normed_actions: ``[B, H, A]``.
       noise: ``[K + 1, B, H, O+2]``, the draws of every step and, last, of the initial trajectory.
     """
+    chex.assert_rank(given.initial, {2, 3}, custom_message="given.initial")
+    channels, batch = given.initial.shape[-1] + 2, given.initial.shape[0]
+    chex.assert_shape(normed_actions, (batch, None, None), custom_message="normed_actions")
+    draws = (schedule.step.shape[0] + 1, batch, normed_actions.shape[1], channels)
+    chex.assert_shape(noise, draws, custom_message="noise")
     seen = shown(sampler, given, normed_actions)
 
     def body(traj: Array, c_and_noise: tuple[Coefficients, Array]):

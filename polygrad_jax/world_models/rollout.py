@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,11 +45,18 @@ def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> 
     The metrics of ``predict`` are averaged over the steps up to each trajectory's end.
     """
 
+    chex.assert_rank(start.observations, 2, custom_message="start.observations")
+    batch = start.observations.shape[:1]
+
     def step(now: Standing, key: Array) -> tuple[Standing, tuple[Segment, Metrics, Array]]:
         action_key, predict_key = jax.random.split(key)
         mean, std = choose(now.memory, now.observations)
+        chex.assert_shape([mean, std], (*batch, None), custom_message="mean, std of the policy")
         actions = mean + std * jax.random.normal(action_key, mean.shape)
         memory, following, metrics = predict(now.memory, now.observations, actions, predict_key)
+        chex.assert_shape(following.observations, now.observations.shape, custom_message="predicted observations")
+        outcome = [following.rewards, following.terminals, *metrics.values()]
+        chex.assert_shape(outcome, batch, custom_message="predicted rewards, terminals, metrics")
         # Not times (1 - terminal): a reward that is not finite must be seen.
         rewards = jnp.where(now.terminals > 0, jnp.zeros_like(following.rewards), following.rewards)
         terminals = jnp.maximum(now.terminals, following.terminals)

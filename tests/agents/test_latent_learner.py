@@ -9,34 +9,36 @@ import numpy as np
 import pytest
 
 from polygrad_jax import config as configs
+from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import EnvSpec
+from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.training import evaluating as evaluation, learners
-from polygrad_jax.training.learners import Keys, make_learner
-from polygrad_jax.types import Transitions
+from polygrad_jax.training.collecting import make_decide
+from polygrad_jax.training.evaluating import mean_actions
+from polygrad_jax.types import Experience, Transitions
 from polygrad_jax.world_models.dreamer import make_ask, make_dreamer, make_latent_model, observe
 
 SPEC = EnvSpec(3, 2)
 CONFIG = configs.validate(
-    dataclasses.replace(configs.smoke("hopper"), world_model="dreamer", learner="latent", horizon=5)
+    dataclasses.replace(configs.smoke("hopper"), world_model="dreamer", agent="dreamer", horizon=5)
 )
 
 
 @pytest.fixture(scope="module")
-def learner():
-    return make_learner(CONFIG, SPEC, make_dreamer(CONFIG, SPEC))
+def agent():
+    return make_agent(CONFIG, SPEC, make_dreamer(CONFIG, SPEC))
 
 
 @pytest.fixture(scope="module")
-def learnt(learner):
-    """``(learner state, world model state)``, just drawn, but for an actor that does not say the same of everything."""
+def learnt(agent):
+    """``(agent's state, world model's state)``, just drawn."""
     model = jax.jit(make_dreamer(CONFIG, SPEC).init)(jax.random.key(0))
-    return jax.jit(learner.init)(jax.random.key(1)), model
+    return jax.jit(agent.init)(jax.random.key(1)), model
 
 
 @pytest.fixture(scope="module")
-def behaviour():
-    return evaluation.make_behaviour(CONFIG, SPEC)
+def decide(agent):
+    return make_decide(agent)
 
 
 def test_seeing_step_by_step_is_observing_the_window(learnt):
@@ -52,39 +54,44 @@ def test_seeing_step_by_step_is_observing_the_window(learnt):
         before = (seen, actions[:, k])
 
 
-def play(behaviour, params, observations, memory=None, start=0):
-    """The means along ``observations [T, (B,) O]``, taking each mean; and the memory at the end."""
-    means = []
-    for k, raw_obs in enumerate(observations, start):
-        mean, std, memory = behaviour.decide(params, memory, raw_obs, (7, k))
-        assert std.shape == mean.shape == (*raw_obs.shape[:-1], 2)
-        means.append(mean)
-        memory = behaviour.took(memory, mean)
-    return np.stack(means), memory
+@pytest.fixture(scope="module")
+def play(agent, decide):
+    """The means along ``observations [T, B, O]``, taking each mean; and the memory at the end."""
+
+    def along(params, observations, memory=None, start=0):
+        means = []
+        for k, raw_obs in enumerate(observations, start):
+            mean, std, memory = decide(params, memory, raw_obs, (7, k))
+            assert std.shape == mean.shape == (*raw_obs.shape[:-1], 2)
+            means.append(mean)
+            memory = agent.remember(memory, mean)
+        return np.stack(means), memory
+
+    return along
 
 
-def test_what_is_remembered_survives_a_checkpoint_to_the_last_bit(behaviour, learner, learnt):
+def test_what_is_remembered_survives_a_checkpoint_to_the_last_bit(play, agent, learnt):
     """As the loop stores it: lists of numbers in JSON."""
-    params = learners.acting_params(CONFIG, learnt[0].actor, learnt[1])
-    observations = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    whole, _ = play(behaviour, params, observations)
-    first, memory = play(behaviour, params, observations[:4])
+    params = agent.acting(*learnt)
+    observations = np.random.default_rng(0).normal(size=(9, 1, 3)).astype(np.float32)
+    whole, _ = play(params, observations)
+    first, memory = play(params, observations[:4])
     stored = json.loads(json.dumps({name: x.tolist() for name, x in memory.items()}))
     memory = {name: np.asarray(x, np.float32) for name, x in stored.items()}
-    rest, _ = play(behaviour, params, observations[4:], memory, 4)
+    rest, _ = play(params, observations[4:], memory, 4)
     np.testing.assert_array_equal(np.concatenate([first, rest]), whole)
-    forgotten, _ = play(behaviour, params, observations[4:], None, 4)
+    forgotten, _ = play(params, observations[4:], None, 4)
     assert not np.allclose(forgotten[0], rest[0])
 
 
-def test_episodes_side_by_side_are_kept_apart(behaviour, learner, learnt):
-    params = learners.acting_params(CONFIG, learnt[0].actor, learnt[1])
+def test_episodes_side_by_side_are_kept_apart(play, agent, decide, learnt):
+    params = agent.acting(*learnt)
     random = np.random.default_rng(1)
     both = random.normal(size=(6, 2, 3)).astype(np.float32)
     other = np.stack([both[:, 0], random.normal(size=(6, 3)).astype(np.float32)], axis=1)
-    np.testing.assert_array_equal(play(behaviour, params, both)[0][:, 0], play(behaviour, params, other)[0][:, 0])
-    act = evaluation.mean_actions(behaviour, params, 7)
-    np.testing.assert_array_equal(np.stack([act(x) for x in both]), play(behaviour, params, both)[0])
+    np.testing.assert_array_equal(play(params, both)[0][:, 0], play(params, other)[0][:, 0])
+    act = mean_actions(agent, decide, params, 7)
+    np.testing.assert_array_equal(np.stack([act(x) for x in both]), play(params, both)[0])
 
 
 def replay_of_noise() -> replays.ReplayState:
@@ -101,39 +108,40 @@ def replay_of_noise() -> replays.ReplayState:
     return replays.add(replays.init(SPEC, 256, CONFIG.dreamer.window), rows, CONFIG.dreamer.window)
 
 
-def test_an_update_moves_actor_and_critic_and_leaves_the_world_model(learner, learnt):
+def test_an_update_moves_actor_and_critic(agent, learnt):
     replay, before = replay_of_noise(), learnt[0]
-    keys = Keys(jax.random.key(3), jax.random.key(4))
-    improve = jax.jit(learner.improve)
-    after, model, metrics, finite = improve(before, learnt[1], replay, keys, jnp.float32(0.5))
-    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (model, learnt[1])), strict=True))
+    assert agent.trajectories == 0 and agent.windows == (CONFIG.dreamer.batch_size, CONFIG.dreamer.window)
+    windows = replays.sample(replay, jax.random.key(3), *agent.windows)
+    experience = Experience(None, windows, normalisers.to_normaliser(replay.moments), jnp.float32(0.5))
+    update = jax.jit(agent.update)
+    after, metrics = update(before, learnt[1], experience, jax.random.key(4))
     for part in ("actor", "critic", "slow_critic"):
         pairs = zip(jax.tree.leaves(getattr(before, part)), jax.tree.leaves(getattr(after, part)), strict=True)
         assert any(not np.array_equal(a, b) for a, b in pairs), part
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, finite)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after, metrics)))
     broken = learnt[1].replace(params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), learnt[1].params))
-    _, _, _, found = improve(before, broken, replay, keys, jnp.float32(0.5))
-    assert not np.isfinite(found["loss/latent_critic"])
+    _, found = update(before, broken, experience, jax.random.key(4))
+    assert not np.isfinite(found["agent/critic_loss"])
 
 
-def test_what_it_imagines_is_decoded_under_its_own_policy(learner, learnt):
+def test_what_it_imagines_is_decoded_under_its_own_policy(agent, learnt):
     """Two policies, the same draws: other actions; and the first state is the context's last."""
     context = replays.sample_contexts(replay_of_noise(), jax.random.key(5), 16, CONFIG.dreamer.context_length)
-    imagine = jax.jit(learner.imagine)
-    segment = imagine(*learnt, context, None, jax.random.key(6))
+    imagine = jax.jit(agent.imagine)
+    segment, _ = imagine(*learnt, context, None, jax.random.key(6))
     assert jax.tree.map(jnp.shape, segment.observations) == (16, 5, 3)
     np.testing.assert_array_equal(segment.observations[:, 0], context.observations[:, -1])
-    other = jax.jit(learner.init)(jax.random.key(9)).replace(critic=learnt[0].critic)
-    assert not np.allclose(imagine(other, learnt[1], context, None, jax.random.key(6)).actions[:, 0],
-                           segment.actions[:, 0])
+    other = jax.jit(agent.init)(jax.random.key(9)).replace(critic=learnt[0].critic)
+    elsewhere, _ = imagine(other, learnt[1], context, None, jax.random.key(6))
+    assert not np.allclose(elsewhere.actions[:, 0], segment.actions[:, 0])
 
 
-def test_the_policy_that_is_shown_is_the_average_where_there_is_one(learnt):
-    from polygrad_jax.agents import a2c
-
-    assert learners.shown_actor(learnt[0]) is learnt[0].actor
-    plain, averaged = (
-        a2c.init(jax.random.key(0), SPEC, dataclasses.replace(CONFIG.a2c, actor_ema=ema)) for ema in (0.0, 0.9)
-    )
-    assert learners.shown_actor(plain) is plain.actor
-    assert learners.shown_actor(averaged) is averaged.averaged_actor
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_policy_that_is_evaluated_is_the_average_where_there_is_one(agent, learnt, ema):
+    assert agent.evaluated(*learnt)["actor"] is learnt[0].actor
+    config = configs.override(CONFIG, {"agent": "a2c", "a2c.actor_ema": ema})
+    a2c = make_agent(config, SPEC, make_dreamer(config, SPEC))
+    state = a2c.init(jax.random.key(0))
+    shown = state.actor if ema == 0 else state.averaged_actor
+    assert a2c.evaluated(state, None) is shown and a2c.evaluated_policy(state).params is shown
+    assert a2c.acting(state, None) is state.actor and a2c.policy(state).params is state.actor

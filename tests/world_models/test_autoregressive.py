@@ -5,26 +5,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from experiments.harness import linear_gaussian as oracle
 import numpy as np
 import pytest
+import traced
 
+from experiments.harness import linear_gaussian as oracle
 from polygrad_jax.config import AutoregressiveConfig, Config, DenoiserConfig, DiffusionConfig, EnvSpec, GuidanceConfig
+from polygrad_jax.data.normaliser import executed
 from polygrad_jax.diffusion.sampler import Sampler
-from polygrad_jax.diffusion.schedule import coefficients
-from polygrad_jax.types import MeanStd, Normaliser, Segment
-from polygrad_jax.world_models import autoregressive, terminal_classifier
+from polygrad_jax.diffusion.schedule import coefficients, strided_steps
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Prediction, Segment
+from polygrad_jax.world_models import autoregressive, polygrad, terminal_classifier
 from polygrad_jax.world_models.autoregressive import diffuse_step, make_autoregressive, single_steps
-from polygrad_jax.world_models.rollout import Prediction, Standing, roll_out
+from polygrad_jax.world_models.rollout import Standing, roll_out, under
 
 SYSTEM = oracle.two_state_system(1.5)
 O, A, H = 2, 1, 3  # noqa: E741  (the letters of the docstrings)
 SPEC = EnvSpec(O, A)
 CONFIG = Config(
+    horizon=H,
     # The schedule that a one-step model uses is its own: a tau of 0.001 here would hardly add noise.
     diffusion=DiffusionConfig(num_steps=16, sampling_steps=16, tau=0.001),
     autoregressive=AutoregressiveConfig(tau=1.0),
-    denoiser=DenoiserConfig(width=64, num_blocks=2, learning_rate=3e-3, ema_decay=0.9, ema_start_updates=500),
+    denoiser=DenoiserConfig(width=64, num_blocks=2, learning_rate=3e-3, ema_decay=0.9),
 )
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([2.0, -0.5]), jnp.array([2.0, 1.0])),
@@ -32,6 +35,14 @@ NORMALISER = Normaliser(
     rewards=MeanStd(jnp.array([1.0]), jnp.array([1.2])),
     terminals=MeanStd(jnp.array([0.1]), jnp.array([0.3])),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def averaged_from_the_start():
+    """The 2,000 updates of a fit leave 1,500 to the average."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polygrad, "EMA_START_UPDATES", 500)
+        yield
 
 
 def policy_apply(params, raw_obs):
@@ -129,10 +140,9 @@ def test_the_covariance_of_a_step_is_the_closed_form(num_steps, kept, error):
             first = jnp.concatenate([traj[:, 0, :O], reward[:, None], nothing - 0.1 / 0.3], axis=-1)
             return jnp.stack([first, jnp.concatenate([following, nothing, nothing], axis=-1)], axis=1)
 
-        sampler = Sampler(denoise, policy_apply, GuidanceConfig(), "clean")
-        schedule = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, coefficients(num_steps, kept, 1.0)
-        )
+        sampler = Sampler(denoise, GuidanceConfig(), "clean")
+        known = coefficients(num_steps, strided_steps(num_steps, kept), 1.0)
+        schedule = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, known)
         s0, a0 = jnp.array([[1.0, 0.25]]), jnp.array([[0.7]])
 
         def step(noise):
@@ -188,17 +198,9 @@ def test_steps_that_end_are_learnt_as_often_as_others():
 @pytest.fixture(scope="module")
 def counted():
     """The model's functions as a loop would jit them, and how often each was traced."""
-    model, traces = make_autoregressive(CONFIG, SPEC), {"update": 0, "imagine": 0}
-
-    def update(state, batch, normaliser, key):
-        traces["update"] += 1
-        return model.update(state, batch, normaliser, key)
-
-    def imagine(state, params, context, normaliser, key):
-        traces["imagine"] += 1
-        return model.imagine(state, policy_apply, params, context, normaliser, key, H)[1]
-
-    return jax.jit(model.init)(jax.random.key(0)), jax.jit(update), jax.jit(imagine), traces
+    model = make_autoregressive(CONFIG, SPEC)
+    update, imagine, traces = traced.counted(model, policy_apply)
+    return jax.jit(model.init)(jax.random.key(0)), update, lambda *given: imagine(*given)[0], traces
 
 
 @pytest.fixture(scope="module")
@@ -313,14 +315,16 @@ def test_its_own_tau_the_terminal_std_and_the_classifier_are_used(counted, monke
     def drift(*args):
         asked.append(args)
         raw_obs, raw_actions = args[4:6]
-        return Prediction(raw_obs + raw_actions, raw_obs[:, 0], jnp.ones(raw_obs.shape[0], bool))
+        return Prediction(raw_obs + raw_actions, raw_obs[:, 0], jnp.ones(raw_obs.shape[0]))
 
     monkeypatch.setattr(autoregressive, "diffuse_step", drift)
     diffusion = dataclasses.replace(CONFIG.diffusion, terminals="classified", terminal_std=0.5)
     model = make_autoregressive(dataclasses.replace(CONFIG, diffusion=diffusion), SPEC)
     state = counted[0].replace(classifier=terminal_classifier.init(jax.random.key(0), SPEC))
     context = context_at(3.0 * np.random.default_rng(0).standard_normal((64, O)))
-    imagined = model.imagine(state, policy_apply, always(0.0, 1.0), context, NORMALISER, jax.random.key(1), H)[1]
+    model.step(state, context.observations[:, 0], jnp.zeros((64, A)), NORMALISER, jax.random.key(1))
+    policy = Policy(always(0.0, 1.0), policy_apply)
+    imagined, _ = model.imagine(state, policy, context, NORMALISER, jax.random.key(1))
     _, _, normaliser, schedule, *_ = asked[0]
     np.testing.assert_allclose(schedule.sqrt_alpha_bar[7] ** 2, 0.5, rtol=1e-5)
     np.testing.assert_allclose(normaliser.terminals.std, 0.5)
@@ -341,18 +345,49 @@ def test_a_roll_out_by_hand():
 
     def predict(memory, raw_obs, actions, key):
         position = raw_obs[:, 0]
-        return memory + 1, Prediction(raw_obs + actions, 10 * position, (position == 2) | (position == 3))
+        ends = ((position == 2) | (position == 3)).astype(jnp.float32)
+        return memory + 1, Prediction(raw_obs + executed(actions), 10 * position, ends), {"measured": position}
 
     def policy(params, raw_obs):
         return params - 0.5 * raw_obs, jnp.zeros_like(raw_obs)
 
-    start = Standing(jnp.array([[0.0], [-4.0]]), jnp.zeros(2, bool), jnp.int32(0))
+    start = Standing(jnp.array([[0.0], [-4.0]]), jnp.zeros(2), jnp.int32(0))
     keys = jax.random.split(jax.random.key(0), 5)
-    end, segment = jax.jit(lambda start, keys: roll_out(predict, start, policy, jnp.float32(2.0), keys))(start, keys)
+    choose = under(Policy(jnp.float32(2.0), policy))
+    end, segment, metrics = jax.jit(lambda start, keys: roll_out(predict, start, choose, keys))(start, keys)
     # from 2: a = 1 -> 3, a = 0.5 -> 3.5
     np.testing.assert_array_equal(segment.observations[..., 0], [[0, 1, 2, 3, 3.5], [-4, -3, -2, -1, 0]])
     np.testing.assert_array_equal(segment.actions[..., 0], [[2, 1.5, 1, 0.5, 0.25], [4, 3.5, 3, 2.5, 2]])
     np.testing.assert_array_equal(segment.rewards, [[0, 10, 20, 0, 0], [-40, -30, -20, -10, 0]])
     np.testing.assert_array_equal(segment.terminals, [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(end.observations[:, 0], [3.75, 1.0])
+    np.testing.assert_array_equal(end.terminals, [1, 0])
     assert end.memory == 5
+    # averaged up to the end, the step that ends included: 0, 1, 2 and -4, -3, -2, -1, 0
+    np.testing.assert_allclose(metrics["measured"], (3 - 10) / 8, rtol=1e-6)
+
+
+def test_a_roll_out_goes_on_where_another_stopped():
+    """In two parts as in one, to the last bit: an end in the first part holds in the second."""
+
+    def predict(memory, raw_obs, actions, key):
+        noise = jax.random.normal(key, raw_obs.shape)
+        ends = (raw_obs[:, 0] > 1.0).astype(jnp.float32)
+        return memory, Prediction(raw_obs + actions + noise, raw_obs[:, 0], ends), {}
+
+    def policy(params, raw_obs):
+        return params - 0.5 * raw_obs, jnp.ones_like(raw_obs)
+
+    choose, start = under(Policy(jnp.float32(0.5), policy)), Standing(jnp.zeros((64, 1)), jnp.zeros(64), ())
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    @jax.jit
+    def both(keys):
+        _, whole, _ = roll_out(predict, start, choose, keys)
+        middle, first, _ = roll_out(predict, start, choose, keys[:3])
+        _, rest, _ = roll_out(predict, middle, choose, keys[3:])
+        return whole, jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), first, rest)
+
+    whole, parts = both(keys)
+    assert all_equal(whole, parts)
+    assert 0.1 < whole.terminals[:, 2].mean() < whole.terminals[:, -1].mean()

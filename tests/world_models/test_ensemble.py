@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 import traced
 
-from polygrad_jax.config import PRESETS, Config, ConfigError, EnsembleConfig, EnvSpec, preset, validate
+from polygrad_jax.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    EnsembleConfig,
+    EnvSpec,
+    ModelTrainingConfig,
+    preset,
+    validate,
+)
 from polygrad_jax.data.normaliser import normalise
-from polygrad_jax.networks.probabilistic_mlp import Prediction, ProbabilisticMLP, bounded
-from polygrad_jax.types import MeanStd, Normaliser, Segment
+from polygrad_jax.data.recordings import Episode, contexts_at
+from polygrad_jax.networks.probabilistic_mlp import GaussianPrediction, ProbabilisticMLP, bounded
+from polygrad_jax.training.fitting import fit
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import ensemble
 from polygrad_jax.world_models.ensemble import make_ensemble
-from polygrad_jax.data.recordings import Episode, contexts_at, fit
 from polygrad_jax.world_models.model_table import make_world_model
 
 B, H, O, A = 12, 4, 2, 1  # noqa: E741  (the letters of the docstrings)
@@ -22,7 +32,9 @@ E, ELITES = 4, 3
 SPEC = EnvSpec(O, A)
 CONFIG = Config(
     world_model="ensemble",
-    ensemble=EnsembleConfig(members=E, elites=ELITES, hidden_size=32, hidden_layers=2, batch_size=128),
+    horizon=H,
+    ensemble=EnsembleConfig(members=E, elites=ELITES, hidden_size=32, hidden_layers=2),
+    model_training=ModelTrainingConfig(batch_size=128),
 )
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([1.0, -2.0]), jnp.array([2.0, 0.5])),
@@ -70,7 +82,7 @@ def state(model):
 
 @pytest.fixture(scope="module")
 def counted(model):
-    return traced.counted(model, policy_apply, H)
+    return traced.counted(model, policy_apply)
 
 
 def all_equal(a, b) -> bool:
@@ -126,7 +138,7 @@ def test_the_gaussian_loss_by_hand():
     """Two steps, two channels. Channel 0: errors 1 and 3, variances 1 and 4, drawn once and twice: (1 + 0) and
     (9/4 + log 4); mean (1 + 2 (2.25 + log 4)) / 3. Channel 1: only the first step counts: error 2, variance e: 4/e + 1.
     """
-    prediction = Prediction(
+    prediction = GaussianPrediction(
         mean=jnp.array([[[1.0, 2.0], [0.0, 0.0]]]),
         log_var=jnp.array([[[0.0, 1.0], [np.log(4.0), 0.0]]]),
         terminal_logit=jnp.zeros((1, 2)),
@@ -212,14 +224,14 @@ def test_the_numbers_of_an_update_are_those_of_its_parts(counted, state):
         errors.append(squares[known].mean(-1).sum())
     rest = jax.jit(jax.vmap(ensemble.regularisation, in_axes=(0, None)))(state.params, 1e-4)
     total = np.array(gaussian) + np.array(terminal) + np.asarray(rest)
-    np.testing.assert_allclose(metrics["ensemble/gaussian_loss"], np.mean(gaussian), rtol=1e-5)
-    np.testing.assert_allclose(metrics["ensemble/terminal_loss"], np.mean(terminal), rtol=1e-5)
-    np.testing.assert_allclose(metrics["ensemble/loss"], np.mean(total), rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/gaussian_loss"], np.mean(gaussian), rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/terminal_loss"], np.mean(terminal), rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/loss"], np.mean(total), rtol=1e-5)
     np.testing.assert_allclose(after.heldout_error, errors, rtol=1e-5)
     assert float(after.heldout_steps) == known.sum()
     best = np.sort(np.asarray(errors) / known.sum())
-    np.testing.assert_allclose(metrics["ensemble/heldout_loss"], best[:ELITES].mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["ensemble/heldout_loss_worst"], best[-1], rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/heldout_loss"], best[:ELITES].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["world_model/heldout_loss_worst"], best[-1], rtol=1e-5)
     # and a second update remembers 0.99 of the first
     again, _ = update(after, raw, NORMALISER, key)
     np.testing.assert_allclose(again.heldout_steps, 1.99 * known.sum(), rtol=1e-5)
@@ -267,8 +279,8 @@ def test_what_is_held_out_trains_nothing_and_is_what_ranks_the_members(counted, 
     held = ensemble.held_out(raw.rows, 0.1)
     worse, worse_metrics = update(state, raw.replace(rewards=raw.rewards + 100.0 * np.float32(held)), NORMALISER, key)
     assert all_equal((after.params, after.adam), (worse.params, worse.adam))
-    assert metrics["ensemble/loss"] == worse_metrics["ensemble/loss"]
-    assert worse_metrics["ensemble/heldout_loss"] > 10 * metrics["ensemble/heldout_loss"]
+    assert metrics["world_model/loss"] == worse_metrics["world_model/loss"]
+    assert worse_metrics["world_model/heldout_loss"] > 10 * metrics["world_model/heldout_loss"]
 
 
 def test_with_everything_held_out_only_decay_and_bounds_move_the_parameters(counted, state):
@@ -323,8 +335,8 @@ def test_units_do_not_matter(counted, state):
     assert all_equal(*(update(state, *batch, jax.random.key(0))[0].params for batch in (here, there)))
     start, units = in_other_units(context())
     policy = jnp.array([0.2, 0.5])
-    _, expected, doubt = jax.device_get(imagine(state, policy, context(), NORMALISER, jax.random.key(0)))
-    _, scaled, other_doubt = jax.device_get(imagine(state, policy, start, units, jax.random.key(0)))
+    expected, doubt = jax.device_get(imagine(state, policy, context(), NORMALISER, jax.random.key(0)))
+    scaled, other_doubt = jax.device_get(imagine(state, policy, start, units, jax.random.key(0)))
     want, _ = in_other_units(expected)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), scaled, want)
     assert all_equal(doubt, other_doubt)
@@ -339,7 +351,7 @@ def test_a_new_policy_a_new_model_and_a_new_normaliser_do_not_trace_again(counte
     _, units = in_other_units(segment(0))
     for i in range(3):
         policy, normaliser = jnp.array([0.1 * i, 0.5]), (NORMALISER, units)[i % 2]
-        state, imagined, metrics = imagine(state, policy, context(), normaliser, jax.random.key(i))
+        imagined, metrics = imagine(state, policy, context(), normaliser, jax.random.key(i))
         state, _ = update(state, segment(i), normaliser, jax.random.key(i))
     assert traces == {"update": 1, "imagine": 1}
     assert jax.tree.map(jnp.shape, imagined) == Segment((B, H, O), (B, H, A), (B, H), (B, H))
@@ -357,20 +369,19 @@ def telling(monkeypatch):
                 return say(variables["params"], inputs)
 
         monkeypatch.setattr(ensemble, "make_network", lambda *_: Network())
-        model = make_ensemble(CONFIG, SPEC)
 
         @jax.jit(static_argnums=3)
         def imagine(policy_params, context, normaliser, horizon):
-            key = jax.random.key(0)
-            return model.imagine(MEMBERS, policy_apply, policy_params, context, normaliser, key, horizon)
+            model = make_ensemble(dataclasses.replace(CONFIG, horizon=horizon), SPEC)
+            return model.imagine(MEMBERS, Policy(policy_params, policy_apply), context, normaliser, jax.random.key(0))
 
         return lambda *args: jax.device_get(imagine(*args))
 
     return make
 
 
-def sure(mean, terminal_logit) -> Prediction:
-    return Prediction(mean, jnp.full_like(mean, -60.0), terminal_logit)
+def sure(mean, terminal_logit) -> GaussianPrediction:
+    return GaussianPrediction(mean, jnp.full_like(mean, -60.0), terminal_logit)
 
 
 MEMBERS = ensemble.EnsembleState(
@@ -383,7 +394,7 @@ def test_a_rollout_by_hand(telling):
     normalised reward is 2, raw 1.5 + 0.8. The episode ends where the first normalised channel is above 1.5.
 
     The mean action 3 is clipped to 1, so the first raw channel grows by 2 (its deviation), from 1 (its mean) to 3, 5,
-    and ends there (normalised 2 > 1.5): reward 2.3 still, then padding: 5 again, reward 0, terminal 1.
+    and ends there (normalised 2 > 1.5): reward 2.3 still. Behind it states go on, with reward 0 and terminal 1.
     """
 
     def say(member, inputs):
@@ -391,17 +402,17 @@ def test_a_rollout_by_hand(telling):
         return sure(mean, inputs[:, 0] - 1.5)
 
     start = contexts_at(np.array([[1.0, -2.0], [-9.0, 0.0]]), SPEC)
-    after, imagined, metrics = telling(say)(np.float32([3.0, 1e-6]), start, NORMALISER, 5)
-    np.testing.assert_allclose(imagined.observations[0, :, 0], [1, 3, 5, 5, 5], rtol=1e-6)
-    np.testing.assert_allclose(imagined.observations[0, :, 1], [-2, -2.5, -3, -3, -3], rtol=1e-6)
+    imagined, metrics = telling(say)(np.float32([3.0, 1e-6]), start, NORMALISER, 5)
+    np.testing.assert_allclose(imagined.observations[0, :, 0], [1, 3, 5, 7, 9], rtol=1e-6)
+    np.testing.assert_allclose(imagined.observations[0, :, 1], [-2, -2.5, -3, -3.5, -4], rtol=1e-6)
     np.testing.assert_allclose(imagined.rewards[0], [2.3, 2.3, 2.3, 0, 0], rtol=1e-6)
     np.testing.assert_array_equal(imagined.terminals[0], [0, 0, 1, 1, 1])
     np.testing.assert_allclose(imagined.observations[1, :, 0], [-9, -7, -5, -3, -1], rtol=1e-6)
     np.testing.assert_allclose(imagined.rewards[1], 2.3, rtol=1e-6)  # the last state's too
     np.testing.assert_array_equal(imagined.terminals[1], 0)
     np.testing.assert_allclose(imagined.actions, 3.0, rtol=1e-4)  # as sampled
-    assert all_equal(after, MEMBERS) and imagined.rows is None and imagined.observed is None
-    np.testing.assert_allclose(metrics["ensemble/disagreement"], 0.0, atol=1e-6)
+    assert imagined.rows is None and imagined.observed is None
+    np.testing.assert_allclose(metrics["imagination/disagreement"], 0.0, atol=1e-6)
 
 
 def test_every_step_asks_one_of_the_elites_by_chance(telling):
@@ -415,13 +426,13 @@ def test_every_step_asks_one_of_the_elites_by_chance(telling):
         return sure(jnp.stack([nothing + member, nothing, rewards], axis=-1), nothing - 1.0)
 
     unit = NORMALISER.replace(rewards=MeanStd(jnp.zeros(1), jnp.ones(1)))
-    _, imagined, metrics = telling(say)(np.float32([0.0, 1.0]), context(600), unit, 5)
+    imagined, metrics = telling(say)(np.float32([0.0, 1.0]), context(600), unit, 5)
     members, counts = np.unique(np.round(imagined.rewards / 10), return_counts=True)
     np.testing.assert_array_equal(members, [0, 1, 3])
     np.testing.assert_allclose(counts / 3000, 1 / 3, atol=0.03)  # 3 deviations of a share of 1/3 of 3,000
     said = np.round(imagined.rewards / 10)
     assert abs(np.mean(said[:, 0] == said[:, 1]) - 1 / 3) < 0.06  # another draw at every step
-    np.testing.assert_allclose(metrics["ensemble/disagreement"], np.sqrt(14 / 9) / 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["imagination/disagreement"], np.sqrt(14 / 9) / 2, rtol=1e-5)
     # the state follows the member that was asked: deviation 2 per unit
     np.testing.assert_allclose(np.diff(imagined.observations[..., 0], axis=1), 2 * said[:, :-1], atol=1e-4)
 
@@ -431,16 +442,16 @@ def test_draws_have_the_predicted_deviation(telling):
 
     def say(member, inputs):
         mean = jnp.zeros((inputs.shape[0], 3))
-        return Prediction(mean, jnp.full_like(mean, np.log(0.25)), jnp.full(inputs.shape[0], -1.0))
+        return GaussianPrediction(mean, jnp.full_like(mean, np.log(0.25)), jnp.full(inputs.shape[0], -1.0))
 
-    _, imagined, metrics = telling(say)(np.float32([0.0, 1.0]), context(4000), NORMALISER, 2)
+    imagined, metrics = telling(say)(np.float32([0.0, 1.0]), context(4000), NORMALISER, 2)
     change = imagined.observations[:, 1] - imagined.observations[:, 0]
     # the deviation of 4,000 draws is off by 1 / sqrt(8,000) = 1.1 %, and their correlations by 1.6 %
     np.testing.assert_allclose(change.std(0), [1.0, 0.25], rtol=0.04)
     np.testing.assert_allclose(imagined.rewards.std(0), 0.2, rtol=0.04)
     drawn = np.concatenate([change, imagined.rewards, imagined.actions[..., 0]], axis=1)
     assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.07
-    np.testing.assert_allclose(metrics["ensemble/predicted_std"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["imagination/predicted_std"], 0.5, rtol=1e-5)
 
 
 # --- a known system --------------------------------------------------------------------------------------------------
@@ -476,12 +487,13 @@ def episodes(count: int) -> list[Episode]:
 @pytest.fixture(scope="module")
 def fitted():
     """``(fit and imagine as functions of the state, learnt state, untrained state, normaliser)``."""
-    model = make_world_model(CONFIG, SPEC)
-    learnt, normaliser = fit(model, episodes(300), CONFIG, jax.random.key(1), 3_000)
+    config = dataclasses.replace(CONFIG, horizon=2)
+    model = make_world_model(config, SPEC)
+    learnt, normaliser = fit(model, episodes(300), config, jax.random.key(1), 3_000)
 
     @jax.jit
     def jitted(state, policy_params, context, key):
-        return model.imagine(state, policy_apply, policy_params, context, normaliser, key, 2)[1:]
+        return model.imagine(state, Policy(policy_params, policy_apply), context, normaliser, key)
 
     def imagine(*args):
         return jax.device_get(jitted(*args))
@@ -575,9 +587,9 @@ def test_the_members_find_the_noise_and_agree_on_it(fitted):
     doubts, before = (imagine(state, policy, start, jax.random.key(0))[1] for state in (learnt, untrained))
     print("doubts", doubts, before)
     noise = np.sqrt(variances[:2]).mean()
-    np.testing.assert_allclose(doubts["ensemble/predicted_std"], noise, rtol=0.1)
-    assert before["ensemble/predicted_std"] > 2 * noise
-    assert doubts["ensemble/disagreement"] < 0.25 * noise
+    np.testing.assert_allclose(doubts["imagination/predicted_std"], noise, rtol=0.1)
+    assert before["imagination/predicted_std"] > 2 * noise
+    assert doubts["imagination/disagreement"] < 0.25 * noise
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -586,8 +598,9 @@ def test_the_members_find_the_noise_and_agree_on_it(fitted):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_an_ensemble(name):
     config = validate(dataclasses.replace(preset(name, "hopper"), world_model="ensemble"))
-    published = EnsembleConfig(7, 5, 200, 4, 1e-3, 1e-4, 256)
-    assert (config.ensemble == published) == (name not in ("cpu", "smoke"))
+    published = EnsembleConfig(7, 5, 200, 4, 1e-3, 1e-4), 256
+    found = config.ensemble, config.model_training.batch_size
+    assert (found == published) == (name not in ("cpu", "smoke"))
 
 
 @pytest.mark.parametrize(
@@ -596,8 +609,6 @@ def test_presets_hold_an_ensemble(name):
         ({"elites": 8}, "ensemble.elites is 8; allowed: at most ensemble.members (7)"),
         ({"members": 0}, "ensemble.members is 0; allowed: 1 or greater"),
         ({"elites": 0}, "ensemble.elites is 0; allowed: 1 or greater"),
-        ({"heldout_share": 0.0}, "ensemble.heldout_share is 0.0; allowed: between 0 and 1"),
-        ({"heldout_decay": 1.0}, "ensemble.heldout_decay is 1.0; allowed: from 0 to below 1"),
         ({"learning_rate": 0.0}, "ensemble.learning_rate is 0.0; allowed: greater than 0"),
     ],
 )

@@ -9,16 +9,26 @@ import numpy as np
 import pytest
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError, DenoiserConfig, DiffusionConfig, EnvConfig, EnvSpec, GuidanceConfig
+from polygrad_jax.config import (
+    Config,
+    ConfigError,
+    DenoiserConfig,
+    DiffusionConfig,
+    EnvConfig,
+    EnvSpec,
+    GuidanceConfig,
+    ModelTrainingConfig,
+)
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.diffusion.guidance import RULES
-from polygrad_jax.diffusion.schedule import coefficients
-from polygrad_jax.envs import mujoco_state as simulator, tasks as registry
+from polygrad_jax.diffusion.schedule import training_coefficients
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
 from polygrad_jax.envs.collector import Collector, uniform_action
-from polygrad_jax.types import MeanStd, Normaliser, Segment
-from polygrad_jax.data import recordings as fitting
-from polygrad_jax.data.recordings import Episode
+from polygrad_jax.training.fitting import fit
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models.polygrad import imagine_given_actions, make_polygrad
 
 # --- hidden velocities -----------------------------------------------------------------------------------------------
@@ -66,7 +76,7 @@ SPEC = EnvSpec(O, A)
 CONFIG = Config(
     horizon=H,
     diffusion=DiffusionConfig(num_steps=8, sampling_steps=8, tau=0.1),
-    denoiser=DenoiserConfig(width=32, num_blocks=2, batch_size=B, context_length=C),
+    denoiser=DenoiserConfig(width=32, num_blocks=2, context_length=C),
 )
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 3.0])),
@@ -79,6 +89,10 @@ NORMALISER = Normaliser(
 def policy_apply(params, raw_obs):
     mean = jnp.broadcast_to(params, (*raw_obs.shape[:-1], A)) + 0.1 * raw_obs[..., :A]
     return mean, jnp.full_like(mean, 0.3)
+
+
+def policy_of(params) -> Policy:
+    return Policy(params, policy_apply)
 
 
 def segment(key: int, length: int) -> Segment:
@@ -97,7 +111,7 @@ def imagining(rule: str):
     model = make_polygrad(dataclasses.replace(CONFIG, guidance=GuidanceConfig(rule=rule)), SPEC)
 
     def imagine(state, context):
-        return model.imagine(state, policy_apply, jnp.zeros(A), context, NORMALISER, jax.random.key(1), H)[1]
+        return model.imagine(state, policy_of(jnp.zeros(A)), context, NORMALISER, jax.random.key(1))[0]
 
     return jax.jit(model.init)(jax.random.key(0)), jax.jit(imagine)
 
@@ -119,7 +133,7 @@ def test_what_was_observed_stands_and_what_follows_is_returned(rule, monkeypatch
     monkeypatch.setattr(polygrad, "make_denoise", make_spying)
     model = make_polygrad(dataclasses.replace(CONFIG, guidance=GuidanceConfig(rule=rule)), SPEC)
     state, context = imagining("score")[0], segment(3, C)
-    _, imagined, _ = model.imagine(state, policy_apply, jnp.zeros(A), context, NORMALISER, jax.random.key(1), H)
+    imagined, _ = model.imagine(state, policy_of(jnp.zeros(A)), context, NORMALISER, jax.random.key(1))
     assert jax.tree.map(jnp.shape, imagined) == Segment((B, H, O), (B, H, A), (B, H), (B, H))
     np.testing.assert_allclose(imagined.observations[:, 0], context.observations[:, -1], rtol=1e-5, atol=1e-5)
     observations = normalise(context.observations, NORMALISER.observations)
@@ -191,10 +205,9 @@ def test_a_denoiser_sees_actions_as_they_are_executed_if_it_is_told_to(which, st
     model = make_polygrad(config, SPEC)
     state, context = jax.jit(model.init)(jax.random.key(0)), segment(3, states)
     context = context.replace(actions=3.0 * context.actions)
-    given = (policy_apply, jnp.full(A, 0.9), context, NORMALISER, jax.random.key(1), H)
-    _, imagined, _ = model.imagine(state, *given)
+    imagined, _ = model.imagine(state, policy_of(jnp.full(A, 0.9)), context, NORMALISER, jax.random.key(1))
     assert float(jnp.abs(imagined.actions).max()) > 1.3
-    scales = np.asarray(coefficients(8, 8, 0.1).sqrt_alpha_bar)
+    scales = np.asarray(training_coefficients(CONFIG.diffusion).sqrt_alpha_bar)
     furthest = 0.0
     for scaled, step in shown:
         raw = unnormalise(jnp.asarray(scaled / scales[step[0]]), NORMALISER.actions)
@@ -266,22 +279,20 @@ def errors_of(context_length: int) -> tuple[float, float]:
         horizon=3,
         diffusion=DiffusionConfig(num_steps=16, sampling_steps=16),
         guidance=GuidanceConfig(rule="correlated", state_change_clip=0.0),
-        denoiser=DenoiserConfig(
-            width=64, num_blocks=2, batch_size=128, learning_rate=3e-3, context_length=context_length
-        ),
+        denoiser=DenoiserConfig(width=64, num_blocks=2, learning_rate=3e-3, context_length=context_length),
+        model_training=ModelTrainingConfig(batch_size=128),
     )
     configs.validate(config)
     model, episodes = make_polygrad(config, EnvSpec(1, 1)), swinging(0)
-    state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), 1200)
-    replay = fitting.replay_of(fitting.transitions_of(episodes), 2)
+    state, normaliser = fit(model, episodes, config, jax.random.key(0), 1200)
+    replay = replay_of(transitions_of(episodes), 2)
     contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(replay, jax.random.key(1), 2000, context_length)
     truth = np.concatenate([e.observations for e in episodes])[:, 0]
 
     def standard(params, raw_obs):
         return jnp.zeros_like(raw_obs), jnp.ones_like(raw_obs)
 
-    imagine = jax.jit(model.imagine, static_argnums=(1, 6))
-    _, imagined, _ = imagine(state, standard, None, contexts, normaliser, jax.random.key(2), 3)
+    imagined, _ = jax.jit(model.imagine)(state, Policy(None, standard), contexts, normaliser, jax.random.key(2))
     row = np.asarray(contexts.rows)[:, -1]
     middle, start = (row % STEPS > 5) & (row % STEPS < STEPS - 1), row % STEPS == 0
     error = np.square(np.asarray(imagined.observations)[:, 1, 0] - truth[np.minimum(row + 1, len(truth) - 1)])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import traced
 
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, Config, DenoiserConfig, DiffusionConfig, EnvSpec, GuidanceConfig
 from polygrad_jax.diffusion.guidance import RULES
-from polygrad_jax.agents import a2c
-from polygrad_jax.types import MeanStd, Normaliser, Segment
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import polygrad, terminal_classifier
 from polygrad_jax.world_models.polygrad import average, make_polygrad
 
@@ -20,7 +20,7 @@ SPEC = EnvSpec(O, A)
 CONFIG = Config(
     horizon=H,
     diffusion=DiffusionConfig(num_steps=8, sampling_steps=8, tau=0.1),
-    denoiser=DenoiserConfig(width=32, num_blocks=2, batch_size=B, learning_rate=3e-3),
+    denoiser=DenoiserConfig(width=32, num_blocks=2, learning_rate=3e-3),
 )
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 3.0])),
@@ -34,6 +34,10 @@ def policy_apply(params, raw_obs):
     """``params [A]``: the mean, whatever the state; the deviation is 0.3."""
     mean = jnp.broadcast_to(params, (*raw_obs.shape[:-1], A))
     return mean, jnp.full_like(mean, 0.3)
+
+
+def policy_of(params) -> Policy:
+    return Policy(jnp.asarray(params), policy_apply)
 
 
 def segment(key: int, length: int = H) -> Segment:
@@ -58,7 +62,7 @@ def state(model):
 
 @pytest.fixture(scope="module")
 def counted(model):
-    return traced.counted(model, policy_apply, H)
+    return traced.counted(model, policy_apply)
 
 
 def all_equal(a, b) -> bool:
@@ -91,10 +95,10 @@ def test_a_terminal_std_is_used_by_training_and_by_imagination(state):
         config = dataclasses.replace(CONFIG, diffusion=diffusion, guidance=GuidanceConfig(state_change_clip=0.0))
         model = make_polygrad(config, SPEC)
         _, metrics = model.update(state, ended, normaliser, jax.random.key(1))
-        losses[terminal_std] = metrics["denoiser/terminal_loss"]
+        losses[terminal_std] = metrics["world_model/terminal_loss"]
         # A silent network's terminals are the mean. At 0.6 that is over the threshold, whatever they are divided by.
         likely = normaliser.replace(terminals=MeanStd(jnp.full(1, 0.6), jnp.full(1, 0.1)))
-        imagined = model.imagine(state, policy_apply, jnp.zeros(2), segment(0, 1), likely, jax.random.key(0), H)[1]
+        imagined, _ = model.imagine(state, policy_of(jnp.zeros(2)), segment(0, 1), likely, jax.random.key(0))
         np.testing.assert_array_equal(imagined.terminals, 1.0)
     np.testing.assert_allclose(losses[0.0], 100.0, rtol=1e-5)
     np.testing.assert_allclose(losses[1.0], 1.0, rtol=1e-5)
@@ -104,13 +108,13 @@ def test_classified_terminals_are_those_of_the_imagined_steps():
     config = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, terminals="classified"))
     model, diffusing = make_polygrad(config, SPEC), make_polygrad(CONFIG, SPEC)
     state = model.init(jax.random.key(0))
-    arguments = (policy_apply, jnp.zeros(2), segment(0, 1), NORMALISER, jax.random.key(0), H)
-    imagined = model.imagine(state, *arguments)[1]
+    arguments = (policy_of(jnp.zeros(2)), segment(0, 1), NORMALISER, jax.random.key(0))
+    imagined, _ = model.imagine(state, *arguments)
     expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
     np.testing.assert_array_equal(imagined.terminals, expected)
     assert 0.0 < float(expected.mean()) < 1.0  # an untrained network says both
     # nothing else of the trajectory changes, and the denoiser learns as without
-    plain = diffusing.imagine(diffusing.init(jax.random.key(0)), *arguments)[1]
+    plain, _ = diffusing.imagine(diffusing.init(jax.random.key(0)), *arguments)
     np.testing.assert_array_equal(imagined.observations, plain.observations)
     batch = segment(3).replace(terminals=jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (B, 1)))
     after, metrics = model.update(state, batch, NORMALISER, jax.random.key(1))
@@ -118,7 +122,7 @@ def test_classified_terminals_are_those_of_the_imagined_steps():
     assert all_equal(after.params, without.params) and without.classifier is None
     assert not all_equal(after.classifier.params, state.classifier.params)
     np.testing.assert_allclose(
-        metrics["loss/terminal_classifier"], terminal_classifier.loss(state.classifier.params, batch, NORMALISER)
+        metrics["world_model/classifier_loss"], terminal_classifier.loss(state.classifier.params, batch, NORMALISER)
     )
 
 
@@ -142,7 +146,7 @@ def test_classified_terminals_are_those_of_the_imagined_steps():
     ],
 )
 def test_average_by_numbers(updates, expected):
-    ema = average({"w": jnp.ones(2)}, {"w": jnp.full(2, 3.0)}, jnp.int32(updates), DenoiserConfig())
+    ema = average({"w": jnp.ones(2)}, {"w": jnp.full(2, 3.0)}, jnp.int32(updates), DenoiserConfig().ema_decay)
     np.testing.assert_allclose(ema["w"], expected, rtol=1e-6)
 
 
@@ -158,7 +162,7 @@ def test_update_averages_the_parameters_after_its_step(counted, state):
     assert not any(jnp.any(x) for x in jax.tree.leaves(untouched.ema_params))
     jax.tree.map(lambda e, p: np.testing.assert_allclose(e, 0.01 * p, rtol=1e-4), averaged.ema_params, averaged.params)
     assert copied.updates == 1 and averaged.updates == 2001
-    assert copied.log_delta == state.log_delta  # delta is imagine's
+    assert copied.log_delta == state.log_delta  # delta is adapt's
 
 
 def test_update_learns_and_traces_once(counted, state):
@@ -166,7 +170,7 @@ def test_update_learns_and_traces_once(counted, state):
     losses = []
     for i in range(150):
         state, metrics = update(state, segment(i % 3), NORMALISER, jax.random.key(i))
-        losses.append(float(metrics["denoiser/loss"]))
+        losses.append(float(metrics["world_model/loss"]))
     assert np.mean(losses[-30:]) < 0.8 * np.mean(losses[:30])
     assert traces["update"] == 1
 
@@ -185,7 +189,7 @@ def test_a_new_policy_a_new_model_and_a_new_normaliser_do_not_trace_again(counte
     other = NORMALISER.replace(rewards=MeanStd(jnp.array([0.0]), jnp.array([1.0])))
     for i in range(3):
         policy, normaliser = jnp.array([0.1 * i, 0.0]), (NORMALISER, other)[i % 2]
-        state, imagined, metrics = imagine(state, policy, segment(i, 1), normaliser, jax.random.key(i))
+        imagined, metrics = imagine(state, policy, segment(i, 1), normaliser, jax.random.key(i))
         state, _ = update(state, segment(i), NORMALISER, jax.random.key(i))
     assert traces == {"update": 1, "imagine": 1}
     assert jax.tree.map(jnp.shape, imagined) == Segment((B, H, O), (B, H, A), (B, H), (B, H))
@@ -202,7 +206,7 @@ def test_it_starts_in_the_last_state_of_the_context(model, state, length, monkey
 
     monkeypatch.setattr(polygrad, "sample", record)
     context = segment(3, length)
-    model.imagine(state, policy_apply, jnp.zeros(2), context, NORMALISER, jax.random.key(0), H)
+    model.imagine(state, policy_of(jnp.zeros(2)), context, NORMALISER, jax.random.key(0))
     mean, std = (x[None] for x in (NORMALISER.observations.mean, NORMALISER.observations.std))
     assert asked[0].shape == (B, 1, O)
     np.testing.assert_allclose(asked[0][:, 0], (context.observations[:, -1] - mean) / std, rtol=1e-5, atol=1e-6)
@@ -211,13 +215,18 @@ def test_it_starts_in_the_last_state_of_the_context(model, state, length, monkey
 def test_the_first_imagined_observation_is_the_one_given(counted, state):
     _, imagine, _ = counted
     context = segment(3, 1)
-    _, imagined, _ = imagine(state, jnp.zeros(2), context, NORMALISER, jax.random.key(0))
+    imagined, _ = imagine(state, jnp.zeros(2), context, NORMALISER, jax.random.key(0))
     np.testing.assert_allclose(imagined.observations[:, 0], context.observations[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_another_horizon_is_refused(model, state):
-    with pytest.raises(ValueError, match="horizon is 5, but this model was built for 4 states"):
-        model.imagine(state, policy_apply, jnp.zeros(2), segment(0, 1), NORMALISER, jax.random.key(0), 5)
+def test_imagined_terminals_stay(model, state, monkeypatch):
+    """Normalised 9.9 is raw 1: a diffused end at the second state, which goes away again, stays."""
+    traj = jnp.zeros((B, H, O + 2)).at[0, 1, -1].set(9.9)
+    monkeypatch.setattr(polygrad, "sample", lambda *args: (traj, jnp.zeros((B, H, A)), None))
+    imagined, _ = model.imagine(state, policy_of(jnp.zeros(2)), segment(0, 1), NORMALISER, jax.random.key(0))
+    np.testing.assert_array_equal(imagined.terminals[0], [0, 1, 1, 1])
+    assert not imagined.terminals[1:].any()
+    np.testing.assert_allclose(imagined.rewards, 1.5)  # as the official code's: rewards behind an end are what is said
 
 
 def test_actions_go_where_the_policy_is(counted, state):
@@ -225,7 +234,7 @@ def test_actions_go_where_the_policy_is(counted, state):
     _, imagine, _ = counted
     state = state.replace(log_delta=jnp.log(jnp.float32(0.3 * 0.3**2)))
     low, high = (
-        imagine(state, jnp.array(mean), segment(0, 1), NORMALISER, jax.random.key(1))[1].actions
+        imagine(state, jnp.array(mean), segment(0, 1), NORMALISER, jax.random.key(1))[0].actions
         for mean in ([-0.5, 0.4], [0.5, -0.4])
     )
     assert np.all(high[..., 0] > low[..., 0]) and np.all(high[..., 1] < low[..., 1])
@@ -250,10 +259,9 @@ def test_delta_is_adapted_by_the_rules_that_tune_it_only(rule, state, monkeypatc
     config = dataclasses.replace(CONFIG, guidance=GuidanceConfig(rule=rule, delta_lr=0.25))
     model = make_polygrad(config, SPEC)
     np.testing.assert_allclose(jnp.exp(state.log_delta), 0.005, rtol=1e-5)
-    after, _, metrics = model.imagine(
-        state, policy_apply, jnp.zeros(2), segment(0, 1), NORMALISER, jax.random.key(0), H
-    )
-    tunes = rule in {"score", "no_clipping", "state_update", "noisy_states", "posterior_mean", "preconditioned"}
+    _, metrics = model.imagine(state, policy_of(jnp.zeros(2)), segment(0, 1), NORMALISER, jax.random.key(0))
+    after = model.adapt(state, metrics)
+    tunes = rule in {"score", "no_clipping", "state_update", "noisy_states", "posterior_mean"}
     np.testing.assert_allclose(after.log_delta - state.log_delta, 0.25 if tunes else 0.0, rtol=1e-3)
     np.testing.assert_allclose(metrics["guidance/sigma"], 2.0, rtol=1e-4)
     np.testing.assert_allclose(metrics["guidance/delta"], 0.005, rtol=1e-5)  # the one that was used
@@ -272,10 +280,7 @@ def test_imagination_in_bfloat16_is_near_that_in_float32(state):
         model = make_polygrad(dataclasses.replace(CONFIG, precision=precision), SPEC)
         policy = a2c.make_policy_apply(SPEC, A2CConfig(hidden_size=32), precision)
 
-        def imagine(state, params, *rest):
-            return model.imagine(state, policy, params, *rest, H)[1]
-
-        return jax.jit(imagine)(state, params, segment(0, 1), NORMALISER, jax.random.key(1))
+        return jax.jit(model.imagine)(state, Policy(params, policy), segment(0, 1), NORMALISER, jax.random.key(1))[0]
 
     exact, near = imagined("float32"), imagined("bfloat16")
     errors = {}

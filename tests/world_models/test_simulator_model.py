@@ -12,14 +12,15 @@ import pytest
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
+from polygrad_jax.analysis.opened_run import open_run
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
-from polygrad_jax.envs import collector as stepping, mujoco_state as simulator, tasks as registry
-from polygrad_jax.analysis import opened_run as finished_run
-from polygrad_jax.training import loop
+from polygrad_jax.envs import collector as stepping
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
+from polygrad_jax.envs.prediction_error import simulator_errors
 from polygrad_jax.runs.checkpoints import Checkpoints
-from polygrad_jax.training.evaluating import simulator_errors
-from polygrad_jax.training.simulator_host import MuJoCoHost, host_for
-from polygrad_jax.types import Segment
+from polygrad_jax.training import loop
+from polygrad_jax.types import Policy, Segment
 from polygrad_jax.world_models import simulator as world
 from polygrad_jax.world_models.model_table import make_world_model
 
@@ -96,17 +97,17 @@ def imagined():
     """32 Hopper trajectories of 60 states from states 0, 7, 14, ... of 224 that were walked through."""
     states, observations = walked("hopper", 224)
     spec, rows = EnvSpec(11, 3), np.arange(0, 224, 7, dtype=np.int32)
-    config = dataclasses.replace(configs.smoke("hopper"), world_model="simulator")
-    model = make_world_model(config, spec, MuJoCoHost(config.env, states.shape[1], lambda rows: states[rows]))
+    config = dataclasses.replace(configs.smoke("hopper"), world_model="simulator", horizon=60)
+    model = make_world_model(config, spec, lambda rows: states[rows])
     # Two states of context, of which only the last counts.
     pairs = np.stack([np.maximum(rows - 1, 0), rows], axis=1)
     context = Segment(
         jnp.asarray(observations[pairs]), jnp.zeros((32, 2, 3)), jnp.zeros((32, 2)), jnp.zeros((32, 2)), pairs
     )
-    imagine = jax.jit(model.imagine, static_argnums=(1, 6))
-    given = (model.init(jax.random.key(9)), policy, jnp.float32(0.3), context, None)
-    first = jax.device_get(imagine(*given, jax.random.key(1), 60)[1])
-    again = jax.device_get(imagine(*given, jax.random.key(1), 60)[1])
+    imagine = jax.jit(model.imagine)
+    given = (model.init(jax.random.key(9)), Policy(jnp.float32(0.3), policy), context, None)
+    first = jax.device_get(imagine(*given, jax.random.key(1))[0])
+    again = jax.device_get(imagine(*given, jax.random.key(1))[0])
     return model, states[rows], first, again
 
 
@@ -114,7 +115,8 @@ def test_imagining_is_the_closed_loop_bit_for_bit(imagined):
     """Under the same draws: its actions, executed by ``close_loop``, lead through the same observations, and at those
     the policy and the draws give these actions."""
     _, states, ours, _ = imagined
-    noise = np.asarray(jax.random.normal(jax.random.key(1), (60, 32, 3)))
+    action_keys = jax.vmap(jax.random.split)(jax.random.split(jax.random.key(1), 60))[:, 0]
+    noise = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (32, 3)))(action_keys))
 
     def act(k, raw_obs):
         mean, std = jax.device_get(policy(jnp.float32(0.3), jnp.asarray(raw_obs, jnp.float32)))
@@ -162,15 +164,23 @@ def test_updating_learns_nothing(imagined):
     assert model.update((), None, None, None) == ((), {})
 
 
-def test_contexts_without_rows_and_models_without_a_host_are_refused(imagined):
+def test_contexts_without_rows_are_refused(imagined):
     model = imagined[0]
     context = Segment(jnp.zeros((1, 1, 11)), jnp.zeros((1, 1, 3)), jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     with pytest.raises(ConfigError, match="contexts have no rows"):
-        model.imagine((), policy, 0.0, context, None, jax.random.key(0), 3)
-    config = dataclasses.replace(configs.smoke("hopper"), world_model="simulator")
-    with pytest.raises(ConfigError, match="world_model is simulator, which needs"):
-        make_world_model(config, EnvSpec(11, 3))
-    assert host_for(configs.smoke("hopper")) is None
+        model.imagine((), Policy(0.0, policy), context, None, jax.random.key(0))
+
+
+def test_without_states_of_its_own_it_begins_where_an_episode_does():
+    host = world.host_for(EnvConfig("hopper"))
+    env = registry.make(EnvConfig("hopper"))
+    env.reset(seed=0)
+    first = simulator.read_state(env)
+    env.close()
+    assert host.state_size == len(first)
+    np.testing.assert_array_equal(host.states_at(np.array([0, 7, 7])), np.tile(first, (3, 1)))
+    with pytest.raises(ConfigError, match="MuJoCo"):
+        world.host_for(EnvConfig("Pendulum-v1"))
 
 
 def test_a_task_without_mujoco_is_refused_in_one_line(capsys, tmp_path):
@@ -187,24 +197,18 @@ def test_a_task_without_mujoco_is_refused_in_one_line(capsys, tmp_path):
 
 
 def tiny(total_env_steps):
-    base = configs.smoke("inverted_pendulum")
     fields = {
-        "prefill_env_steps": 300,
-        "denoiser_warmup_env_steps": 8,
-        "replay_capacity": 404,  # so that it overflows: prefill and ten horizons, and a little
-        "total_env_steps": total_env_steps,
-        "eval_every_env_steps": 40,
-        "checkpoint_every_env_steps": 50,
-        "log_every_env_steps": 20,
+        "world_model": "simulator",
+        "model_training.warmup_env_steps": 8,
+        "a2c.trajectories": 64,
+        "loop.prefill_env_steps": 300,
+        "loop.replay_capacity": 404,  # so that it overflows: prefill and ten horizons, and a little
+        "loop.total_env_steps": total_env_steps,
+        "loop.eval_every_env_steps": 40,
+        "loop.checkpoint_every_env_steps": 50,
+        "loop.log_every_env_steps": 20,
     }
-    return configs.validate(
-        dataclasses.replace(
-            base,
-            world_model="simulator",
-            loop=dataclasses.replace(base.loop, **fields),
-            a2c=dataclasses.replace(base.a2c, trajectories=64),
-        )
-    )
+    return configs.validate(configs.override(configs.smoke("inverted_pendulum"), fields))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +227,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(runs):
     for name in ("whole", "killed"):
         checkpoints = Checkpoints(runs / name / "checkpoints", read_only=True)
         assert checkpoints.steps()[-1] == 440
-        arrays[name], _ = checkpoints._read(440)
+        arrays[name] = checkpoints.read(440).arrays
         checkpoints.close()
     assert arrays["whole"].keys() == arrays["killed"].keys()
     for name, array in arrays["whole"].items():
@@ -238,9 +242,9 @@ def test_a_run_with_it_measures_no_error_and_is_opened_again(runs):
     assert len(errors) == 10 and max(errors.values()) < 1e-12
     with open(runs / "whole" / "eval.csv", newline="") as file:
         assert float(list(csv.DictReader(file))[-1]["return_mean"]) > 0
-    run = finished_run.open_finished(runs / "whole")
+    run = open_run(runs / "whole")
     contexts = run.contexts(40, jax.random.key(0))
-    segment = jax.device_get(finished_run.imagine(run, contexts, jax.random.key(1)))
+    segment = jax.device_get(run.imagine(contexts, jax.random.key(1)))
     assert max(simulator_errors(run.config.env, segment, run.simulator_states(contexts)).values()) < 1e-12
-    best = finished_run.open_finished(runs / "whole", which="best")
+    best = open_run(runs / "whole", which="best")
     assert jax.tree.leaves(best.model_state) == []

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from experiments.harness import gradient_error
+from polygrad_jax.agents import a2c
 from polygrad_jax.config import A2CConfig, EnvConfig, EnvSpec
 from polygrad_jax.data.normaliser import unnormalise
-from polygrad_jax.envs import collector as stepping, mujoco_state as simulator, tasks as registry
-from polygrad_jax.agents import a2c
-from experiments.harness import gradient_error
+from polygrad_jax.envs import collector as stepping
+from polygrad_jax.envs import mujoco_state as simulator
+from polygrad_jax.envs import tasks as registry
 from polygrad_jax.types import MeanStd, Normaliser, Segment
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.terminal_classifier import ClassifierState

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import traced
 
 from polygrad_jax.config import Config, ConfigError, DiffusionConfig, EnvSpec, TransformerConfig, paper, validate
-from polygrad_jax.types import MeanStd, Normaliser, Segment
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.transformer import make_network, make_transformer, pair, prediction_loss
 
 B, O, A, C, H = 4, 3, 2, 15, 30  # noqa: E741  (the letters of the docstrings)
 SPEC = EnvSpec(O, A)
 SIZE = TransformerConfig(token_dim=16, num_heads=2, num_blocks=2, learning_rate=1e-2, batch_size=B)
-CONFIG = Config(transformer=SIZE)
+CONFIG = Config(horizon=H, transformer=SIZE)
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 3.0])),
     actions=MeanStd(jnp.array([0.1, -0.3]), jnp.array([0.6, 0.8])),
@@ -47,17 +48,9 @@ def all_equal(a, b) -> bool:
 @pytest.fixture(scope="module")
 def counted():
     """The model's functions as a loop would jit them, and how often each was traced."""
-    model, traces = make_transformer(CONFIG, SPEC), {"update": 0, "imagine": 0}
-
-    def update(*args):
-        traces["update"] += 1
-        return model.update(*args)
-
-    def imagine(state, params, context, normaliser, key):
-        traces["imagine"] += 1
-        return model.imagine(state, policy_apply, params, context, normaliser, key, H)[1]
-
-    return model, jax.jit(update), jax.jit(imagine), traces
+    model = make_transformer(CONFIG, SPEC)
+    update, imagine, traces = traced.counted(model, policy_apply)
+    return model, update, lambda *given: imagine(*given)[0], traces
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +170,7 @@ def test_a_new_policy_and_a_new_normaliser_do_not_trace_again(counted, state):
 def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
     config = dataclasses.replace(
         CONFIG,
+        horizon=3,
         diffusion=DiffusionConfig(terminals="classified"),
         transformer=dataclasses.replace(SIZE, context_length=1, num_blocks=1),
     )
@@ -188,7 +182,8 @@ def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
     @jax.jit
     def run():
         state = model.init(jax.random.key(1))
-        imagined = model.imagine(state, policy_apply, jnp.ones(A), context, NORMALISER, jax.random.key(0), 3)[1]
+        policy = Policy(jnp.ones(A), policy_apply)
+        imagined, _ = model.imagine(state, policy, context, NORMALISER, jax.random.key(0))
         expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
         after, metrics = model.update(state, batch, NORMALISER, jax.random.key(0))
         learnt = terminal_classifier.update(state.classifier, batch, NORMALISER)[0]
@@ -198,7 +193,7 @@ def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
     np.testing.assert_array_equal(terminals, expected)
     assert 0.0 < expected[:, 0].mean() < 1.0
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), ours, learnt)
-    assert "loss/terminal_classifier" in metrics
+    assert "world_model/classifier_loss" in metrics
 
 
 # --- what it is taught -----------------------------------------------------------------------------------------------
@@ -221,7 +216,7 @@ def test_the_loss_by_hand():
     loss, metrics = loss_of(ended)
     names = ("observation", "reward", "terminal")
     np.testing.assert_allclose(loss, 7 / 5, rtol=1e-6)
-    np.testing.assert_allclose([metrics[f"transformer/{x}_loss"] for x in names], [4.0, 1.0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose([metrics[f"world_model/{x}_loss"] for x in names], [4.0, 1.0, 0.5], rtol=1e-6)
 
 
 def test_padding_teaches_nothing(counted, state):
@@ -261,7 +256,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 # --- a known system --------------------------------------------------------------------------------------------------
 
-FIT = Config(transformer=TransformerConfig(3, 32, 2, 2, learning_rate=3e-3, batch_size=64))
+FIT = Config(horizon=2, transformer=TransformerConfig(3, 32, 2, 2, learning_rate=3e-3, batch_size=64))
 UNIT = MeanStd(jnp.zeros(1), jnp.ones(1))
 
 
@@ -307,7 +302,7 @@ def test_the_mean_of_a_known_system_is_recovered_from_its_history():
     @jax.jit
     def imagine(state, observed):
         context = fresh.replace(observed=observed)
-        return model.imagine(state, policy, jnp.float32(0.7), context, normaliser, jax.random.key(0), 2)[1]
+        return model.imagine(state, Policy(jnp.float32(0.7), policy), context, normaliser, jax.random.key(0))[0]
 
     s, before = fresh.observations[:, 2, 0], fresh.observations[:, 1, 0]
     change = 0.2 * s - 0.6 * before + 0.35
