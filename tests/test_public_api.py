@@ -19,7 +19,8 @@ def test_importing_the_package_imports_neither_jax_nor_any_other_library():
         "polygrad_jax.preset('cpu', 'hopper')\n"
         "print('jax' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert (done.stdout.splitlines(), done.stderr) == (["['polygrad_jax']", "False"], "")
 
 

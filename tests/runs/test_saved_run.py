@@ -84,11 +84,11 @@ def test_what_is_missing_is_one_line(tmp_path):
 def test_resuming_another_format_version_is_refused_before_anything_is_loaded(folder, tmp_path, version):
     old = tmp_path / "old"
     shutil.copytree(folder, old)
-    config = read_saved(old).config
-    assert RunFolder(old).check(config, {}) == []
+    config, environment = read_saved(old).config, RunFolder(old).saved_environment()
+    assert RunFolder(old).check(config, environment) == []
     host = old / "checkpoints" / str(RunFolder(old).newest_step()) / "host" / "metadata"
     host.write_text(json.dumps(json.loads(host.read_text()) | {"format_version": version}))
     with pytest.raises(ConfigError, match=f"has format version {version}") as refused:
-        RunFolder(old).check(config, {})
+        RunFolder(old).check(config, environment)
     assert ("polygrad evaluate" in str(refused.value)) == (version in run_folder.LOOKED_AT_VERSIONS)
     assert "\n" not in str(refused.value)
