@@ -24,10 +24,10 @@ from polygrad_jax.analysis.opened_run import open_run, open_trained
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.mujoco_state import replay_actions
+from polygrad_jax.runs import recorded_data
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
 from polygrad_jax.runs.console import Progress
 from polygrad_jax.runs.metrics_log import event_files, read_rows
-from polygrad_jax.runs import recorded_data
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.training import fitting, loop
 from polygrad_jax.training.fitting import Judge, Progressing, Schedule, Training
@@ -52,7 +52,8 @@ def drifting(learning_rate, adapts=True, window=4):
             change = (segment.observations[:, 1:] - segment.observations[:, :-1]).mean(axis=(0, 1))
             # A little noise, so that what is drawn matters.
             error = change - state.change + 1e-3 * jax.random.normal(key, change.shape)
-            return state.replace(change=state.change + learning_rate * error), {"world_model/loss": jnp.square(error).sum()}
+            loss = {"world_model/loss": jnp.square(error).sum()}
+            return state.replace(change=state.change + learning_rate * error), loss
 
         def imagine(state, policy, context, normaliser, key):
             steps = jnp.arange(config.horizon, dtype=jnp.float32)[None, :, None]

@@ -77,7 +77,8 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     best = load_npz(tmp_path / "run" / "best.npz")
     assert max(float(e["return_mean"]) for e in evaluations) == pytest.approx(host["counters"]["best_return"])
     assert best["agent"]["actor"]["log_std"].shape == (3,)
-    assert not [name for part in ("agent", "world_model") for name in best[part] if name.endswith(("adam", "optimiser"))]
+    kept = [*best["agent"], *best["world_model"]]
+    assert not [name for name in kept if name.endswith(("adam", "optimiser"))]
     # the error of imagined trajectories is there for every horizon, and it grows
     errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
     assert errors[-1] > errors[0] > 0
