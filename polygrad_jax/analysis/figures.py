@@ -259,13 +259,14 @@ def _named(ax: Axes) -> list[Any]:
 
 
 def _scale(ax: Axes) -> None:
-    """A logarithmic y-axis; where values are not all positive, one that is linear around 0."""
+    """Choose the y-axis: logarithmic where values span more than a factor of 2; linear around 0 where some are not
+    positive."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.get_lines()] or [np.ones(1)])
     values = values[np.isfinite(values)]
-    if (values > 0).all():
-        _logarithmic(ax)
-    else:
+    if not (values > 0).all():
         ax.set_yscale("symlog", linthresh=max(float(np.quantile(np.abs(values), 0.1)), 1e-6))
+    elif len(values) and values.max() > 2 * values.min():
+        _logarithmic(ax)
 
 
 def _draw_model(ax: Axes, rows: Sequence[Mapping[str, Any]], step: str) -> None:
