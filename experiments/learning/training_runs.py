@@ -34,6 +34,7 @@ import json
 import re
 import shlex
 from functools import partial
+from typing import Any
 
 import numpy as np
 
