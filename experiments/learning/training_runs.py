@@ -35,6 +35,7 @@ import json
 import re
 import shlex
 from functools import partial
+from typing import Any
 
 import numpy as np
 
