@@ -48,12 +48,12 @@ _FIELDS = {
     "a2c.actor_ema": 0.9,
 }
 
-# Terminals as frequent as this make untrained models that diffuse them imagine ends, though not at once.
+# With a mean of 0.5, untrained models that predict terminals imagine some, whatever small numbers they say.
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([0.1, 0.0, -0.1, 0.0]), jnp.array([1.0, 0.5, 2.0, 1.0])),
     actions=MeanStd(jnp.zeros(1), jnp.full(1, 0.6)),
     rewards=MeanStd(jnp.full(1, 0.5), jnp.full(1, 0.8)),
-    terminals=MeanStd(jnp.full(1, 0.2), jnp.full(1, 0.4)),
+    terminals=MeanStd(jnp.full(1, 0.5), jnp.full(1, 0.4)),
 )
 OTHER_NORMALISER = jax.tree.map(lambda x: 1.1 * x, NORMALISER)
 

@@ -44,7 +44,6 @@ def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> 
     the simulator goes on past termination (paper, Appendix C.1), and what learns from a segment weighs them with 0.
     The metrics of ``predict`` are averaged over the steps up to each trajectory's end.
     """
-
     chex.assert_rank(start.observations, 2, custom_message="start.observations")
     batch = start.observations.shape[:1]
 
@@ -57,7 +56,7 @@ def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> 
         chex.assert_shape(following.observations, now.observations.shape, custom_message="predicted observations")
         outcome = [following.rewards, following.terminals, *metrics.values()]
         chex.assert_shape(outcome, batch, custom_message="predicted rewards, terminals, metrics")
-        # Not times (1 - terminal): a reward that is not finite must be seen.
+        # Not times (1 - terminal): 0 times a reward that is not finite is not 0.
         rewards = jnp.where(now.terminals > 0, jnp.zeros_like(following.rewards), following.rewards)
         terminals = jnp.maximum(now.terminals, following.terminals)
         taken = Segment(now.observations, actions, rewards, terminals)

@@ -68,7 +68,7 @@ def test_it_begins_in_the_last_observation_of_the_context(tried):
 
 
 def test_actions_are_the_policys(tried):
-    """Two policies, the same draws: as many times more actions are higher where the mean is higher as not."""
+    """Two policies, the same draws: actions differ as the means do."""
     low, high = (tried.imagine(gain=gain)[0] for gain in (-1.0, 1.0))
     lean = np.tanh(np.asarray(low.observations[:, 0, :A]))
     # PolyGRAD follows its policy by a small delta only, all others are asked for each action.
