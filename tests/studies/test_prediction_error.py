@@ -143,7 +143,7 @@ def test_only_what_is_guided_has_variants():
     rules = compared_models.RULES
     found = {name: varied.guidance.rule for name, varied in variants(config, rules).items()}
     assert found == {"score": "score", "relaxed": "correlated"}
-    assert list(variants(configs.replace(config, world_model="ensemble"), rules)) == [""]
+    assert list(variants(dataclasses.replace(config, world_model="ensemble"), rules)) == [""]
 
 
 @pytest.mark.parametrize("label", MODELS)
