@@ -35,7 +35,6 @@ import json
 import re
 import shlex
 from functools import partial
-from typing import Any
 
 import numpy as np
 
