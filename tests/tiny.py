@@ -25,6 +25,7 @@ _FIELDS = {
     "guidance.state_change_clip": 0.0,
     "denoiser.width": 16,
     "denoiser.num_blocks": 1,
+    "denoiser.context_length": 2,
     "denoiser.learning_rate": 1e-2,
     "transformer.context_length": 3,
     "transformer.token_dim": 8,

@@ -135,6 +135,7 @@ def _read_best(folder: Path) -> tuple[int, dict[str, Any]]:
     tree = load_npz(path)
     env_steps = int(tree.pop("env_steps", tree.pop("updates", 0)))
     tree.pop("five_step_error", None)
+    tree.setdefault("world_model", {})  # the simulator's state has no arrays
     if "actor" in tree:
         tree["agent"] = {"actor": tree.pop("actor")}
     return env_steps, tree
