@@ -188,7 +188,7 @@ def update(
             imagined.rewards, values, imagined.continues, config.gamma, RETURN_LAMBDA
         )
         weights = step_weights(real, imagined.continues, config.gamma)
-        low, high = average_percentiles(state, returns, real, config)
+        low, high = average_percentiles(state, returns, real)
         advantages = (returns - values[:-1]) / jnp.maximum(high - low, LEAST_SCALE)
 
         imagined_only = lax.stop_gradient(imagined)
@@ -206,7 +206,7 @@ def update(
     actor, actor_optimiser, actor_norm = _step(gradients, state.actor, state.actor_optimiser, config)
 
     def loss_of_critic(params: Params) -> Array:
-        return critic_loss(params, state.slow_critic, critic, imagined.features[:-1], returns, weights, real, config)
+        return critic_loss(params, state.slow_critic, critic, imagined.features[:-1], returns, weights, real)
 
     value, gradients = jax.value_and_grad(loss_of_critic)(state.critic)
     new_critic, critic_optimiser, critic_norm = _step(gradients, state.critic, state.critic_optimiser, config)
@@ -289,9 +289,7 @@ def percentile(x: Array, counts: Array, percent: float) -> Array:
     return low + (place - below) * (high - low)
 
 
-def average_percentiles(
-    state: LatentPolicyState, returns: Array, real: Array, config: DreamerAgentConfig
-) -> tuple[Array, Array]:
+def average_percentiles(state: LatentPolicyState, returns: Array, real: Array) -> tuple[Array, Array]:
     """Update the averages of the low and high percentile by ``returns [T, B]``; both start at 0, uncorrected."""
     returns = lax.stop_gradient(returns)
     counts = jnp.broadcast_to(real[None], returns.shape).reshape(-1)
@@ -312,7 +310,6 @@ def critic_loss(
     returns: Array,
     weights: Array,
     real: Array,
-    config: DreamerAgentConfig,
 ) -> Array:
     """Compute the cross-entropy towards two-hot ``returns [T, B]`` and towards the values of the averaged critic."""
     log_probs = jax.nn.log_softmax(critic(params, read))

@@ -167,7 +167,8 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
 
     def finish(model_state: Any, policy: PolicyPart, model_metrics: Metrics) -> tuple[Any, Output]:
         # 9: delta was measured under the policy that guided, and is used from the next imagination on.
-        model_state = world_model.adapt(model_state, policy.aux)
+        if agent.trajectories:  # an agent that imagines for itself measures nothing for the model
+            model_state = world_model.adapt(model_state, policy.aux)
         acting = agent.acting(policy.agent, model_state)
         return model_state, _report(acting, policy.metrics | model_metrics, policy.finite)
 

@@ -393,23 +393,22 @@ def test_the_scale_of_returns_by_numbers():
     config = DreamerAgentConfig(units=4)
     state = learner.init(jax.random.key(0), 2, 1, config)
     returns = jnp.arange(101.0)[None]
-    low, high = learner.average_percentiles(state, returns, jnp.ones(101), config)
+    low, high = learner.average_percentiles(state, returns, jnp.ones(101))
     np.testing.assert_allclose([low, high], [0.05, 0.95], rtol=1e-5)
     state = state.replace(low_return=low, high_return=high)
-    found = learner.average_percentiles(state, returns, jnp.ones(101), config)
+    found = learner.average_percentiles(state, returns, jnp.ones(101))
     np.testing.assert_allclose(found, [0.0995, 1.8905], rtol=1e-5)
 
 
 def test_the_critic_is_drawn_to_its_returns_and_to_its_average(monkeypatch):
     """Three bins; it says (1/2, 1/4, 1/4), its average the last bin. Return 0: -ln(1/2) - ln(1/4) = 3 ln 2."""
     monkeypatch.setattr(learner, "BINS", 3)
-    config = DreamerAgentConfig()
     says = {"now": jnp.log(jnp.array([0.25, 0.5, 0.25])), "slow": jnp.array([-1e3, -1e3, 1e3])}
 
     def critic(which, read):
         return jnp.broadcast_to(says[which][None, None], (*read.shape[:-1], 3))
 
-    arguments = (critic, jnp.zeros((1, 2, 4)), jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones(2), config)
+    arguments = (critic, jnp.zeros((1, 2, 4)), jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones(2))
     np.testing.assert_allclose(learner.critic_loss("now", "slow", *arguments), 3 * np.log(2), rtol=1e-5)
 
 
