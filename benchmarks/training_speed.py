@@ -96,7 +96,7 @@ def time_steps(
     held: dict[str, Any] = {"state": state}
 
     def once() -> Any:
-        held["state"], held["output"] = compiled.learn(held["state"], chunk)
+        held["state"], held["output"] = compiled.step(held["state"], chunk)
         return held
 
     once()

@@ -44,9 +44,11 @@ from polygrad_jax.training.evaluating import (
 from polygrad_jax.training.step import (
     FINITE_OUTPUTS,
     FINITE_STATES,
+    Compiled,
     NonFiniteError,
     Output,
     Steps,
+    compile_init,
     compile_learn,
     compile_warmup,
     make_steps,
@@ -135,7 +137,7 @@ def train(config: Config, folder: Path | str) -> Result:
     run = begin(config, Path(folder))
     try:
         steps = make_steps(config, run.spec, run.world_model, run.agent)
-        state = jax.jit(steps.init)()
+        state = compile_init(steps)
         programs = Programs(steps, config, state, run.spec)
         with StopOnSignal() as stop, contextlib.closing(programs):
             insert = compile_insert(steps, state, run.spec)
@@ -193,7 +195,7 @@ def require_windows(run: Run, state: TrainState) -> None:
 
 
 class Programs:
-    """The compiled steps. Other threads compile them while this one fills the replay or reads it from the disk."""
+    """The compiled steps. Another thread compiles them while this one fills the replay or reads it from the disk."""
 
     def __init__(self, steps: Steps, config: Config, state: TrainState, spec: EnvSpec):
         """Begin to compile; only shapes and dtypes of ``state`` matter."""
@@ -202,9 +204,14 @@ class Programs:
         self._began = self._ended = time.perf_counter()
         self.waited = 0.0
         """Seconds in which the loop had nothing else to do."""
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="compiling")
-        self._warmup = self._pool.submit(self._timed, compile_warmup, steps, like, chunk)
-        self._learn = self._pool.submit(self._timed, compile_learn, steps, like, chunk, config.loop.side_by_side)
+        # One thread: XLA compiles one program at a time on a CPU, and what is needed first comes first.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
+        shared = config.loop.side_by_side
+        self._warmup = self._pool.submit(self._timed, compile_warmup, steps, like, chunk, shared)
+        self._learn = self._pool.submit(self._timed, self._compile_learn, steps, like, chunk, shared)
+
+    def _compile_learn(self, steps: Steps, like: TrainState, chunk: Transitions, side_by_side: bool) -> Compiled:
+        return compile_learn(steps, like, chunk, side_by_side, self._warmup.result())
 
     def _timed(self, compile_step: Callable[..., Any], *given: Any) -> Any:
         program = compile_step(*given)
@@ -213,11 +220,11 @@ class Programs:
 
     def warmup(self, state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         """Take a step in which only the world model learns."""
-        return self._wait(self._warmup)(state, chunk)
+        return self._wait(self._warmup).step(state, chunk)
 
     def learn(self, state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         """Take a whole step."""
-        return self._wait(self._learn).learn(state, chunk)
+        return self._wait(self._learn).step(state, chunk)
 
     @property
     def seconds(self) -> float:

@@ -87,7 +87,7 @@ class Steps(NamedTuple):
     improve_policy: Callable[[TrainState], PolicyPart]
     improve_model: Callable[[TrainState], ModelPart]
     finish: Callable[[Any, PolicyPart, Metrics], tuple[Any, Output]]  # (model_state, policy, metrics of the model)
-    warmup: Step  # only the world model learns
+    report_warmup: Callable[[TrainState, Metrics], Output]  # of a step in which the world model alone improves
     learn: Step  # insert, then both improve, then finish
     finite: Callable[[TrainState], Array]  # bool, one per name in FINITE_STATES
 
@@ -172,11 +172,8 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
         acting = agent.acting(policy.agent, model_state)
         return model_state, _report(acting, policy.metrics | model_metrics, policy.finite)
 
-    def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
-        state = insert(state, chunk)
-        model = improve_model(state)
-        state = state.replace(world_model=model.world_model, model_updates=model.model_updates)
-        return state, _report(agent.acting(state.agent, state.world_model), model.metrics, jnp.bool_(True))
+    def report_warmup(state: TrainState, model_metrics: Metrics) -> Output:
+        return _report(agent.acting(state.agent, state.world_model), model_metrics, jnp.bool_(True))
 
     def learn(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
         state = insert(state, chunk)  # 5
@@ -189,7 +186,7 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
         return jnp.stack([all_finite(state.world_model), all_finite(state.agent)])
 
     init = make_init(config, spec, world_model, agent)
-    return Steps(init, insert, improve_policy, improve_model, finish, warmup, learn, finite)
+    return Steps(init, insert, improve_policy, improve_model, finish, report_warmup, learn, finite)
 
 
 def join(state: TrainState, policy: PolicyPart, model: ModelPart, model_state: Any) -> TrainState:
@@ -217,47 +214,74 @@ def _report(acting: Params, metrics: Metrics, imagined_finite: Array) -> Output:
 
 
 class Compiled(NamedTuple):
-    """The step as the loop calls it; ``programs`` are the executables behind it, for measuring them."""
+    """A step as the loop calls it; ``programs`` are the executables behind it, for measuring them."""
 
-    learn: Step
+    step: Step
     programs: list[Any]
 
 
-def compile_warmup(steps: Steps, state: TrainState, chunk: Transitions) -> Step:
-    """Compile the step in which only the world model learns; ``state`` is donated whenever it is called."""
-    return jax.jit(steps.warmup, donate_argnums=0).lower(state, chunk).compile()
+class Warmup(NamedTuple):
+    """The step in which the world model alone learns, and the parts of it that the whole step shares."""
+
+    step: Step
+    insert: Any
+    improve_model: Any
+    model_like: ModelPart  # shapes and dtypes
 
 
-def compile_learn(steps: Steps, state: TrainState, chunk: Transitions, side_by_side: bool) -> Compiled:
+def compile_init(steps: Steps) -> TrainState:
+    """Make the state of a run; the program runs once, so that it is hardly optimised (10 s of compiling become 3)."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(steps.init).lower().compile(compiler_options=options)()
+
+
+def compile_warmup(steps: Steps, state: TrainState, chunk: Transitions, side_by_side: bool) -> Warmup:
+    """Compile the step in which only the world model learns; ``state`` is donated whenever it is called.
+
+    Only shapes and dtypes of ``state`` and ``chunk`` matter here. With ``side_by_side`` its parts are compiled for a
+    core of their own, as :func:`compile_learn` wants them.
+    """
+    options = _one_core_each() if side_by_side else {}
+    insert = jax.jit(steps.insert, donate_argnums=0).lower(state, chunk).compile(compiler_options=options)
+    lowered = jax.jit(steps.improve_model).lower(state)
+    improve_model, model_like = lowered.compile(compiler_options=options), lowered.out_info
+    report = jax.jit(steps.report_warmup).lower(state, model_like.metrics).compile()
+
+    def warmup(state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
+        state = insert(state, chunk)
+        model = improve_model(state)
+        state = state.replace(world_model=model.world_model, model_updates=model.model_updates)
+        return state, report(state, model.metrics)
+
+    return Warmup(warmup, insert, improve_model, model_like)
+
+
+def compile_learn(
+    steps: Steps, state: TrainState, chunk: Transitions, side_by_side: bool, warmup: Warmup | None = None
+) -> Compiled:
     """Compile ``steps.learn`` as one program, or as two that run at the same time (``loop.side_by_side``).
 
-    Only shapes and dtypes of ``state`` and ``chunk`` matter here. Side by side, the numbers are those of the one
-    program but for rounding.
+    Side by side, the numbers are those of the one program but for rounding. ``warmup`` brings the parts that are
+    compiled already.
     """
     if side_by_side:
-        return _side_by_side(steps, state, chunk)
+        return _side_by_side(steps, state, warmup or compile_warmup(steps, state, chunk, side_by_side))
     learn = jax.jit(steps.learn, donate_argnums=0).lower(state, chunk).compile()
     return Compiled(learn, [learn])
 
 
-def _side_by_side(steps: Steps, state: TrainState, chunk: Transitions) -> Compiled:
-    """Compile the policy's update and the world model's apart, each for a core of its own.
+def _side_by_side(steps: Steps, state: TrainState, warmup: Warmup) -> Compiled:
+    """Compile the policy's update apart from the world model's, each for a core of its own.
 
     Small matrix products do not fill several cores: sharing each among them costs more than it saves, and XLA runs the
     independent loops of one program one after another. Both updates begin from one state and need nothing of each
     other.
     """
-
-    def lowered(function: Callable[..., Any], *example: Any, donated: tuple[int, ...] = ()) -> Any:
-        return jax.jit(function, donate_argnums=donated).lower(*example)
-
-    first = [lowered(steps.insert, state, chunk, donated=(0,)), lowered(steps.improve_policy, state)]
-    first.append(lowered(steps.improve_model, state))
-    policy_like, model_like = first[1].out_info, first[2].out_info
-    last = lowered(steps.finish, model_like.world_model, policy_like, model_like.metrics, donated=(0,))
-    with ThreadPoolExecutor(2, thread_name_prefix="compiling") as pool:
-        done = pool.map(lambda program: program.compile(compiler_options=_one_core_each()), [*first, last])
-        insert, improve_policy, improve_model, finish = done
+    insert, improve_model, model_like = warmup.insert, warmup.improve_model, warmup.model_like
+    lowered = jax.jit(steps.improve_policy).lower(state)
+    improve_policy, policy_like = lowered.compile(compiler_options=_one_core_each()), lowered.out_info
+    finish = jax.jit(steps.finish, donate_argnums=0)
+    finish = finish.lower(model_like.world_model, policy_like, model_like.metrics).compile()
     # What one thread dispatches runs one after another on a CPU.
     other_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
 

@@ -47,7 +47,7 @@ def test_a_world_model_alone_and_a_best_evaluation(tmp_path):
 
     export_npz(tmp_path / "best.npz", {"actor": {"w": np.ones(2)}, "moments": {"m": np.zeros(1)}, "env_steps": 9})
     best = read_saved(tmp_path, "best")  # as format version 1 wrote it
-    assert best.env_steps == 9 and set(best.arrays) == {"agent", "moments"}
+    assert best.env_steps == 9 and set(best.arrays) == {"agent", "moments", "world_model"}
     np.testing.assert_array_equal(best.arrays["agent"]["actor"]["w"], np.ones(2))
 
 

@@ -47,13 +47,13 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
 
     def counting(*given):
         made = make(*given)
-        names = ("improve_policy", "improve_model", "finish", "learn", "warmup", "finite")
+        names = ("improve_policy", "improve_model", "finish", "learn", "report_warmup", "finite")
         return made._replace(**{name: counted(name, getattr(made, name)) for name in names})
 
     monkeypatch.setattr(loop, "make_steps", counting)
     config = small()
     result = train(config, tmp_path / "run")
-    assert sorted(traced) == ["finish", "finite", "improve_model", "improve_policy", "warmup"]
+    assert sorted(traced) == ["finish", "finite", "improve_model", "improve_policy", "report_warmup"]
     assert result.stopped_by is None
     assert config.loop.total_env_steps <= result.env_steps < config.loop.total_env_steps + 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_side_by_side_the_numbers_are_those_of_one_program():
         state = jax.jit(steps.insert)(jax.jit(steps.init)(), rows)
         compiled = compile_learn(steps, state, chunk, side_by_side)
         for _ in range(2):
-            state, output = compiled.learn(state, chunk)
+            state, output = compiled.step(state, chunk)
         return len(compiled.programs), state, output
 
     (one, state, output), (several, other_state, other_output) = learnt(False), learnt(True)

@@ -1,6 +1,7 @@
 """PolyGRAD as a world model: what it carries from call to call, and what it may not do."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,15 @@ import pytest
 import traced
 
 from polygrad_jax.agents import a2c
-from polygrad_jax.config import A2CConfig, Config, DenoiserConfig, DiffusionConfig, EnvSpec, GuidanceConfig
-from polygrad_jax.diffusion.guidance import RULES
+from polygrad_jax.config import (
+    A2CConfig,
+    Config,
+    DenoiserConfig,
+    DiffusionConfig,
+    EnvSpec,
+    GuidanceConfig,
+    GuidanceRule,
+)
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import polygrad, terminal_classifier
 from polygrad_jax.world_models.polygrad import average, make_polygrad
@@ -244,7 +252,7 @@ def test_actions_go_where_the_policy_is(counted, state):
     assert np.abs(high - jnp.array([0.5, -0.4])[None, None]).max() <= 3 * 0.3 + 1e-5
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", get_args(GuidanceRule))  # RULES is open: experiments enter theirs
 def test_delta_is_adapted_by_the_rules_that_tune_it_only(rule, state, monkeypatch):
     """Actions of deviation 2 sigma under the policy: log delta grows by lr (2 - 1), up to its bound."""
     actions = jax.random.normal(jax.random.key(0), (B, H, A))

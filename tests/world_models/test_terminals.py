@@ -13,7 +13,7 @@ from polygrad_jax.data.normaliser import unnormalise
 from polygrad_jax.envs import collector as stepping
 from polygrad_jax.envs import mujoco_state as simulator
 from polygrad_jax.envs import tasks as registry
-from polygrad_jax.types import MeanStd, Normaliser, Segment
+from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
@@ -180,7 +180,7 @@ def test_playing_is_the_policy_in_the_simulator():
     states = np.stack(states)
     learner = a2c.init(jax.random.key(0), spec, A2CConfig(hidden_size=16))
     policy_apply = a2c.make_policy_apply(spec, A2CConfig(hidden_size=16))
-    played = gradient_error.played(config, states, policy_apply, learner.actor, 30, seed=4)
+    played = gradient_error.played(config, states, Policy(learner.actor, policy_apply), 30, seed=4)
     mean, std = policy_apply(learner.actor, jnp.asarray(played.observations))
     random = np.random.default_rng(4)
     draws = np.stack([random.standard_normal((6, 3)) for _ in range(30)], axis=1)
