@@ -6,7 +6,6 @@ matplotlib is imported when the first figure is drawn: the processes of a grid m
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -118,8 +117,3 @@ def legend_of_all(figure: Any, **how: Any) -> None:
     """Draw one legend for all axes; a label that several have is named once."""
     drawn = {line.get_label(): line for axis in figure.axes for line in axis.lines}
     figure.legend(list(drawn.values()), list(drawn), frameon=False, **how)
-
-
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """Give every name a colour of the palette, from the beginning again where there are more names."""
-    return dict(zip(names, itertools.cycle(PALETTE), strict=False))
