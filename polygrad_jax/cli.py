@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import difflib
 import io
+import itertools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
@@ -108,6 +110,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
                 f"unknown field {name}; allowed: "
                 + (f"did you mean {near[0]}?" if near else "the fields that polygrad train --help lists")
             )
+    _check_rule(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
@@ -116,8 +119,25 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
         if error.code in (0, None):
             print(complaint.getvalue())
             raise
-        words = " ".join(complaint.getvalue().translate({ord(c): " " for c in "│─╭╮╰╯\n"}).split())
-        raise ConfigError(words.split("For full helptext")[0].strip()) from None
+        raise ConfigError(_in_one_line(complaint.getvalue())) from None
+
+
+def _check_rule(arguments: Sequence[str]) -> None:
+    """Refuse by name a guidance rule that the package no longer has."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if ("--guidance.rule", "preconditioned") in itertools.pairwise(words):
+        rules = ", ".join(get_args(configs.GuidanceRule))
+        raise ConfigError(
+            f"guidance.rule is preconditioned, which was removed (experiments/guidance registers it); allowed: {rules}"
+        )
+
+
+def _in_one_line(complaint: str) -> str:
+    """Return what tyro says of a mistake without its frame, its headings and the help that follows."""
+    words = re.sub(r"[│─╭╮╰╯]|-{4,}", " ", complaint)
+    words = re.split(r"Argument helptext|For full helptext", words)[0]
+    heading = r"^(\w+ error|Invalid choice|Unrecognized options|Missing argument) "
+    return re.sub(heading, "", " ".join(words.split()))
 
 
 # --- which configuration ---------------------------------------------------------------------------------------------

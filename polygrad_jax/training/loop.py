@@ -6,6 +6,7 @@ only, never on how fast the machine is, so that a resumed run is the uninterrupt
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import time
@@ -46,7 +47,7 @@ from polygrad_jax.training.step import (
     FINITE_STATES,
     Compiled,
     NonFiniteError,
-    Output,
+    Step,
     Steps,
     compile_init,
     compile_learn,
@@ -202,43 +203,35 @@ class Programs:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type), state)
         chunk = empty_chunk(config.loop.env_steps_per_policy_update, spec)
         self._began = self._ended = time.perf_counter()
-        self.waited = 0.0
-        """Seconds in which the loop had nothing else to do."""
         # One thread: XLA compiles one program at a time on a CPU, and what is needed first comes first.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
-        shared = config.loop.side_by_side
-        self._warmup = self._pool.submit(self._timed, compile_warmup, steps, like, chunk, shared)
-        self._learn = self._pool.submit(self._timed, self._compile_learn, steps, like, chunk, shared)
+        side_by_side = config.loop.side_by_side
+        self._warmup: Future | None = None
+        if side_by_side or config.model_training.warmup_env_steps > 0:
+            self._warmup = self._pool.submit(self._timed, compile_warmup, steps, like, chunk, side_by_side)
+        self._learn = self._pool.submit(self._timed, self._compile_learn, steps, like, chunk, side_by_side)
 
     def _compile_learn(self, steps: Steps, like: TrainState, chunk: Transitions, side_by_side: bool) -> Compiled:
-        return compile_learn(steps, like, chunk, side_by_side, self._warmup.result())
+        return compile_learn(steps, like, chunk, side_by_side, self._warmup and self._warmup.result())
 
     def _timed(self, compile_step: Callable[..., Any], *given: Any) -> Any:
         program = compile_step(*given)
         self._ended = time.perf_counter()
         return program
 
-    def warmup(self, state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
-        """Take a step in which only the world model learns."""
-        return self._wait(self._warmup).step(state, chunk)
-
-    def learn(self, state: TrainState, chunk: Transitions) -> tuple[TrainState, Output]:
-        """Take a whole step."""
-        return self._wait(self._learn).step(state, chunk)
+    def ready(self, warming_up: bool, interrupted: Callable[[], bool]) -> Step | None:
+        """Return the next step once it is compiled; None if ``interrupted`` said so while it was waited for."""
+        program = self._warmup if warming_up else self._learn
+        if not program.done():
+            announce("waiting for the compiler ...")
+        while not program.done() and not interrupted():
+            concurrent.futures.wait([program], timeout=0.2)
+        return program.result().step if program.done() else None
 
     @property
     def seconds(self) -> float:
         """Seconds from the beginning to the end of the compilation so far."""
         return self._ended - self._began
-
-    def _wait(self, program: Future) -> Any:
-        if program.done():
-            return program.result()
-        announce("waiting for the compiler ...")
-        began = time.perf_counter()
-        program.result()
-        self.waited += time.perf_counter() - began
-        return program.result()
 
     def close(self) -> None:
         """Give up what has not begun to compile."""
@@ -387,18 +380,22 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
     compiled_before = at.clock.compiling
     with contextlib.closing(Progress(total=loop.total_env_steps, initial=at.env_steps)) as progress:
         while at.env_steps < loop.total_env_steps and not stop.requested:
-            # Algorithm 3, lines 4 and 5: act, store
-            began, before = time.perf_counter(), at.env_steps
-            chunk = run.collecting.collect(on_the_host(acting))
-            collected, waited_before = time.perf_counter(), programs.waited
-            # lines 6 to 9: learn
+            before = at.env_steps
             warming_up = before - at.prefill_env_steps < config.model_training.warmup_env_steps
-            state, output = (programs.warmup if warming_up else programs.learn)(state, chunk)
+            step = programs.ready(warming_up, lambda: stop.requested)
+            if step is None:
+                break
+            # Algorithm 3, lines 4 and 5: act, store
+            began = time.perf_counter()
+            chunk = run.collecting.collect(on_the_host(acting))
+            collected = time.perf_counter()
+            # lines 6 to 9: learn
+            state, output = step(state, chunk)
             acting = jax.block_until_ready(output.acting)
             check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, folder)
             run.interval.add(output.metrics.by_name(), counts=output.metrics.counts)
             at.clock.collecting += collected - began
-            at.clock.training += time.perf_counter() - collected - (programs.waited - waited_before)
+            at.clock.training += time.perf_counter() - collected
             at.clock.compiling = compiled_before + programs.seconds
             if not warming_up:
                 progress.learnt(at.env_steps)
@@ -423,4 +420,6 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
         if saved_at != at.env_steps:
             check_finite(finite(state), FINITE_STATES, at.env_steps, folder)
             save(run, state)
-    return Result(at.env_steps, stop.signal_name, at.last_return, folder)
+    # A signal during the last evaluation stopped nothing.
+    stopped_by = stop.signal_name if at.env_steps < loop.total_env_steps else None
+    return Result(at.env_steps, stopped_by, at.last_return, folder)
