@@ -352,8 +352,3 @@ def load_npz(path: Path | str) -> dict[str, Any]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz that this package exported") from error
     return nested(named)
-
-
-def save_best(path: Path | str, tree: dict[str, Any]) -> None:
-    """Keeps parameters and normaliser of the best evaluation, as plain arrays; the one before is replaced at once."""
-    export_npz(path, tree)

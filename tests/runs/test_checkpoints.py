@@ -16,7 +16,7 @@ import pytest
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import checkpoints, run_folder
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz, save_best
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz
 
 
 @flax.struct.dataclass
@@ -253,7 +253,7 @@ def test_npz_refuses_what_it_would_spoil(tmp_path):
 
 def test_best_is_replaced(tmp_path):
     for value in (1.0, 2.0):
-        save_best(tmp_path / "best.npz", {"a": np.array([value])})
+        export_npz(tmp_path / "best.npz", {"a": np.array([value])})
     assert load_npz(tmp_path / "best.npz")["a"] == 2.0
     assert [p.name for p in tmp_path.iterdir()] == ["best.npz"]
 
@@ -261,7 +261,7 @@ def test_best_is_replaced(tmp_path):
 def test_best_beside_checkpoints_is_no_checkpoint(tmp_path):
     kept = Checkpoints(tmp_path)
     kept.save(10, {"a": np.zeros(1)}, {})
-    save_best(tmp_path / "best.npz", {"a": np.zeros(1)})
+    export_npz(tmp_path / "best.npz", {"a": np.zeros(1)})
     assert Checkpoints(tmp_path).steps() == [10]
 
 
