@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from polygrad_jax.agents.a2c import make_a2c
 from polygrad_jax.agents.dreamer_actor_critic import make_dreamer_agent
+from polygrad_jax.agents.value_gradient import make_value_gradient
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import Agent, WorldModel
 
 AGENTS: dict[str, Callable[[Config, EnvSpec, WorldModel], Agent]] = {
     "a2c": make_a2c,
+    "value_gradient": make_value_gradient,
     "dreamer": make_dreamer_agent,
 }
 

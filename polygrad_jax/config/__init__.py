@@ -30,6 +30,7 @@ from polygrad_jax.config.schema import (
     LoopConfig,
     ModelTrainingConfig,
     TransformerConfig,
+    ValueGradientConfig,
     model_updates_per_policy_update,
     planned_policy_updates,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "LoopConfig",
     "ModelTrainingConfig",
     "TransformerConfig",
+    "ValueGradientConfig",
     "cpu",
     "declared_fields",
     "flatten",

@@ -325,6 +325,37 @@ class A2CConfig:
 
 
 @dataclass(frozen=True)
+class ValueGradientConfig:
+    """Agent value_gradient: gradients of values through a few steps of a differentiable model (DHMBPO's sizes)."""
+
+    starts: Literal["imagined", "model", "replay"] = option(
+        "imagined",
+        "States from which paths begin: those of the world model's imagined trajectories, those of a roll-out of the "
+        "differentiable step, or stored ones.",
+    )
+    path: Literal["model", "imagined"] = option(
+        "model",
+        "What paths go through: steps of the differentiable model, or the imagined trajectories with the model's "
+        "derivatives at their states.",
+    )
+    path_length: int = option(
+        3, "Steps of the model through which the policy's gradient flows. 0 asks the Q functions at once.", AT_LEAST_0
+    )
+    trajectories: int = option(128, "Imagined trajectories, or roll-outs, per policy update.", AT_LEAST_1)
+    updates: int = option(8, "Gradient steps per policy update.", AT_LEAST_1)
+    batch_size: int = option(256, "Paths per gradient step.", AT_LEAST_1)
+    critics: int = option(5, "Q functions.", AT_LEAST_2)
+    hidden_size: int = option(256, "Width of the hidden layers of policy and Q functions.", AT_LEAST_1)
+    hidden_layers: int = option(3, "Their number.", AT_LEAST_1)
+    gamma: float = option(0.995, "Discount factor.", UNIT)
+    learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)
+    target_rate: float = option(0.005, "Rate at which the target networks follow the Q functions.", UNIT)
+    initial_temperature: float = option(0.1, "Weight of the entropy at the start.", POSITIVE)
+    target_entropy: float = option(-1.0, "Entropy per dimension of the action at which the temperature aims, in nats.")
+    min_std: float = option(1e-5, "Smallest standard deviation of the policy, in raw action units.", POSITIVE)
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """Algorithm 3: budget, rhythm and output intervals. Environment steps include the random prefill."""
 
@@ -364,10 +395,11 @@ class Config:
     world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "dreamer", "simulator"] = option(
         "polygrad", "Model that imagines. simulator is MuJoCo itself: a perfect model without parameters."
     )
-    agent: Literal["a2c", "dreamer"] = option(
+    agent: Literal["a2c", "value_gradient", "dreamer"] = option(
         "a2c",
-        "Agent that learns and acts: A2C on imagined observations (the paper's), or Dreamer-v3's actor-critic on "
-        "imagined latent states, which needs world_model dreamer.",
+        "Agent that learns and acts: A2C on imagined observations (the paper's), gradients of values through a "
+        "differentiable model, or Dreamer-v3's actor-critic on imagined latent states, which needs world_model "
+        "dreamer.",
     )
     preallocate_gpu_memory: bool = option(False, "Let JAX reserve most of the accelerator's memory at the start.")
     compilation_cache: bool = option(
@@ -384,6 +416,7 @@ class Config:
     ensemble: EnsembleConfig = EnsembleConfig()
     dreamer: DreamerConfig = DreamerConfig()
     a2c: A2CConfig = A2CConfig()
+    value_gradient: ValueGradientConfig = ValueGradientConfig()
     dreamer_agent: DreamerAgentConfig = DreamerAgentConfig()
     loop: LoopConfig = LoopConfig()
 

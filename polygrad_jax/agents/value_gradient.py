@@ -1,0 +1,436 @@
+"""Learn a policy from gradients of values through a few steps of a differentiable model (SVG, Heess et al. 2015).
+
+One gradient step draws start states, rolls the policy out from them for ``path_length`` steps of the model, and ends in
+the Q functions' value:
+
+    V(s_0) = sum_t gamma^t alive_t (r_t - temperature log pi(a_t | s_t)) + gamma^T alive_T (Q(s_T, a_T) - ...)
+
+The actor climbs V, through the states; the Q functions learn their target at (s_0, a_0) from the same roll-out (model
+value expansion, Feinberg et al. 2018; SAC's soft values, Haarnoja et al. 2018; the least of a random pair of target
+networks, Chen et al. 2021). Sizes, bounds and the scale of Q are those of DHMBPO (Kubo et al. 2025), which showed that
+the start states must be on-policy; PolyGRAD makes such states.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from polygrad_jax.agents import gaussian
+from polygrad_jax.config import Config, ConfigError, EnvSpec, ValueGradientConfig
+from polygrad_jax.data.normaliser import executed, normalise
+from polygrad_jax.networks.value_gradient import QFunction, StateGaussian
+from polygrad_jax.types import (
+    Agent,
+    Array,
+    Experience,
+    MeanStd,
+    Memory,
+    Metrics,
+    Normaliser,
+    Params,
+    Policy,
+    PolicyApply,
+    Prediction,
+    Segment,
+    WorldModel,
+)
+
+BOUND_RATE = 3e-4
+"""Rate of the running averages of the least and the largest value that a state may have (DHMBPO)."""
+REWARD_QUANTILES = (0.01, 0.99)
+"""Of the soft rewards along a path; over ``1 - gamma`` they bound the values (DHMBPO)."""
+PAIR = 2
+"""Target networks of which a target takes the least."""
+
+
+@flax.struct.dataclass
+class ValueGradientState:
+    """Everything that the agent keeps from one update to the next."""
+
+    actor: Params  # {"network": ..., "observations": MeanStd of the replay}
+    critic: Params  # every leaf [E, ...]
+    target_critic: Params
+    log_temperature: Array  # scalar
+    value_bounds: Array  # [2] raw reward: the least and the largest value that a state may have
+    updates: Array  # int32, gradient steps taken
+    actor_adam: Any
+    critic_adam: Any
+    temperature_adam: Any
+
+
+class Path(NamedTuple):
+    """A roll-out of T steps of the policy, the axis of time in front."""
+
+    observations: Array  # [T + 1, B, O] raw
+    actions: Array  # [T + 1, B, A] as executed
+    log_probs: Array  # [T + 1, B]
+    rewards: Array  # [T, B] raw
+    alive: Array  # [T + 1, B] 1 until the episode has ended
+
+
+def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
+    """Make the agent behind the protocol of :class:`Agent`.
+
+    Raises:
+      ConfigError: the world model has no differentiable step, and the path needs one.
+    """
+    settings = config.value_gradient
+    if world_model.step is None:
+        raise ConfigError(f"agent is value_gradient with world_model {config.world_model}; allowed: one with a step")
+    policy_apply = make_policy_apply(spec, settings, config.precision)
+    acting_apply = make_policy_apply(spec, settings, "float32")
+    imagined_starts = settings.starts == "imagined" or settings.path == "imagined"
+
+    def imagine(
+        state: ValueGradientState, model_state: Any, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        return world_model.imagine(model_state, Policy(state.actor, policy_apply), context, normaliser, key)
+
+    def learn(
+        state: ValueGradientState, model_state: Any, experience: Experience, key: Array
+    ) -> tuple[ValueGradientState, Metrics]:
+        normaliser = experience.normaliser
+        state = state.replace(actor=state.actor | {"observations": normaliser.observations})
+
+        def step(raw_obs: Array, actions: Array, key: Array) -> Prediction:
+            return world_model.step(lax.stop_gradient(model_state), raw_obs, actions, normaliser, key)
+
+        start_key, update_key = jax.random.split(key)
+        policy = Policy(state.actor, policy_apply)
+        starts, weights = start_states(experience, policy, step, settings, config.horizon, start_key)
+        imagined = None
+        if settings.path == "imagined":
+            imagined = pieces(lax.stop_gradient(experience.imagined), settings.path_length)
+            starts = imagined.observations[:, 0]
+            weights = weights.reshape(experience.imagined.terminals.shape)[:, : -settings.path_length].reshape(-1)
+        lesson = Lesson(starts, weights, imagined)
+        run = functools.partial(update, lesson=lesson, step=step, config=settings, spec=spec, precision=config.precision)
+        state, history = lax.scan(run, state, jax.random.split(update_key, settings.updates))
+        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": weights.sum()}
+
+    def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
+        del memory, key
+        return *acting_apply(params, raw_obs), None
+
+    return Agent(
+        init=lambda key: init(key, spec, settings),
+        imagine=imagine,
+        update=learn,
+        policy=lambda state: Policy(state.actor, policy_apply),
+        evaluated_policy=lambda state: Policy(state.actor, policy_apply),
+        acting=lambda state, model_state: state.actor,
+        evaluated=lambda state, model_state: state.actor,
+        decide=decide,
+        remember=lambda memory, actions: None,
+        trajectories=settings.trajectories if imagined_starts else 0,
+        windows=None if imagined_starts else (settings.trajectories, 1),
+    )
+
+
+# --- the networks ----------------------------------------------------------------------------------------------------
+
+
+def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str = "float32") -> ValueGradientState:
+    """Make the state before the first update; the target networks start as the Q functions."""
+    actor_key, critic_key = jax.random.split(key)
+    obs, actions = jnp.zeros((1, spec.observation_size)), jnp.zeros((1, spec.action_size))
+    actor = _actor(spec, config, precision).init(actor_key, obs)["params"]
+    keys = jax.random.split(critic_key, config.critics)
+    critic = jax.vmap(lambda key: _critic(config, precision).init(key, obs, actions)["params"])(keys)
+    log_temperature = jnp.log(jnp.float32(config.initial_temperature))
+    adam = optax.adam(config.learning_rate)
+    identity = MeanStd(jnp.zeros(spec.observation_size), jnp.ones(spec.observation_size))
+    return ValueGradientState(
+        actor={"network": actor, "observations": identity},
+        critic=critic,
+        target_critic=jax.tree.map(jnp.copy, critic),  # a copy: a state whose buffers are shared cannot be donated
+        log_temperature=log_temperature,
+        value_bounds=jnp.zeros(2),
+        updates=jnp.int32(0),
+        actor_adam=adam.init(actor),
+        critic_adam=adam.init(critic),
+        temperature_adam=adam.init(log_temperature),
+    )
+
+
+@functools.lru_cache
+def make_policy_apply(spec: EnvSpec, config: ValueGradientConfig, precision: str = "float32") -> PolicyApply:
+    """Make ``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give one object."""
+    actor = _actor(spec, config, precision)
+
+    def apply(params: Params, raw_obs: Array) -> tuple[Array, Array]:
+        normed_obs = normalise(raw_obs, params["observations"])
+        location, std = actor.apply({"params": params["network"]}, normed_obs)
+        return mean_of(location), std
+
+    return apply
+
+
+def _actor(spec: EnvSpec, config: ValueGradientConfig, precision: str) -> StateGaussian:
+    return StateGaussian(spec.action_size, config.hidden_size, config.hidden_layers, config.min_std, precision)
+
+
+def _critic(config: ValueGradientConfig, precision: str) -> QFunction:
+    return QFunction(config.hidden_size, config.hidden_layers, precision)
+
+
+import os
+
+SQUASH = bool(int(os.environ.get("SQUASH", "0")))
+
+
+def mean_of(location: Array) -> Array:
+    return location if SQUASH else jnp.tanh(location)
+
+
+def log_density(mean: Array, std: Array, raw: Array) -> Array:
+    """Log-density of the executed action."""
+    logp = gaussian.log_prob(mean, std, raw)
+    if SQUASH:
+        logp = logp - (2.0 * (jnp.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))).sum(-1)
+    return logp
+
+
+# --- where paths begin -----------------------------------------------------------------------------------------------
+
+
+class Lesson(NamedTuple):
+    """What the gradient steps of one update draw from."""
+
+    starts: Array  # [S, O] raw
+    weights: Array  # [S] 1 where a path may begin
+    imagined: Segment | None  # [S, T + 1], where paths go along imagined trajectories
+
+
+def start_states(
+    experience: Experience, policy: Policy, step: Any, config: ValueGradientConfig, horizon: int, key: Array
+) -> tuple[Array, Array]:
+    """Return the states from which paths begin ``[S, O]`` raw, and 1 for those that the policy reaches ``[S]``."""
+    if config.starts == "imagined":
+        observations, terminals = experience.imagined.observations, experience.imagined.terminals
+        reached = jnp.concatenate([jnp.ones_like(terminals[:, :1]), 1.0 - terminals[:, :-1]], axis=1)
+        return lax.stop_gradient(observations).reshape(-1, observations.shape[-1]), reached.reshape(-1)
+    raw_obs = experience.windows.observations[:, 0]
+    alive = jnp.ones(raw_obs.shape[0])
+    if config.starts == "replay":
+        return raw_obs, alive
+
+    def go(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        raw_obs, alive = carry
+        action_key, step_key = jax.random.split(key)
+        mean, std = policy(raw_obs)
+        following = step(raw_obs, mean + std * jax.random.normal(action_key, mean.shape), step_key)
+        return (following.observations, alive * (1.0 - following.terminals)), carry
+
+    _, (observations, reached) = lax.scan(go, (raw_obs, alive), jax.random.split(key, horizon))
+    return lax.stop_gradient(observations).reshape(-1, raw_obs.shape[-1]), reached.reshape(-1)
+
+
+def draw(weights: Array, key: Array, size: int) -> Array:
+    """Draw ``[size]`` indices of the entries of weight 1, uniformly, with replacement."""
+    ranks = jnp.cumsum(weights)
+    drawn = jnp.floor(jax.random.uniform(key, (size,)) * ranks[-1]) + 0.5
+    return jnp.searchsorted(ranks, drawn)
+
+
+# --- the path --------------------------------------------------------------------------------------------------------
+
+
+def choose(actor: Params, policy_apply: PolicyApply, raw_obs: Array, key: Array) -> tuple[Array, Array]:
+    """Draw raw actions ``[B, A]``, differentiably, and their log-densities ``[B]``."""
+    mean, std = policy_apply(actor, raw_obs)
+    raw = mean + std * jax.random.normal(key, mean.shape)
+    return raw, log_density(mean, std, raw)
+
+
+def walk_along(actor: Params, policy_apply: PolicyApply, imagined: Segment, step: Any, key: Array) -> Path:
+    """Follow imagined trajectories ``[B, T + 1]`` under their own actions: their values, the model's derivatives.
+
+    The action that was imagined fixes the noise that the policy would have drawn for it; what the model says of a state
+    and action is moved to what was imagined, by a constant (DMO, arXiv 2509.00215).
+    """
+
+    def go(raw_obs: Array, given: tuple[Array, Array, Array, Array]):
+        action, following, reward, key = given
+        mean, std = policy_apply(actor, raw_obs)
+        raw = mean + std * lax.stop_gradient((action - mean) / std)
+        predicted = step(raw_obs, raw, key)
+        outcome = (raw_obs, executed(raw), log_density(mean, std, raw), shifted(predicted.rewards, reward))
+        return shifted(predicted.observations, following), outcome
+
+    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), Segment(*imagined_arrays(imagined)))
+    length = by_time.rewards.shape[0] - 1
+    *keys, last_key = jax.random.split(key, length + 1)
+    given = (by_time.actions[:-1], by_time.observations[1:], by_time.rewards[:-1], jnp.stack(keys))
+    end, (observations, actions, log_probs, rewards) = lax.scan(go, by_time.observations[0], given, unroll=True)
+    raw, log_prob = choose(actor, policy_apply, end, last_key)
+    alive = jnp.concatenate([jnp.ones_like(by_time.terminals[:1]), 1.0 - by_time.terminals[:-1]])
+    return Path(
+        observations=jnp.concatenate([observations, end[None]]),
+        actions=jnp.concatenate([actions, executed(raw)[None]]),
+        log_probs=jnp.concatenate([log_probs, log_prob[None]]),
+        rewards=rewards,
+        alive=alive,
+    )
+
+
+def shifted(predicted: Array, imagined: Array) -> Array:
+    """Return ``imagined`` with the derivatives of ``predicted``."""
+    return predicted + lax.stop_gradient(imagined - predicted)
+
+
+def imagined_arrays(imagined: Segment) -> tuple[Array, Array, Array, Array]:
+    return imagined.observations, imagined.actions, imagined.rewards, imagined.terminals
+
+
+def pieces(imagined: Segment, length: int) -> Segment:
+    """Cut trajectories ``[B, H]`` into all their pieces of ``length`` steps: ``[B * (H - length), length + 1]``."""
+    starts = imagined.terminals.shape[1] - length
+
+    def cut(x: Array) -> Array:
+        cuts = jnp.stack([x[:, t : t + length + 1] for t in range(starts)], axis=1)
+        return cuts.reshape(-1, *cuts.shape[2:])
+
+    return Segment(*(cut(x) for x in imagined_arrays(imagined)))
+
+
+def walk(actor: Params, policy_apply: PolicyApply, raw_obs: Array, step: Any, length: int, key: Array) -> Path:
+    """Roll the policy out from ``raw_obs [B, O]`` for ``length`` steps, differentiably."""
+
+    def go(carry: tuple[Array, Array], key: Array):
+        raw_obs, alive = carry
+        action_key, step_key = jax.random.split(key)
+        raw, log_prob = choose(actor, policy_apply, raw_obs, action_key)
+        following = step(raw_obs, raw, step_key)
+        carry = (following.observations, alive * (1.0 - following.terminals))
+        return carry, (raw_obs, executed(raw), log_prob, following.rewards, alive)
+
+    *keys, last_key = jax.random.split(key, length + 1)
+    alive = jnp.ones(raw_obs.shape[0])
+    (end, end_alive), steps = lax.scan(go, (raw_obs, alive), jnp.stack(keys), unroll=True)
+    raw, log_prob = choose(actor, policy_apply, end, last_key)
+    observations, actions, log_probs, rewards, alive = steps
+    return Path(
+        observations=jnp.concatenate([observations, end[None]]),
+        actions=jnp.concatenate([actions, executed(raw)[None]]),
+        log_probs=jnp.concatenate([log_probs, log_prob[None]]),
+        rewards=rewards,
+        alive=jnp.concatenate([alive, end_alive[None]]),
+    )
+
+
+def path_value(path: Path, last_value: Array, temperature: Array, gamma: float, first_entropy: bool) -> Array:
+    """Sum the discounted soft rewards of a path and the value of its last state and action, ``[B]``."""
+    length = path.rewards.shape[0]
+    soft = jnp.concatenate([path.rewards, last_value[None]])
+    bonus = -temperature * path.log_probs
+    if not first_entropy:
+        bonus = bonus.at[0].set(0.0)
+    discounts = (gamma ** jnp.arange(length + 1, dtype=jnp.float32))[:, None]
+    return (discounts * path.alive * (soft + bonus)).sum(0)
+
+
+# --- one gradient step -----------------------------------------------------------------------------------------------
+
+
+def update(
+    state: ValueGradientState,
+    key: Array,
+    lesson: Lesson,
+    step: Any,
+    config: ValueGradientConfig,
+    spec: EnvSpec,
+    precision: str,
+) -> tuple[ValueGradientState, Metrics]:
+    """Take one gradient step of the actor, the Q functions and the temperature."""
+    policy_apply = make_policy_apply(spec, config, precision)
+    critic = _critic(config, precision)
+    statistics = state.actor["observations"]
+    temperature = jnp.exp(state.log_temperature)
+    start_key, walk_key, pair_key, value_key = jax.random.split(key, 4)
+    drawn = draw(lesson.weights, start_key, config.batch_size)
+    raw_obs = lesson.starts[drawn]
+
+    def q_values(params: Params, raw_obs: Array, actions: Array, bounds: Array) -> Array:
+        """``[E, B]`` in raw reward."""
+        normed_obs = normalise(raw_obs, statistics)
+        values = jax.vmap(lambda p: critic.apply({"params": p}, normed_obs, actions))(params)
+        return 0.5 * (bounds[1] - bounds[0]) * values + 0.5 * (bounds[1] + bounds[0])
+
+    def actor_loss(network: Params) -> tuple[Array, tuple[Path, Array]]:
+        actor = {"network": network, "observations": statistics}
+        if config.path_length == 0:
+            path = walk(lax.stop_gradient(actor), policy_apply, raw_obs, step, 1, walk_key)
+        elif lesson.imagined is None:
+            path = walk(actor, policy_apply, raw_obs, step, config.path_length, walk_key)
+        else:
+            along = jax.tree.map(lambda x: x[drawn], lesson.imagined)
+            path = walk_along(actor, policy_apply, along, step, walk_key)
+        soft = lax.stop_gradient(path.rewards - temperature * path.log_probs[:-1])
+        seen = jnp.quantile(soft, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
+        bounds = jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
+        if config.path_length == 0:
+            raw, log_prob = choose(actor, policy_apply, raw_obs, value_key)
+            value = q_values(state.critic, raw_obs, executed(raw), bounds).mean(0)
+            return -(value - temperature * log_prob).mean(), (path, bounds)
+        last = q_values(state.critic, path.observations[-1], path.actions[-1], bounds).mean(0)
+        return -path_value(path, last, temperature, config.gamma, first_entropy=True).mean(), (path, bounds)
+
+    (loss, (path, bounds)), gradients = jax.value_and_grad(actor_loss, has_aux=True)(state.actor["network"])
+    path = lax.stop_gradient(path)
+
+    pair = jax.random.permutation(pair_key, config.critics)[:PAIR]
+    pair_params = jax.tree.map(lambda x: x[pair], state.target_critic)
+    last = q_values(pair_params, path.observations[-1], path.actions[-1], bounds).min(0)
+    last = jnp.clip(last, bounds[0], bounds[1])
+    target = path_value(path, last, temperature, config.gamma, first_entropy=False)
+
+    def critic_loss(params: Params) -> tuple[Array, Array]:
+        values = q_values(params, path.observations[0], path.actions[0], bounds)
+        return jnp.square(values - target[None]).mean(1).sum(), values
+
+    (q_loss, values), q_gradients = jax.value_and_grad(critic_loss, has_aux=True)(state.critic)
+    entropy = -path.log_probs[0].mean()
+    target_entropy = config.target_entropy * spec.action_size
+    temperature_gradient = temperature * (entropy - target_entropy)
+
+    adam = optax.adam(config.learning_rate)
+    with jax.numpy_dtype_promotion("standard"):
+        actor_change, actor_adam = adam.update(gradients, state.actor_adam)
+        critic_change, critic_adam = adam.update(q_gradients, state.critic_adam)
+        temperature_change, temperature_adam = adam.update(temperature_gradient, state.temperature_adam)
+    new_critic = optax.apply_updates(state.critic, critic_change)
+    rate = config.target_rate
+    new_state = state.replace(
+        actor={"network": optax.apply_updates(state.actor["network"], actor_change), "observations": statistics},
+        critic=new_critic,
+        target_critic=jax.tree.map(lambda t, s: t + rate * (s - t), state.target_critic, new_critic),
+        log_temperature=state.log_temperature + temperature_change,
+        value_bounds=bounds,
+        updates=state.updates + 1,
+        actor_adam=actor_adam,
+        critic_adam=critic_adam,
+        temperature_adam=temperature_adam,
+    )
+    _, std = policy_apply(state.actor, raw_obs)
+    return new_state, {
+        "agent/actor_loss": loss,
+        "agent/actor_gradient_norm": optax.tree.norm(gradients),
+        "agent/critic_loss": q_loss / config.critics,
+        "agent/value_mean": values.mean(),
+        "agent/value_spread": values.std(0).mean(),
+        "agent/value_low": bounds[0],
+        "agent/value_high": bounds[1],
+        "agent/entropy": entropy,
+        "agent/temperature": temperature,
+        "agent/std": std.mean(),
+        "agent/path_alive": path.alive[-1].mean(),
+        "agent/path_reward": (path.rewards * path.alive[:-1]).sum() / path.alive[:-1].sum(),
+    }

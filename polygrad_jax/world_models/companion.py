@@ -1,0 +1,58 @@
+"""A world model that imagines, and a small differentiable one that learns beside it from the same windows.
+
+Decoupled first-order gradients (DMO, arXiv 2509.00215): the trajectories come from a large model without a
+differentiable step of its own (PolyGRAD), the derivatives from a small ensemble.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Prediction, Segment, WorldModel
+
+COMPANION_STEPS = 4
+"""Steps of each training window that the companion learns from: a few, since neighbours teach much the same."""
+
+
+@flax.struct.dataclass
+class CompanionState:
+    """What both models learn."""
+
+    imagining: Any
+    companion: Any
+
+
+def with_companion(model: WorldModel, companion: WorldModel) -> WorldModel:
+    """Return ``model`` with the ``step`` of ``companion``; one gradient step of each per update, on one batch."""
+
+    def init(key: Array) -> CompanionState:
+        return CompanionState(model.init(key), companion.init(jax.random.fold_in(key, 1)))
+
+    def update(
+        state: CompanionState, segment: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[CompanionState, Metrics]:
+        imagining, metrics = model.update(state.imagining, segment, normaliser, key)
+        steps = slice(model.history, model.history + COMPANION_STEPS)
+        few = jax.tree.map(lambda x: x[:, steps], segment)
+        learnt, beside = companion.update(state.companion, few, normaliser, jax.random.fold_in(key, 1))
+        beside = {name.replace("world_model/", "companion/"): x for name, x in beside.items()}
+        return CompanionState(imagining, learnt), metrics | beside
+
+    def imagine(
+        state: CompanionState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        return model.imagine(state.imagining, policy, context, normaliser, key)
+
+    def adapt(state: CompanionState, aux: Metrics) -> CompanionState:
+        return state.replace(imagining=model.adapt(state.imagining, aux))
+
+    def step(
+        state: CompanionState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
+    ) -> Prediction:
+        return companion.step(state.companion, raw_obs, raw_actions, normaliser, key)
+
+    return model._replace(init=init, update=update, imagine=imagine, adapt=adapt, step=step)

@@ -1,0 +1,190 @@
+"""Value gradients against closed forms: a linear model with a quadratic reward, whose value and gradients are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polygrad_jax.agents import value_gradient as vg
+from polygrad_jax.config import ConfigError, EnvSpec, ValueGradientConfig, cpu, override
+from polygrad_jax.types import Experience, MeanStd, Normaliser, Policy, Prediction, Segment, WorldModel
+
+SPEC = EnvSpec(2, 1)
+SETTINGS = ValueGradientConfig(hidden_size=8, hidden_layers=2, critics=3, batch_size=16, trajectories=8, updates=2)
+IDENTITY = Normaliser(*(MeanStd(jnp.zeros(n), jnp.ones(n)) for n in (2, 1, 1, 1)))
+GAIN, DECAY, PUSH = 0.3, 0.9, 0.5
+
+
+def linear_step(raw_obs, raw_actions, key):
+    """``s' = DECAY s + PUSH a`` in both channels, ``r = -s_0^2``; the episode ends where ``s_1 > 5``."""
+    following = DECAY * raw_obs + PUSH * raw_actions
+    return Prediction(following, -jnp.square(raw_obs[:, 0]), (raw_obs[:, 1] > 5.0).astype(jnp.float32))
+
+
+def linear_policy(gain, raw_obs):
+    """The mean leans on the first channel; the deviation is too small to matter."""
+    mean = gain * raw_obs[..., :1]
+    return mean, jnp.full_like(mean, 1e-6)
+
+
+def value_by_hand(gain: float, start: float, steps: int, gamma: float) -> float:
+    """The discounted sum of ``-s_0^2`` where the closed loop is ``s_0' = (DECAY + PUSH gain) s_0``."""
+    rate = DECAY + PUSH * gain
+    return sum(-((gamma * rate**2) ** k) * start**2 for k in range(steps))
+
+
+def states(seed: int, size: int = 16):
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (size, 2)), jnp.float32)
+
+
+def test_the_value_of_a_path_and_its_gradient_are_those_of_the_linear_system():
+    start, gamma, steps = states(0), 0.9, 4
+
+    def value(gain):
+        path = vg.walk(gain, linear_policy, start, linear_step, steps, jax.random.key(0))
+        return vg.path_value(path, jnp.zeros(16), jnp.float32(0.0), gamma, first_entropy=True).mean()
+
+    def by_hand(gain):
+        return np.mean([value_by_hand(gain, float(s), steps, gamma) for s in start[:, 0]])
+
+    np.testing.assert_allclose(value(jnp.float32(GAIN)), by_hand(GAIN), rtol=1e-4)
+    slope = (by_hand(GAIN + 1e-4) - by_hand(GAIN - 1e-4)) / 2e-4
+    np.testing.assert_allclose(jax.grad(value)(jnp.float32(GAIN)), slope, rtol=1e-3)
+
+
+def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_models():
+    """The trajectory comes from a system with another constant push; on it, rewards are its own, derivatives ours."""
+    gain, steps = jnp.float32(GAIN), 3
+    rng = np.random.default_rng(1)
+    observations = jnp.asarray(rng.standard_normal((5, steps + 1, 2)), jnp.float32)
+    actions = gain * observations[..., :1]
+    rewards = jnp.asarray(rng.standard_normal((5, steps + 1)), jnp.float32)
+    terminals = jnp.zeros((5, steps + 1)).at[0, 1:].set(1.0)
+    imagined = Segment(observations, actions, rewards, terminals)
+
+    def value(gain):
+        path = vg.walk_along(gain, linear_policy, imagined, linear_step, jax.random.key(0))
+        return vg.path_value(path, jnp.zeros(5), jnp.float32(0.0), 1.0, first_entropy=True), path
+
+    values, path = value(gain)
+    np.testing.assert_allclose(path.observations.swapaxes(0, 1), observations, atol=1e-6)
+    np.testing.assert_allclose(path.alive.swapaxes(0, 1), 1.0 - np.pad(terminals, ((0, 0), (1, 0)))[:, :-1])
+    np.testing.assert_allclose(values[1:], rewards[1:, :steps].sum(1), rtol=1e-5)
+    np.testing.assert_allclose(values[0], rewards[0, :2].sum(), rtol=1e-5)
+    # By the chain rule along the imagined states: dr_t = -2 s_t ds_t, ds_{t+1} = DECAY ds_t + PUSH (s_t + gain ds_t).
+    changes, expected = np.zeros(5), np.zeros(5)
+    for t in range(steps):
+        expected += -2 * np.asarray(observations[:, t, 0]) * changes * np.asarray(path.alive[t])
+        changes = DECAY * changes + PUSH * (np.asarray(observations[:, t, 0]) + GAIN * changes)
+    np.testing.assert_allclose(jax.jacobian(lambda g: value(g)[0])(gain), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_path_counts_nothing_behind_its_end():
+    start = jnp.array([[0.0, 6.0], [0.0, 1.0]])
+    path = vg.walk(jnp.float32(0.0), linear_policy, start, linear_step, 3, jax.random.key(0))
+    np.testing.assert_array_equal(path.alive, [[1, 1], [0, 1], [0, 1], [0, 1]])
+    ones = path._replace(rewards=jnp.ones((3, 2)), log_probs=jnp.ones((4, 2)))
+    with_bonus = vg.path_value(ones, jnp.full(2, 10.0), jnp.float32(0.5), 0.5, first_entropy=True)
+    np.testing.assert_allclose(with_bonus, [0.5, 0.5 * (1 + 0.5 + 0.25) + 9.5 / 8])
+    without_first = vg.path_value(ones, jnp.full(2, 10.0), jnp.float32(0.5), 0.5, first_entropy=False)
+    np.testing.assert_allclose(without_first, with_bonus + 0.5)
+
+
+def test_starts_are_drawn_evenly_from_the_states_that_were_reached():
+    weights = jnp.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    drawn = vg.draw(weights, jax.random.key(0), 3_000)
+    counts = np.bincount(drawn, minlength=6)
+    assert counts[[0, 2, 5]].sum() == 0
+    np.testing.assert_allclose(counts[[1, 3, 4]] / 1_000, 1.0, atol=0.1)
+
+
+def test_pieces_are_all_windows_of_the_imagined_trajectories():
+    observations = jnp.arange(2 * 5 * 2, dtype=jnp.float32).reshape(2, 5, 2)
+    flat = observations[..., 0]
+    cut = vg.pieces(Segment(observations, observations[..., :1], flat, flat), 2)
+    np.testing.assert_array_equal(cut.rewards, [[0, 2, 4], [2, 4, 6], [4, 6, 8], [10, 12, 14], [12, 14, 16], [14, 16, 18]])
+
+
+def world_model(step) -> WorldModel:
+    """A world model of which the agent uses the step alone."""
+    return WorldModel(
+        init=lambda key: (),
+        update=lambda *_: None,
+        imagine=lambda *_: None,
+        step=lambda state, raw_obs, actions, normaliser, key: step(raw_obs, actions, key),
+    )
+
+
+def learnt(step, updates: int = 1, **fields):
+    """The agent's state after some updates from states of the replay, and the metrics of the last."""
+    groups = {f"value_gradient.{name}": value for name, value in fields.items()}
+    sizes = {"value_gradient.hidden_size": 16, "value_gradient.hidden_layers": 2, "value_gradient.critics": 2}
+    config = override(cpu("hopper"), {"agent": "value_gradient", **sizes, "value_gradient.starts": "replay"} | groups)
+    agent = vg.make_value_gradient(config, SPEC, world_model(step))
+    update = jax.jit(agent.update)
+    state, metrics = agent.init(jax.random.key(0)), {}
+    for k in range(updates):
+        size, length = agent.windows
+        raw_obs = states(k, size)[:, None]
+        zeros = jnp.zeros((size, length))
+        windows = Segment(raw_obs, zeros[..., None], zeros, zeros)
+        state, metrics = update(state, (), Experience(None, windows, IDENTITY, jnp.float32(0.0)), jax.random.key(k))
+    return agent, state, metrics
+
+
+def test_without_a_path_no_gradient_flows_through_the_model():
+    @jax.custom_vjp
+    def torn(raw_obs):
+        return raw_obs
+
+    torn.defvjp(lambda x: (x, None), lambda _, g: (jnp.full_like(g, jnp.nan),))
+
+    def step(raw_obs, raw_actions, key):
+        return linear_step(torn(raw_obs), torn(raw_actions), key)
+
+    _, state, metrics = learnt(step, path_length=0)
+    assert np.isfinite(metrics["agent/actor_gradient_norm"])
+    _, _, metrics = learnt(step, path_length=2)
+    assert np.isnan(metrics["agent/actor_gradient_norm"])
+
+
+@pytest.mark.parametrize("length", [0, 2])
+def test_it_learns_to_steer_a_linear_system(length):
+    """The reward is the squared distance to the target 0.8; pushes of -1 to 1 act at once, so the best is known."""
+
+    def step(raw_obs, raw_actions, key):
+        following = jnp.clip(raw_actions, -1.0, 1.0) * jnp.ones_like(raw_obs)
+        reward = -jnp.square(following[:, 0] - 0.8)
+        return Prediction(following, reward, jnp.zeros(raw_obs.shape[0]))
+
+    agent, state, metrics = learnt(
+        step, updates=60, path_length=length, gamma=0.5, learning_rate=3e-3, target_rate=0.05, batch_size=64,
+        initial_temperature=1e-3,
+    )
+    mean, std = agent.policy(state)(states(100))
+    np.testing.assert_allclose(mean, 0.8, atol=0.1)
+    untrained, _ = agent.policy(agent.init(jax.random.key(0)))(states(100))
+    assert np.abs(np.asarray(untrained) - 0.8).mean() > 0.3
+
+
+def test_the_policy_reads_observations_in_the_replays_units():
+    agent, state, _ = learnt(linear_step)
+    moved = state.replace(actor=state.actor | {"observations": MeanStd(jnp.full(2, 3.0), jnp.full(2, 2.0))})
+    raw_obs = states(3)
+    np.testing.assert_allclose(agent.policy(moved)(2.0 * raw_obs + 3.0)[0], agent.policy(state)(raw_obs)[0], rtol=1e-4)
+
+
+def test_values_keep_within_what_the_rewards_allow():
+    _, state, metrics = learnt(linear_step, updates=3)
+    low, high = state.value_bounds
+    assert low < high and low <= metrics["agent/value_mean"] <= high
+
+
+def test_a_world_model_without_a_step_is_refused():
+    with pytest.raises(ConfigError, match="agent is value_gradient with world_model"):
+        vg.make_value_gradient(cpu("hopper"), SPEC, world_model(linear_step)._replace(step=None))
+
+
+def test_policies_of_equal_settings_are_one_object():
+    assert vg.make_policy_apply(SPEC, SETTINGS) is vg.make_policy_apply(SPEC, SETTINGS)
+    assert isinstance(Policy(vg.init(jax.random.key(0), SPEC, SETTINGS).actor, vg.make_policy_apply(SPEC, SETTINGS)), Policy)
