@@ -236,20 +236,21 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
     def step(
         state: EnsembleState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
     ) -> Prediction:
-        """Ask one elite per state, each as many: a block of the batch to each, in an order drawn for every call.
+        """Ask one elite per state, each as many: blocks of the batch, dealt to the elites anew in every call.
 
         A fraction of the work of :func:`ask`, which needs every elite's word for its metrics.
         """
-        elites = elites_of(state, config.ensemble.elites)
-        order_key, noise_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, elites)
-        params = jax.tree.map(lambda x: x[order], state.params)
-        inputs = inputs_of(raw_obs, raw_actions, normaliser)
-        batch, each = raw_obs.shape[0], -(-raw_obs.shape[0] // config.ensemble.elites)
-        padded = jnp.pad(inputs, ((0, each * config.ensemble.elites - batch), (0, 0)))
-        blocks = padded.reshape(config.ensemble.elites, each, -1)
-        predictions = jax.vmap(predict_one)(params, blocks)
-        said = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], predictions)
+        elites, params = config.ensemble.elites, state.params
+        if elites < config.ensemble.members:
+            best = elites_of(state, elites)
+            params = jax.tree.map(lambda x: x[best], params)
+        deal_key, noise_key = jax.random.split(key)
+        deal = jax.random.permutation(deal_key, elites)
+        batch, each = raw_obs.shape[0], -(-raw_obs.shape[0] // elites)
+        inputs = jnp.pad(inputs_of(raw_obs, raw_actions, normaliser), ((0, each * elites - batch), (0, 0)))
+        predictions = jax.vmap(predict_one)(params, inputs.reshape(elites, each, -1)[deal])
+        back = jnp.argsort(deal)
+        said = jax.tree.map(lambda x: x[back].reshape(-1, *x.shape[2:])[:batch], predictions)
         return outcome(said, raw_obs, normaliser, noise_key)
 
     def imagine(

@@ -454,6 +454,27 @@ def test_draws_have_the_predicted_deviation(telling):
     np.testing.assert_allclose(metrics["imagination/predicted_std"], 0.5, rtol=1e-5)
 
 
+def test_a_single_step_deals_the_states_evenly_to_the_elites(telling):
+    """The elites are members 1, 3, 0, and each says its number; 601 states do not divide by three."""
+
+    def say(member, inputs):
+        nothing = jnp.zeros(inputs.shape[0])
+        return sure(jnp.stack([nothing + member, inputs[:, 2], nothing + 10.0 * member], axis=-1), nothing - 1.0)
+
+    telling(say)  # replaces the network by what it says
+    unit = NORMALISER.replace(rewards=MeanStd(jnp.zeros(1), jnp.ones(1)))
+    raw_obs, actions = jnp.zeros((601, 2)), jnp.linspace(-2.0, 2.0, 601)[:, None]
+    step = jax.jit(make_ensemble(CONFIG, SPEC).step)
+    first, second = (step(MEMBERS, raw_obs, actions, unit, jax.random.key(k)) for k in (0, 1))
+    for said in (first, second):
+        members, counts = np.unique(np.round(said.rewards / 10), return_counts=True)
+        np.testing.assert_array_equal(members, [0, 1, 3])
+        assert set(counts) <= {199, 200, 201}
+        np.testing.assert_allclose(said.observations[:, 0], 2 * np.round(said.rewards / 10), atol=1e-4)
+        np.testing.assert_allclose(said.observations[:, 1], 0.5 * np.clip(actions[:, 0], -1, 1), atol=1e-5)
+    assert not np.allclose(first.rewards, second.rewards)  # dealt anew
+
+
 # --- a known system --------------------------------------------------------------------------------------------------
 
 DYNAMICS = np.array([[0.9, 0.3], [-0.2, 0.8]])
