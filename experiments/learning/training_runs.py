@@ -34,6 +34,7 @@ import itertools
 import json
 import re
 import shlex
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -157,14 +158,22 @@ def last_metrics(folder: Path) -> dict:
 
 
 def run_grid(options: argparse.Namespace) -> int:
-    """Train all runs that have no row; return the exit code.
+    """Train all runs that have no row; return the exit code."""
+    settings = settings_of(options)
+    return run_cells(
+        options,
+        [cell_of(options, name, fields, seed) for seed in options.seeds for name, fields in settings.items()],
+    )
+
+
+def run_cells(options: argparse.Namespace, cells: list[grid.Cell]) -> int:
+    """Run all cells of an experiment that have no row, and record them; return the exit code.
 
     The grid keeps its own table beside the run folders. What it holds at the end, finished or stopped, replaces the
     rows of the same runs in ``runs.csv``; rows there that the table lacks count as done, so that a clone goes on.
     """
     if options.experiment == RUNS:
         raise ConfigError(f"--experiment is {RUNS}; allowed: any other name, {RUNS}.csv is the table of all runs")
-    settings = settings_of(options)
     recorded = read_if_there(options.out / f"{RUNS}.csv")
     ours = [row for row in recorded if row["experiment"] == options.experiment]
     refuse_another_task(options, ours)
@@ -174,7 +183,6 @@ def run_grid(options: argparse.Namespace) -> int:
     missing = [named_as_cell(row) for row in ours if key_of(row) not in map(key_of, rows)]
     if missing:
         grid.write_csv(table, rows + missing)
-    cells = [cell_of(options, name, fields, seed) for seed in options.seeds for name, fields in settings.items()]
     code = grid.run(cells, table, options)
     ended = in_order(read_if_there(table))
     if ended:
@@ -378,19 +386,24 @@ def draw_along(runs: list[grid.Row], path: Path) -> None:
         figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
 
 
+def run_and_draw(script: str, options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    """Run an experiment's grid and draw its figures; return the exit code, 2 after one line for bad input."""
+    try:
+        code = run(options)
+    except ConfigError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    if (options.out / f"{RUNS}.csv").exists():
+        draw_experiment(options.out, options.experiment)
+    return code
+
+
 def main() -> int:
     options = parse()
     if options.figure_only:
         draw_all(options.out)
         return 0
-    try:
-        code = run_grid(options)
-    except ConfigError as error:
-        print(f"training_runs: {error}", file=sys.stderr)
-        return BAD_INPUT
-    if (options.out / f"{RUNS}.csv").exists():
-        draw_experiment(options.out, options.experiment)
-    return code
+    return run_and_draw("training_runs", options, run_grid)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""How well do model-free algorithms learn the same tasks on the same machine and versions?
+
+Train PPO and SAC of Stable-Baselines3 with their default hyperparameters, which are tuned to no task here. Every run is
+judged by the evaluations of ``training_runs.py`` and recorded in the same CSV files, so that its curves stand beside
+those of a world model. ``stable_baselines.py`` is one run; this is the grid of them, resumable as every grid: finished
+runs are kept, a run that was killed begins again. Needs the extra ``baselines``.
+
+    python experiments/learning/model_free_runs.py --experiment hopper_model_free --env hopper --algorithms ppo sac \
+        --seeds 0 1 2 3 4 --steps 100000 --jobs 1 --out results/learning_curves
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
+import argparse
+import shlex
+from functools import partial
+
+from experiments.harness import grid
+from experiments.learning import stable_baselines, training_runs
+from polygrad_jax.config import ConfigError, EnvConfig
+from polygrad_jax.envs.tasks import gymnasium_id
+
+PRESET = "SB3 defaults"
+"""What ``runs.csv`` has in place of a preset's name."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default=None, help="name of the CSV and the figure (ENV_model_free)")
+    parser.add_argument("--env", default="hopper")
+    parser.add_argument("--algorithms", nargs="+", choices=stable_baselines.ALGORITHMS, default=["ppo"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of every run")
+    parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/EXPERIMENT)")
+    grid.add_arguments(parser)
+    options = parser.parse_args()
+    options.experiment = training_runs.slug(options.experiment or f"{options.env}_model_free")
+    options.runs = options.runs or Path("runs") / options.experiment
+    return options
+
+
+def cell_of(options: argparse.Namespace, algorithm: str, seed: int) -> grid.Cell:
+    """Return one run by the command line that a user would type."""
+    name = algorithm.upper()
+    folder = options.runs / training_runs.run_name(name, seed)
+    words = ["--algorithm", algorithm, "--env", options.env, "--seed", str(seed)]
+    words += ["--steps", str(options.steps), "--run"]
+    script = Path(stable_baselines.__file__).resolve()
+    # A result names no folder of the machine it was made on.
+    recorded_command = shlex.join(["python", f"experiments/learning/{script.name}", *words, folder.name])
+    return grid.Cell(
+        name=folder.name,
+        command=(sys.executable, str(script), *words, str(folder.resolve())),
+        labels=(("experiment", options.experiment), ("exp_name", name), ("seed", seed), ("preset", PRESET)),
+        collect=partial(training_runs.summary, folder, recorded_command),
+    )
+
+
+def run_grid(options: argparse.Namespace) -> int:
+    """Train all runs that have no row; return the exit code."""
+    stable_baselines.require_packages()
+    gymnasium_id(EnvConfig(name=options.env))  # raises for an unknown task, before any process starts
+    stable_baselines.check_steps(options.steps)
+    refuse_other_steps(options)
+    cells = [cell_of(options, algorithm, seed) for algorithm in options.algorithms for seed in options.seeds]
+    return training_runs.run_cells(options, cells)
+
+
+def refuse_other_steps(options: argparse.Namespace) -> None:
+    """Raise ConfigError where recorded runs of an algorithm have another length: their mean would be of two kinds."""
+    names = [algorithm.upper() for algorithm in options.algorithms]
+    for row in training_runs.read_if_there(options.out / f"{training_runs.RUNS}.csv"):
+        if row["experiment"] == options.experiment and row["exp_name"] in names:
+            words = shlex.split(row["command"])
+            recorded = words[words.index("--steps") + 1]
+            if recorded != str(options.steps):
+                raise ConfigError(
+                    f"--steps is {options.steps}; allowed for {row['exp_name']} in the experiment "
+                    f"{options.experiment}: {recorded}"
+                )
+
+
+def main() -> int:
+    options = parse()
+    if options.figure_only:
+        training_runs.draw_experiment(options.out, options.experiment)
+        return 0
+    return training_runs.run_and_draw("model_free_runs", options, run_grid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

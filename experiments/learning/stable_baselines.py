@@ -1,0 +1,178 @@
+"""Train one policy with a model-free algorithm of Stable-Baselines3, judged by the evaluations of every other run.
+
+The algorithm keeps the default hyperparameters of Stable-Baselines3 and its ``MlpPolicy``, on one core. Its task and
+its evaluations are this package's: actions in [-1, 1], whole episodes with the mean action, seeds that training never
+sees. Needs the extra ``baselines``; ``model_free_runs.py`` runs a grid of these trainings.
+
+    python experiments/learning/stable_baselines.py --algorithm ppo --env hopper --seed 0 --steps 100000 --run runs/ppo
+
+The run folder has ``config.json``, ``environment.json``, ``eval.csv``, ``metrics.jsonl`` and TensorBoard events like
+any other, but no checkpoints: a run that was killed begins again. The algorithms collect and learn in turns of their
+own, so ``seconds/training`` counts all time but evaluating.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+
+# isort: split
+import argparse
+import dataclasses
+import importlib.util
+import inspect
+import json
+import time
+from importlib import metadata
+
+from polygrad_jax.config import ConfigError, EnvConfig
+from polygrad_jax.envs import tasks
+from polygrad_jax.envs.episodes import run_episodes
+from polygrad_jax.runs.metrics_log import MetricsLog
+from polygrad_jax.runs.run_folder import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    RunFolder,
+    describe_environment,
+    write_text_atomically,
+)
+from polygrad_jax.training.evaluating import evaluation_row, evaluation_seed
+
+BAD_INPUT = 2
+EVAL_EVERY_ENV_STEPS = 5_000
+"""As in the ``cpu`` preset."""
+ALGORITHMS = ("ppo", "sac")
+PACKAGES = ("stable_baselines3", "torch")
+NOT_LEARNT_WITH = ("device", "verbose", "stats_window_size", "_init_setup_model")
+"""Arguments of an algorithm that are no hyperparameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What one run is told; ``config.json`` holds it beside the hyperparameters."""
+
+    algorithm: str
+    env: EnvConfig
+    seed: int
+    total_env_steps: int
+    eval_every_env_steps: int = EVAL_EVERY_ENV_STEPS
+    eval_episodes: int = 20
+
+
+def require_packages() -> None:
+    """Raise ConfigError where the extra ``baselines`` is not installed."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"this Python has no {package}; type: pip install -e .[baselines]")
+
+
+def check_steps(steps: int) -> None:
+    """Raise ConfigError for a run that would end before its first evaluation."""
+    if steps < EVAL_EVERY_ENV_STEPS:
+        raise ConfigError(f"--steps is {steps}; allowed: {EVAL_EVERY_ENV_STEPS} (the first evaluation) or more")
+
+
+def make_model(training: Training) -> Any:
+    """Make the algorithm with its default hyperparameters, on one core."""
+    import stable_baselines3
+    import torch
+
+    torch.set_num_threads(1)  # networks this small lose time on more
+    algorithm = getattr(stable_baselines3, training.algorithm.upper())
+    return algorithm("MlpPolicy", tasks.make(training.env), seed=training.seed, device="cpu")
+
+
+def hyperparameters(model: Any) -> dict[str, Any]:
+    """Return the defaults that the algorithm was made with: those that are numbers or words."""
+    defaults = {p.name: p.default for p in inspect.signature(type(model).__init__).parameters.values()}
+    words = {name: value for name, value in defaults.items() if isinstance(value, bool | int | float | str)}
+    return {name: value for name, value in words.items() if name not in NOT_LEARNT_WITH}
+
+
+def train(training: Training, folder: Path) -> None:
+    """Train from the start; leave evaluations and times in the run folder.
+
+    Raises:
+      ConfigError: an unknown task, or a folder that holds another run.
+    """
+    require_packages()
+    model = make_model(training)
+    config = json.loads(json.dumps(dataclasses.asdict(training) | {"hyperparameters": hyperparameters(model)}))
+    run = RunFolder(folder)
+    if run.holds_a_run() and run.saved_config() != config:
+        raise ConfigError(f"run folder {folder} has another config; allowed: the same, or another folder")
+    with run.lock():
+        record_beginning(folder, config)
+        metrics = MetricsLog(folder)
+        metrics.truncate(-1)  # what a killed run left
+        learn(model, training, metrics)
+        metrics.close()
+
+
+def record_beginning(folder: Path, config: dict[str, Any]) -> None:
+    """Write what the run was told and where it runs."""
+    environment = describe_environment()
+    environment["device"] = "cpu: cpu"  # PyTorch's; JAX, which only describes the machine, may see another
+    environment["packages"] |= {package: metadata.version(package) for package in PACKAGES}
+    for name, content in ((CONFIG_FILE, config), (ENVIRONMENT_FILE, environment)):
+        write_text_atomically(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def learn(model: Any, training: Training, metrics: MetricsLog) -> None:
+    """Learn to the last environment step, evaluating on the way."""
+    began, evaluating = time.perf_counter(), 0.0
+
+    def on_step(*_: Any) -> bool:
+        nonlocal evaluating
+        env_steps = model.num_timesteps
+        if env_steps % training.eval_every_env_steps == 0:
+            evaluation_began = time.perf_counter()
+            row = evaluate(model, training, env_steps)
+            metrics.write_evaluation(env_steps, row)
+            evaluating += time.perf_counter() - evaluation_began
+            seconds = {"training": time.perf_counter() - began - evaluating, "evaluating": evaluating}
+            metrics.write(env_steps, {f"seconds/{name}": value for name, value in seconds.items()})
+            print(f"{env_steps} environment steps: return {row['return_mean']:.1f}", flush=True)
+        return env_steps < training.total_env_steps
+
+    model.learn(training.total_env_steps, callback=on_step)
+
+
+def evaluate(model: Any, training: Training, env_steps: int) -> dict[str, Any]:
+    """Return the columns of ``eval.csv``, by the episodes and the statistics of every other run."""
+    episodes = run_episodes(
+        training.env,
+        lambda raw_obs: model.predict(raw_obs, deterministic=True)[0],
+        training.eval_episodes,
+        evaluation_seed(training.seed, env_steps),
+    )
+    return evaluation_row(episodes)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", choices=ALGORITHMS, required=True)
+    parser.add_argument("--env", default="hopper")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps")
+    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    try:
+        check_steps(options.steps)
+        train(Training(options.algorithm, EnvConfig(name=options.env), options.seed, options.steps), options.run)
+    except ConfigError as error:
+        print(f"stable_baselines: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
