@@ -47,6 +47,13 @@ _FIELDS = {
     "a2c.trajectories": B,
     "a2c.hidden_size": 8,
     "a2c.actor_ema": 0.9,
+    "value_gradient.trajectories": B,
+    "value_gradient.updates": 2,
+    "value_gradient.batch_size": B,
+    "value_gradient.path_length": 2,
+    "value_gradient.critics": 2,
+    "value_gradient.hidden_size": 8,
+    "value_gradient.hidden_layers": 2,
 }
 
 # With a mean of 0.5, untrained models that predict terminals imagine some, whatever small numbers they say.

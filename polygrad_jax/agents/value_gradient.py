@@ -424,6 +424,7 @@ def update(
         "agent/actor_loss": loss,
         "agent/actor_gradient_norm": optax.tree.norm(gradients),
         "agent/critic_loss": q_loss / config.critics,
+        "agent/critic_gradient_norm": optax.tree.norm(q_gradients),
         "agent/value_mean": values.mean(),
         "agent/value_spread": values.std(0).mean(),
         "agent/value_low": bounds[0],

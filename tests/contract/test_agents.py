@@ -14,7 +14,13 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.types import Experience, Policy, Segment
 
 WITH_LATENTS = ("dreamer",)
-PAIRS = [("a2c", name) for name in tiny.EVERY_MODEL] + [("dreamer", name) for name in WITH_LATENTS]
+DIFFERENTIABLE = ("polygrad", "ensemble")
+"""What value gradients are tried in: a model with a companion, and one with a step of its own."""
+PAIRS = [
+    *(("a2c", name) for name in tiny.EVERY_MODEL),
+    *(("value_gradient", name) for name in DIFFERENTIABLE),
+    *(("dreamer", name) for name in WITH_LATENTS),
+]
 
 
 class Tried:

@@ -22,7 +22,11 @@ from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_
 
 ROOT = Path(__file__).parents[2]
 PENDULUM = EnvSpec(4, 1)
-PAIRS = [*((model, "a2c") for model in (*WORLD_MODELS, SIMULATOR)), ("dreamer", "dreamer")]
+PAIRS = [
+    *((model, "a2c") for model in (*WORLD_MODELS, SIMULATOR)),
+    ("polygrad", "value_gradient"),
+    ("dreamer", "dreamer"),
+]
 OF_THE_HOST = ("error", "env_steps", "memory", "fit")
 
 
