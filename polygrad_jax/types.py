@@ -63,7 +63,7 @@ class Transitions:
     """
 
     observations: Array  # [T, O] raw, before the step
-    actions: Array  # [T, A] raw, as sampled (not clipped to the action space)
+    actions: Array  # [T, A] raw, as sampled (neither clipped nor squashed)
     rewards: Array  # [T] raw
     terminals: Array  # [T] 0 or 1: the environment ended the episode
     truncations: Array  # [T] 0 or 1: the time limit ended the episode

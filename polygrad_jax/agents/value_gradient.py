@@ -23,7 +23,7 @@ import optax
 from jax import lax
 
 from polygrad_jax.agents import gaussian
-from polygrad_jax.config import Config, ConfigError, EnvSpec, ValueGradientConfig
+from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
 from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.networks.value_gradient import QFunction, StateGaussian
 from polygrad_jax.types import (
@@ -48,6 +48,9 @@ REWARD_QUANTILES = (0.01, 0.99)
 """Of the soft rewards along a path; over ``1 - gamma`` they bound the values (DHMBPO)."""
 PAIR = 2
 """Target networks of which a target takes the least."""
+MAX_STD = 1.0
+"""Of a Gaussian whose actions are clipped: its entropy grows with the std without bound, while the clipped actions stay
+at the bounds. The entropy of squashed actions has a maximum, so that they need none."""
 
 
 @flax.struct.dataclass
@@ -84,8 +87,9 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
     settings = config.value_gradient
     if world_model.step is None:
         raise ConfigError(f"agent is value_gradient with world_model {config.world_model}; allowed: one with a step")
-    policy_apply = make_policy_apply(spec, settings, config.precision)
-    acting_apply = make_policy_apply(spec, settings, "float32")
+    how = config.env.actions
+    policy_apply = make_policy_apply(spec, settings, config.precision, how)
+    acting_apply = make_policy_apply(spec, settings, "float32", how)
     imagined_starts = settings.starts == "imagined" or settings.path == "imagined"
 
     def imagine(
@@ -111,7 +115,8 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
             starts = imagined.observations[:, 0]
             weights = weights.reshape(experience.imagined.terminals.shape)[:, : -settings.path_length].reshape(-1)
         lesson = Lesson(starts, weights, imagined)
-        run = functools.partial(update, lesson=lesson, step=step, config=settings, spec=spec, precision=config.precision)
+        given = {"config": settings, "spec": spec, "precision": config.precision, "how": how}
+        run = functools.partial(update, lesson=lesson, step=step, **given)
         state, history = lax.scan(run, state, jax.random.split(update_key, settings.updates))
         return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": weights.sum()}
 
@@ -141,7 +146,8 @@ def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str 
     """Make the state before the first update; the target networks start as the Q functions."""
     actor_key, critic_key = jax.random.split(key)
     obs, actions = jnp.zeros((1, spec.observation_size)), jnp.zeros((1, spec.action_size))
-    actor = _actor(spec, config, precision).init(actor_key, obs)["params"]
+    # Either way of executing actions has the same parameters.
+    actor = _actor(spec, config, precision, "clipped").init(actor_key, obs)["params"]
     keys = jax.random.split(critic_key, config.critics)
     critic = jax.vmap(lambda key: _critic(config, precision).init(key, obs, actions)["params"])(keys)
     log_temperature = jnp.log(jnp.float32(config.initial_temperature))
@@ -161,41 +167,42 @@ def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str 
 
 
 @functools.lru_cache
-def make_policy_apply(spec: EnvSpec, config: ValueGradientConfig, precision: str = "float32") -> PolicyApply:
+def make_policy_apply(
+    spec: EnvSpec, config: ValueGradientConfig, precision: str = "float32", actions: Execution = "clipped"
+) -> PolicyApply:
     """Make ``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give one object."""
-    actor = _actor(spec, config, precision)
+    actor = _actor(spec, config, precision, actions)
 
     def apply(params: Params, raw_obs: Array) -> tuple[Array, Array]:
         normed_obs = normalise(raw_obs, params["observations"])
         location, std = actor.apply({"params": params["network"]}, normed_obs)
-        return mean_of(location), std
+        return mean_of(location, actions), std
 
     return apply
 
 
-def _actor(spec: EnvSpec, config: ValueGradientConfig, precision: str) -> StateGaussian:
-    return StateGaussian(spec.action_size, config.hidden_size, config.hidden_layers, config.min_std, precision)
+def _actor(spec: EnvSpec, config: ValueGradientConfig, precision: str, actions: Execution) -> StateGaussian:
+    max_std = MAX_STD if actions == "clipped" else None
+    return StateGaussian(spec.action_size, config.hidden_size, config.hidden_layers, config.min_std, max_std, precision)
 
 
 def _critic(config: ValueGradientConfig, precision: str) -> QFunction:
     return QFunction(config.hidden_size, config.hidden_layers, precision)
 
 
-import os
-
-SQUASH = bool(int(os.environ.get("SQUASH", "0")))
-
-
-def mean_of(location: Array) -> Array:
-    return location if SQUASH else jnp.tanh(location)
+def mean_of(location: Array, how: Execution) -> Array:
+    """Return the mean of the Gaussian over raw actions: within the bounds where actions are clipped."""
+    return location if how == "squashed" else jnp.tanh(location)
 
 
-def log_density(mean: Array, std: Array, raw: Array) -> Array:
-    """Log-density of the executed action."""
-    logp = gaussian.log_prob(mean, std, raw)
-    if SQUASH:
-        logp = logp - (2.0 * (jnp.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))).sum(-1)
-    return logp
+def log_density(mean: Array, std: Array, raw_actions: Array, how: Execution) -> Array:
+    """Return the log-density ``[...]`` of squashed actions ``[..., A]`` as executed, of clipped ones as sampled."""
+    log_prob = gaussian.log_prob(mean, std, raw_actions)
+    if how == "clipped":  # as executed they have no density: a share of them lies on the bounds
+        return log_prob
+    # log d tanh(u) / du = log(1 - tanh(u)^2), in a form that is finite for every u.
+    slope = 2.0 * (jnp.log(2.0) - raw_actions - jax.nn.softplus(-2.0 * raw_actions))
+    return log_prob - slope.sum(axis=-1)
 
 
 # --- where paths begin -----------------------------------------------------------------------------------------------
@@ -243,14 +250,18 @@ def draw(weights: Array, key: Array, size: int) -> Array:
 # --- the path --------------------------------------------------------------------------------------------------------
 
 
-def choose(actor: Params, policy_apply: PolicyApply, raw_obs: Array, key: Array) -> tuple[Array, Array]:
+def choose(
+    actor: Params, policy_apply: PolicyApply, raw_obs: Array, key: Array, how: Execution
+) -> tuple[Array, Array]:
     """Draw raw actions ``[B, A]``, differentiably, and their log-densities ``[B]``."""
     mean, std = policy_apply(actor, raw_obs)
     raw = mean + std * jax.random.normal(key, mean.shape)
-    return raw, log_density(mean, std, raw)
+    return raw, log_density(mean, std, raw, how)
 
 
-def walk_along(actor: Params, policy_apply: PolicyApply, imagined: Segment, step: Any, key: Array) -> Path:
+def walk_along(
+    actor: Params, policy_apply: PolicyApply, imagined: Segment, step: Any, key: Array, how: Execution
+) -> Path:
     """Follow imagined trajectories ``[B, T + 1]`` under their own actions: their values, the model's derivatives.
 
     The action that was imagined fixes the noise that the policy would have drawn for it; what the model says of a state
@@ -262,7 +273,8 @@ def walk_along(actor: Params, policy_apply: PolicyApply, imagined: Segment, step
         mean, std = policy_apply(actor, raw_obs)
         raw = mean + std * lax.stop_gradient((action - mean) / std)
         predicted = step(raw_obs, raw, key)
-        outcome = (raw_obs, executed(raw), log_density(mean, std, raw), shifted(predicted.rewards, reward))
+        log_prob = log_density(mean, std, raw, how)
+        outcome = (raw_obs, executed(raw, how), log_prob, shifted(predicted.rewards, reward))
         return shifted(predicted.observations, following), outcome
 
     by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), Segment(*imagined_arrays(imagined)))
@@ -270,11 +282,11 @@ def walk_along(actor: Params, policy_apply: PolicyApply, imagined: Segment, step
     *keys, last_key = jax.random.split(key, length + 1)
     given = (by_time.actions[:-1], by_time.observations[1:], by_time.rewards[:-1], jnp.stack(keys))
     end, (observations, actions, log_probs, rewards) = lax.scan(go, by_time.observations[0], given, unroll=True)
-    raw, log_prob = choose(actor, policy_apply, end, last_key)
+    raw, log_prob = choose(actor, policy_apply, end, last_key, how)
     alive = jnp.concatenate([jnp.ones_like(by_time.terminals[:1]), 1.0 - by_time.terminals[:-1]])
     return Path(
         observations=jnp.concatenate([observations, end[None]]),
-        actions=jnp.concatenate([actions, executed(raw)[None]]),
+        actions=jnp.concatenate([actions, executed(raw, how)[None]]),
         log_probs=jnp.concatenate([log_probs, log_prob[None]]),
         rewards=rewards,
         alive=alive,
@@ -301,25 +313,27 @@ def pieces(imagined: Segment, length: int) -> Segment:
     return Segment(*(cut(x) for x in imagined_arrays(imagined)))
 
 
-def walk(actor: Params, policy_apply: PolicyApply, raw_obs: Array, step: Any, length: int, key: Array) -> Path:
+def walk(
+    actor: Params, policy_apply: PolicyApply, raw_obs: Array, step: Any, length: int, key: Array, how: Execution
+) -> Path:
     """Roll the policy out from ``raw_obs [B, O]`` for ``length`` steps, differentiably."""
 
     def go(carry: tuple[Array, Array], key: Array):
         raw_obs, alive = carry
         action_key, step_key = jax.random.split(key)
-        raw, log_prob = choose(actor, policy_apply, raw_obs, action_key)
+        raw, log_prob = choose(actor, policy_apply, raw_obs, action_key, how)
         following = step(raw_obs, raw, step_key)
         carry = (following.observations, alive * (1.0 - following.terminals))
-        return carry, (raw_obs, executed(raw), log_prob, following.rewards, alive)
+        return carry, (raw_obs, executed(raw, how), log_prob, following.rewards, alive)
 
     *keys, last_key = jax.random.split(key, length + 1)
     alive = jnp.ones(raw_obs.shape[0])
     (end, end_alive), steps = lax.scan(go, (raw_obs, alive), jnp.stack(keys), unroll=True)
-    raw, log_prob = choose(actor, policy_apply, end, last_key)
+    raw, log_prob = choose(actor, policy_apply, end, last_key, how)
     observations, actions, log_probs, rewards, alive = steps
     return Path(
         observations=jnp.concatenate([observations, end[None]]),
-        actions=jnp.concatenate([actions, executed(raw)[None]]),
+        actions=jnp.concatenate([actions, executed(raw, how)[None]]),
         log_probs=jnp.concatenate([log_probs, log_prob[None]]),
         rewards=rewards,
         alive=jnp.concatenate([alive, end_alive[None]]),
@@ -348,9 +362,10 @@ def update(
     config: ValueGradientConfig,
     spec: EnvSpec,
     precision: str,
+    how: Execution,
 ) -> tuple[ValueGradientState, Metrics]:
     """Take one gradient step of the actor, the Q functions and the temperature."""
-    policy_apply = make_policy_apply(spec, config, precision)
+    policy_apply = make_policy_apply(spec, config, precision, how)
     critic = _critic(config, precision)
     statistics = state.actor["observations"]
     temperature = jnp.exp(state.log_temperature)
@@ -367,18 +382,18 @@ def update(
     def actor_loss(network: Params) -> tuple[Array, tuple[Path, Array]]:
         actor = {"network": network, "observations": statistics}
         if config.path_length == 0:
-            path = walk(lax.stop_gradient(actor), policy_apply, raw_obs, step, 1, walk_key)
+            path = walk(lax.stop_gradient(actor), policy_apply, raw_obs, step, 1, walk_key, how)
         elif lesson.imagined is None:
-            path = walk(actor, policy_apply, raw_obs, step, config.path_length, walk_key)
+            path = walk(actor, policy_apply, raw_obs, step, config.path_length, walk_key, how)
         else:
             along = jax.tree.map(lambda x: x[drawn], lesson.imagined)
-            path = walk_along(actor, policy_apply, along, step, walk_key)
+            path = walk_along(actor, policy_apply, along, step, walk_key, how)
         soft = lax.stop_gradient(path.rewards - temperature * path.log_probs[:-1])
         seen = jnp.quantile(soft, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
         bounds = jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
         if config.path_length == 0:
-            raw, log_prob = choose(actor, policy_apply, raw_obs, value_key)
-            value = q_values(state.critic, raw_obs, executed(raw), bounds).mean(0)
+            raw, log_prob = choose(actor, policy_apply, raw_obs, value_key, how)
+            value = q_values(state.critic, raw_obs, executed(raw, how), bounds).mean(0)
             return -(value - temperature * log_prob).mean(), (path, bounds)
         last = q_values(state.critic, path.observations[-1], path.actions[-1], bounds).mean(0)
         return -path_value(path, last, temperature, config.gamma, first_entropy=True).mean(), (path, bounds)

@@ -13,7 +13,7 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
-from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.config import Config, ConfigError, Execution
 from polygrad_jax.data import minari_dataset
 from polygrad_jax.data.minari_dataset import RecordedEpisode
 from polygrad_jax.data.transition_log import TransitionRecord
@@ -74,7 +74,7 @@ def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
     collector, found = Collector(config.env, config.seed), []
     try:
         for index, (first, end) in enumerate(episode_bounds(t)):
-            executed = np.clip(t.actions[first : end - 1], -1.0, 1.0)
+            executed = tasks.executed(t.actions[first : end - 1], config.env.actions)
             before = t.observations[end - 1]
             collector.restore({"episode_index": index, "executed_actions": executed, "observation": before})
             found.append(collector.step(t.actions[end - 1]).next_observation)
@@ -87,12 +87,13 @@ def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
     return Ends(np.stack(found), np.empty((len(found), 0)), FROM_SEEDS)
 
 
-def recorded_episodes(t: TransitionRecord, ends: Ends) -> Iterator[RecordedEpisode]:
+def recorded_episodes(t: TransitionRecord, ends: Ends, how: Execution) -> Iterator[RecordedEpisode]:
     """The episodes with what they led to; one within which the recording stops counts as truncated."""
     for number, (first, end) in enumerate(episode_bounds(t)):
         part = t[first:end]
         yield RecordedEpisode(
             observations=np.concatenate([part.observations, ends.observations[number][None]]),
+            actions=tasks.executed(part.actions, how),
             sampled_actions=part.actions,
             rewards=part.rewards,
             terminated=bool(part.terminals[-1]),
@@ -134,7 +135,7 @@ def export(folder: Path, root: Path) -> Path:
     written = minari_dataset.write(
         Path(root),
         dataset_id(config),
-        recorded_episodes(t, ends),
+        recorded_episodes(t, ends, config.env.actions),
         _env_spec(env),
         (env.observation_space, env.action_space),
         {

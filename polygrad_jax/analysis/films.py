@@ -195,6 +195,7 @@ class SideBySide:
         """
         choose_backend()
         self._env = tasks.make(config, "rgb_array")
+        self._execution = config.actions
         self._env.reset(seed=0)
         if observation_holds(self._env) is None:
             self._env.close()
@@ -214,11 +215,11 @@ class SideBySide:
             yield np.concatenate([self._picture(pose) for pose in poses], axis=1)
 
     def replayed_poses(self, actions: np.ndarray, simulator_state: np.ndarray) -> np.ndarray:
-        """Positions ``[H, nq]`` of the simulator under actions ``[H, A]`` (the last unused) from a state ``[S]``."""
+        """Positions ``[H, nq]`` of MuJoCo under raw actions ``[H, A]`` (the last unused) from a state ``[S]``."""
         set_state(self._env, simulator_state)
         data = self._env.unwrapped.data
         poses = [data.qpos.copy()]
-        for action in np.clip(np.asarray(actions[:-1], np.float32), -1.0, 1.0):
+        for action in tasks.executed(actions[:-1], self._execution):
             self._stepped.step(action)
             poses.append(data.qpos.copy())
         return np.stack(poses)

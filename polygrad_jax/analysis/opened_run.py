@@ -218,6 +218,7 @@ def open_trained(folder: Path | str, data: RecordedData, newest: bool = False) -
     which: Which = "newest" if newest or not (folder / BEST_FILE).is_file() else "best"
     saved = read_saved(folder, which)
     config, arrays, where = saved.config, saved.arrays, _where(saved)
+    data = data.executed_as(config.env.actions)
     model = make_world_model(config, data.spec)
     like = jax.eval_shape(model.init, jax.random.key(0))
     if which == "best":

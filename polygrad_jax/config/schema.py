@@ -23,6 +23,9 @@ GuidanceRule = Literal[
     "correlated",
 ]
 
+Execution = Literal["clipped", "squashed"]
+"""What an action as sampled becomes when it is executed, see ``env.actions``."""
+
 INSERT_CHUNK = 256
 """Transitions per replay insertion while the replay is filled; a replay must hold at least one such chunk."""
 
@@ -75,6 +78,11 @@ class EnvConfig:
         False,
         "Remove the velocities from the observations, which makes the task partially observed; for the four named "
         "tasks only.",
+    )
+    actions: Execution = option(
+        "clipped",
+        "What an action as the policy sampled it becomes when it is executed: clipped to [-1, 1] (official code), or "
+        "squashed into it by tanh.",
     )
 
 
@@ -188,8 +196,8 @@ class DenoiserConfig:
     learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)
     shown_actions: Literal["sampled", "executed"] = option(
         "sampled",
-        "World model polygrad: show the denoiser the actions as the policy sampled them (official code), or clipped to "
-        "the range that the environment executes.",
+        "World model polygrad: show the denoiser the actions as the policy sampled them (official code), or as the "
+        "environment executes them (env.actions).",
     )
     ema_decay: float = option(0.99, "Decay of the averaged parameters used for imagination.", BELOW_1)
 
@@ -352,7 +360,11 @@ class ValueGradientConfig:
     target_rate: float = option(0.005, "Rate at which the target networks follow the Q functions.", UNIT)
     initial_temperature: float = option(0.1, "Weight of the entropy at the start.", POSITIVE)
     target_entropy: float = option(-1.0, "Entropy per dimension of the action at which the temperature aims, in nats.")
-    min_std: float = option(1e-5, "Smallest standard deviation of the policy, in raw action units.", POSITIVE)
+    min_std: float = option(
+        1e-5,
+        "Smallest standard deviation of the policy, in raw action units. The largest is 1 where actions are clipped.",
+        Range(lambda x: 0 < x < 1, "greater than 0, below 1"),
+    )
 
 
 @dataclass(frozen=True)

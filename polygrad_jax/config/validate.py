@@ -131,6 +131,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"dreamer.window is {config.dreamer.window}; allowed: at most loop.replay_capacity ({loop.replay_capacity})"
         )
+    if config.world_model == "dreamer" and config.env.actions == "squashed":
+        yield "env.actions is squashed with world_model dreamer, which clips; allowed: clipped, or another world_model"
     without_latents = {*get_args(declared_fields()["world_model"].kind)} - {"dreamer"}
     if config.agent == "dreamer" and config.world_model in without_latents:
         yield f"agent is dreamer with world_model {config.world_model}; allowed: a2c, or world_model dreamer"

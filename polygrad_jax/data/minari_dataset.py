@@ -30,7 +30,8 @@ class RecordedEpisode:
     """T transitions and the observation behind the last, raw."""
 
     observations: np.ndarray  # [T + 1, O] float32
-    sampled_actions: np.ndarray  # [T, A] float32, as sampled; the executed ones are clipped to [-1, 1]
+    actions: np.ndarray  # [T, A] float32, as executed
+    sampled_actions: np.ndarray  # [T, A] float32, as sampled
     rewards: np.ndarray  # [T] float32
     terminated: bool  # by the environment
     truncated: bool  # by a time limit, or by the end of the recording
@@ -122,7 +123,7 @@ def _buffers(episodes: Iterable[RecordedEpisode]) -> Iterator[Any]:
             infos[SIMULATOR_STATES] = episode.simulator_states
         yield EpisodeBuffer(
             observations=episode.observations,
-            actions=np.clip(episode.sampled_actions, -1.0, 1.0),
+            actions=episode.actions,
             rewards=episode.rewards,
             terminations=ends & episode.terminated,
             truncations=ends & episode.truncated,

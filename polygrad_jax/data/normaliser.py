@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import EnvSpec
+from polygrad_jax.config import EnvSpec, Execution
 from polygrad_jax.types import Array, MeanStd, Normaliser
 
 ABSOLUTE_STD_FLOOR = 1e-6
@@ -127,9 +127,9 @@ def unnormalise(x: Array, statistics: MeanStd) -> Array:
     return x * std + mean
 
 
-def executed(actions: Array) -> Array:
-    """Return raw actions as the environment executes them: clipped to [-1, 1]."""
-    return jnp.clip(actions, -1.0, 1.0)
+def executed(raw_actions: Array, how: Execution) -> Array:
+    """Return actions as the environment executes them, in [-1, 1] (``envs/tasks.py`` does the same on the host)."""
+    return jnp.tanh(raw_actions) if how == "squashed" else jnp.clip(raw_actions, -1.0, 1.0)
 
 
 def _empty(size: int) -> Moments:

@@ -21,7 +21,7 @@ class Episode(NamedTuple):
     """T consecutive transitions, raw; ``actions[k]`` was chosen at ``observations[k]``."""
 
     observations: np.ndarray  # [T, O]
-    actions: np.ndarray  # [T, A]
+    actions: np.ndarray  # [T, A] as executed
     rewards: np.ndarray  # [T]
     terminated: bool = False  # by the system itself; False where the recording just stops
 

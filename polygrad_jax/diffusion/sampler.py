@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import GuidanceConfig
+from polygrad_jax.config import Execution, GuidanceConfig
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
@@ -27,6 +27,7 @@ class Sampler(NamedTuple):
     guidance: GuidanceConfig
     prediction: Literal["clean", "noise"]
     shown_actions: Literal["sampled", "executed"] = "sampled"
+    execution: Execution = "clipped"
 
 
 class Given(NamedTuple):
@@ -63,7 +64,8 @@ class Draws(NamedTuple):
 def shown(sampler: Sampler, given: Given, normed_actions: Array) -> Array:
     """Return the normalised actions ``[B, H, A]`` that the denoiser sees: as sampled, or as executed."""
     if sampler.shown_actions == "executed":
-        return normalise(executed(unnormalise(normed_actions, given.normaliser.actions)), given.normaliser.actions)
+        raw_actions = unnormalise(normed_actions, given.normaliser.actions)
+        return normalise(executed(raw_actions, sampler.execution), given.normaliser.actions)
     return normed_actions
 
 

@@ -60,7 +60,7 @@ def episode_seed(run_seed: int, stream: int, episode: int) -> int:
 
 
 def uniform_action(run_seed: int, env_step: int, action_size: int) -> np.ndarray:
-    """Draw an action ``[A]`` float32, uniform over [-1, 1), for step ``env_step`` of the prefill.
+    """Draw an executed action ``[A]`` float32, uniform over [-1, 1), for step ``env_step`` of the prefill.
 
     The generator is counter-based: the draw of a step depends on no other step, so that a resumed run draws the same.
     """
@@ -82,6 +82,7 @@ class Collector:
             ConfigError: see `tasks.make`.
         """
         self._env = tasks.make(env_config)
+        self._execution = env_config.actions
         self._run_seed = run_seed
         self._has_state = mujoco_state.has_simulator_state(self._env)
         self._begin_episode(0)
@@ -102,7 +103,7 @@ class Collector:
         return mujoco_state.state_size(self._env)
 
     def step(self, action: np.ndarray) -> Step:
-        """Take one step with an action ``[A]``; reset the environment if the step ended the episode.
+        """Take one step with a raw action ``[A]``; reset the environment if the step ended the episode.
 
         Raises:
             EnvStepError: the environment raised, or action, observation or reward are not finite.
@@ -110,9 +111,9 @@ class Collector:
         action = np.array(action, np.float32)
         if not np.all(np.isfinite(action)):  # MuJoCo would take it for zero and go on
             raise EnvStepError(f"{self._where()} was given action {action}; it must be finite")
-        # DEVIATION: the paper does not say. Like the official code, clip an action to the action space only when it is
-        # executed, and store it as sampled, so that its density under the policy stays right.
-        executed = np.clip(action, -1.0, 1.0)
+        # DEVIATION: the paper does not say. Like the official code, clip an action (or squash it, which is ours) only
+        # when it is executed, and store it as sampled, so that its density under the policy stays right.
+        executed = tasks.executed(action, self._execution)
         before = self.observation
         state = mujoco_state.read_state(self._env) if self._has_state else None
         reward, terminal, truncated, info = self._execute(executed)

@@ -37,8 +37,8 @@ def run_episodes(
 
     Args:
         env_config: which task.
-        act: observations ``[E, O]`` float32 raw to actions ``[E, A]`` raw; clipped when executed. The batch keeps
-            its size: an ended episode stays in the batch with its last observation, and its action is unused.
+        act: observations ``[E, O]`` float32 raw to raw actions ``[E, A]``, which are executed as ``env.actions`` says.
+            The batch keeps its size: an ended episode stays in it with its last observation, and its action is unused.
         episodes: E, at least 1.
         seed: of the run; the episodes' seeds are not those of training.
         on_frame: called with every frame ``[height, width, 3]`` uint8 of the first episode, from the reset on.
@@ -65,7 +65,7 @@ def run_episodes(
     while running.any():
         first_is_running = running[0]
         # A copy: a device array may share the memory of ``observations``, which is written to below.
-        actions = np.clip(np.asarray(act(observations.copy()), np.float32), -1.0, 1.0)
+        actions = tasks.executed(act(observations.copy()), env_config.actions)
         for e in np.flatnonzero(running):
             try:
                 observations[e], reward, terminal, truncated, info = envs[e].step(actions[e])

@@ -87,7 +87,7 @@ def replay_actions(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run the real environment from ``states`` under ``actions``.
 
-    Actions are clipped to [-1, 1] when executed. Episodes go on past termination and time limit, as in the paper's
+    Actions are executed as ``env.actions`` says. Episodes go on past termination and time limit, as in the paper's
     measure of the prediction error.
 
     Args:
@@ -114,12 +114,12 @@ def replay_actions(
     observations = np.empty((batch, steps + 1, spec.observation_size), np.float64)
     rewards = np.empty((batch, steps), np.float64)
     terminals = np.empty((batch, steps), bool)
-    clipped = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
+    executed = tasks.executed(actions, env_config.actions)
     with _STEPPING:
         for b in range(batch):
             observations[b, 0] = set_state(env, states[b])
             for k in range(steps):
-                observations[b, k + 1], rewards[b, k], terminals[b, k], _, _ = env.step(clipped[b, k])
+                observations[b, k + 1], rewards[b, k], terminals[b, k], _, _ = env.step(executed[b, k])
     return observations, rewards, terminals
 
 
@@ -178,8 +178,8 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
     """Step B copies of the task, each from a state of its own; a pure function of states and actions.
 
     The step is that of the Gymnasium task. Several copies are stepped at once, a thread per core (MuJoCo releases the
-    interpreter lock); the results do not depend on the thread, bit for bit. Actions are clipped to [-1, 1] when
-    executed. Episodes go on past termination. A copy whose action is not finite is not stepped, and its result is not
+    interpreter lock); the results do not depend on the thread, bit for bit. Actions are executed as ``env.actions``
+    says. Episodes go on past termination. A copy whose action is not finite is not stepped, and its result is not
     finite: MuJoCo would treat the action as zero and go on.
 
     Args:
@@ -197,7 +197,7 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
     batch = len(states)
     if actions.shape != (batch, spec.action_size):
         raise ValueError(f"actions {actions.shape} do not fit; allowed are [{batch}, {spec.action_size}]")
-    clipped = np.clip(np.asarray(actions, np.float32), -1.0, 1.0)
+    executed = tasks.executed(actions, env_config.actions)
     after = After(
         states=np.full(states.shape, np.nan),
         observations=np.full((batch, spec.observation_size), np.nan),
@@ -208,15 +208,15 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
     copies = [_replay_env(env_config, number) for number in range(len(shares))]
     with _STEPPING:
         if len(shares) == 1:
-            _step_share(env, states, clipped, shares[0], after)
+            _step_share(env, states, executed, shares[0], after)
         else:
             work = zip(copies, shares, strict=True)
-            for done in [_threads().submit(_step_share, c, states, clipped, share, after) for c, share in work]:
+            for done in [_threads().submit(_step_share, c, states, executed, share, after) for c, share in work]:
                 done.result()
     return after
 
 
-def _step_share(env: gym.Env, states: np.ndarray, clipped: np.ndarray, share: np.ndarray, after: After) -> None:
+def _step_share(env: gym.Env, states: np.ndarray, executed: np.ndarray, share: np.ndarray, after: After) -> None:
     """Step the copies ``share`` one after another in ``env`` and write the results to ``after``."""
     import mujoco
 
@@ -224,14 +224,14 @@ def _step_share(env: gym.Env, states: np.ndarray, clipped: np.ndarray, share: np
     # A step of these tasks starts with the forward dynamics and before that reads nothing that is derived from qpos.
     set_fully = not base.__module__.startswith(_NOTHING_DERIVED)
     for b in share:
-        if not np.isfinite(clipped[b]).all():
+        if not np.isfinite(executed[b]).all():
             continue
         state[:] = states[b]
         if set_fully:
             set_state(env, state)
         else:
             mujoco.mj_setState(base.model, base.data, state, parts)
-        after.observations[b], after.rewards[b], after.terminals[b], _, _ = env.step(clipped[b])
+        after.observations[b], after.rewards[b], after.terminals[b], _, _ = env.step(executed[b])
         mujoco.mj_getState(base.model, base.data, state, parts)
         after.states[b] = state
 

@@ -1,4 +1,4 @@
-"""Make a Gymnasium environment with actions in [-1, 1] from an `EnvConfig`.
+"""Make a Gymnasium environment with actions in [-1, 1] from an `EnvConfig`, and turn raw actions into such.
 
 Host only: nothing in this folder imports jax.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
 
 NAMED_TASKS = {
     "hopper": "Hopper",
@@ -24,6 +24,10 @@ NAMED_TASKS = {
 """Gymnasium's names of the tasks, by ours."""
 VERSIONS = (4, 5)
 """Versions of the named tasks that today's MuJoCo runs."""
+
+LARGEST_EXECUTED = 0.999
+"""Executed actions beyond this count as this where the raw action is asked for that tanh squashes to them: 1 has none,
+and those next to 1 have raw actions so large (float32: up to 8.7) that they would decide the actions' statistics."""
 
 _logger = logging.getLogger(__name__)
 
@@ -106,6 +110,20 @@ class WithoutVelocities(gym.ObservationWrapper, gym.utils.RecordConstructorArgs)
 def spec_of(env: gym.Env) -> EnvSpec:
     """Return the sizes O and A of an environment made by `make`."""
     return EnvSpec(observation_size=env.observation_space.shape[0], action_size=env.action_space.shape[0])
+
+
+def executed(raw_actions: np.ndarray, how: Execution) -> np.ndarray:
+    """Return actions ``[...]`` float32 as the environment executes them, in [-1, 1]."""
+    raw_actions = np.asarray(raw_actions, np.float32)
+    return np.tanh(raw_actions) if how == "squashed" else np.clip(raw_actions, -1.0, 1.0)
+
+
+def raw_of(executed_actions: np.ndarray, how: Execution) -> np.ndarray:
+    """Return raw actions ``[...]`` float32 that are executed as those given: `executed` undone."""
+    executed_actions = np.asarray(executed_actions, np.float32)
+    if how == "clipped":
+        return executed_actions
+    return np.arctanh(np.clip(executed_actions, -LARGEST_EXECUTED, LARGEST_EXECUTED))
 
 
 def distance(info: dict[str, Any]) -> float:

@@ -15,7 +15,7 @@ from polygrad_jax.networks.dense import Dense
 from polygrad_jax.types import Array
 
 MIN_STD = 1e-5
-"""Least std of a Gaussian that is squashed."""
+"""Least std of the Gaussian."""
 
 
 def standardised(x: Array) -> Array:
@@ -25,12 +25,16 @@ def standardised(x: Array) -> Array:
 
 
 class StateGaussian(nn.Module):
-    """``normed_obs [..., O] -> (location [..., A], std [..., A])`` with std = softplus(network) + min_std."""
+    """``normed_obs [..., O] -> (location [..., A], std [..., A])``.
+
+    The std is min_std + softplus(network), or goes from min_std to max_std by a sigmoid where there is a max_std.
+    """
 
     action_size: int
     hidden_size: int = 256
     hidden_layers: int = 3
     min_std: float = MIN_STD
+    max_std: float | None = None
     precision: str = "float32"
 
     @nn.compact
@@ -39,7 +43,9 @@ class StateGaussian(nn.Module):
         for i in range(self.hidden_layers):
             x = nn.silu(Dense(self.hidden_size, self.precision, name=f"hidden_{i}")(x))
         location, spread = jnp.split(Dense(2 * self.action_size, self.precision, name="output")(x), 2, axis=-1)
-        return location, nn.softplus(spread) + self.min_std
+        if self.max_std is None:
+            return location, nn.softplus(spread) + self.min_std
+        return location, self.min_std + (self.max_std - self.min_std) * nn.sigmoid(spread)
 
 
 class QFunction(nn.Module):

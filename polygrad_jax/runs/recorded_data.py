@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import zlib
 from dataclasses import dataclass, fields
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec, Execution
 from polygrad_jax.data import minari_dataset, official_npy
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import replay_of
 from polygrad_jax.data.transition_log import TransitionRecord
+from polygrad_jax.envs import tasks
 from polygrad_jax.runs.checkpoints import load_npz
 from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
 from polygrad_jax.runs.saved_run import read_saved
@@ -28,7 +30,10 @@ POLICY_FILE = "policy.npz"
 
 @dataclass(frozen=True)
 class RecordedData:
-    """Recorded transitions and their origin, as far as it is known."""
+    """Recorded transitions and their origin, as far as it is known.
+
+    Actions are raw: of a run of ours as sampled, executed as its ``env.actions`` says; of other programs as stored.
+    """
 
     name: str
     transitions: TransitionRecord
@@ -58,6 +63,20 @@ class RecordedData:
         everything = np.ones(len(t), bool)
         rows = Transitions(t.observations, t.actions, t.rewards, terminals, truncations, everything)
         return replay_of(rows, window)
+
+    def executed_as(self, how: Execution) -> RecordedData:
+        """Return the data with raw actions that ``how`` executes as they were executed.
+
+        Raises:
+          ConfigError: they are of a run that executes another way, whose policy is one over its own raw actions.
+        """
+        if self.collector is not None:
+            if self.collector.env.actions != how:
+                ours = self.collector.env.actions
+                raise ConfigError(f"env.actions is {how}; allowed for dataset {self.name}: {ours}, as in its run")
+            return self
+        actions = tasks.raw_of(self.transitions.actions, how)
+        return dataclasses.replace(self, transitions=dataclasses.replace(self.transitions, actions=actions))
 
     def why_not_judged(self) -> str | None:
         """Say why the error five steps ahead cannot be measured; None where it can."""

@@ -16,6 +16,7 @@ import numpy as np
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog
+from polygrad_jax.envs import tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.training.train_state import Counters, TrainState
 from polygrad_jax.types import Agent, Array, Params, Transitions
@@ -154,6 +155,8 @@ class Collecting:
     ) -> TrainState:
         """Act uniformly at random in whole episodes until there are enough (not counted in the paper's budget).
 
+        The actions that are executed are uniform; stored is the raw action that is executed so.
+
         Raises:
           ConfigError: whole episodes took as many steps as the run may have.
           KeyboardInterrupt: ``interrupted`` said so; there is nothing worth saving yet.
@@ -163,7 +166,8 @@ class Collecting:
         while not (ended and at.env_steps >= loop.prefill_env_steps) and at.env_steps < loop.total_env_steps:
             if interrupted():
                 raise KeyboardInterrupt
-            ended = self.take_step(chunk, uniform_action(self.config.seed, at.env_steps, self.spec.action_size))
+            action = uniform_action(self.config.seed, at.env_steps, self.spec.action_size)
+            ended = self.take_step(chunk, tasks.raw_of(action, self.config.env.actions))
             if chunk.length == INSERT_CHUNK:
                 state, chunk = insert(state, self.record(chunk)), self.new_chunk(INSERT_CHUNK)
         at.prefill_env_steps = at.env_steps

@@ -72,7 +72,9 @@ def fit(
     if updates < 1:
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
     window = world_model.window or config.horizon
-    replay = replay_of(transitions_of(episodes), window)
+    rows = transitions_of(episodes)
+    rows = rows.replace(actions=tasks.raw_of(rows.actions, config.env.actions))
+    replay = replay_of(rows, window)
     require_windows(replay, window)
     normaliser = normalisers.to_normaliser(replay.moments)
     init_key, update_key = jax.random.split(key)
@@ -322,6 +324,8 @@ class Training:
         self.config, self.schedule, self.folder = configs.validate(config), schedule.checked(), Path(folder)
         if config.world_model == SIMULATOR:
             raise ConfigError("world_model is simulator, which learns nothing; allowed: one that learns")
+        data = data.executed_as(config.env.actions)
+        judged_from = None if judged_from is None else judged_from.executed_as(config.env.actions)
         self.model = make_world_model(config, data.spec)
         window = self.model.window or config.horizon
         self.replay = data.replay(window)

@@ -73,14 +73,14 @@ def diffuse_step(
     normaliser: Normaliser,
     schedule: Coefficients,
     raw_obs: Array,
-    raw_actions: Array,
+    executed_actions: Array,
     noise: Array,
 ) -> Prediction:
-    """The reverse diffusion of one step from raw observations ``[B, O]`` under executed raw actions ``[B, A]``.
+    """The reverse diffusion of one step from raw observations ``[B, O]`` under executed actions ``[B, A]``.
 
     ``noise [K + 1, B, 2, O+2]`` are its draws, as of :func:`sample_given_actions`.
     """
-    actions = normalise(raw_actions, normaliser.actions)[:, None]
+    actions = normalise(executed_actions, normaliser.actions)[:, None]
     actions = jnp.concatenate([actions, jnp.zeros_like(actions)], axis=1)
     initial = normalise(raw_obs, normaliser.observations)
     given = Given(params, policy=None, normaliser=normaliser, initial=initial, delta=jnp.float32(0.0))
@@ -98,7 +98,7 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
     """
     diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
     schedule = sampling_coefficients(diffusion)
-    draws = schedule.step.shape[0] + 1
+    draws, how = schedule.step.shape[0] + 1, config.env.actions
     gradient_step = make_gradient_step(config, WINDOW, diffusion)
     sampler = Sampler(make_denoise(config, WINDOW), config.guidance, diffusion.prediction)
 
@@ -113,19 +113,19 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
         normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
         choice_key, noise_key = jax.random.split(key)
         steps = single_steps(segment, choice_key)
-        # DEVIATION from the official code, which shows actions as sampled: the environment executes clipped actions.
-        packed = pack(steps.replace(actions=executed(steps.actions)), normaliser)
+        # DEVIATION from the official code, which shows actions as sampled: ours sees those executed.
+        packed = pack(steps.replace(actions=executed(steps.actions, how)), normaliser)
         return gradient_step(state, without_what_follows(*packed), steps, normaliser, noise_key)
 
     def step(
         state: AutoregressiveState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
     ) -> Prediction:
-        normaliser, actions = with_terminal_std(normaliser, diffusion.terminal_std), executed(raw_actions)
+        normaliser, actions = with_terminal_std(normaliser, diffusion.terminal_std), executed(raw_actions, how)
         noise = jax.random.normal(key, (draws, raw_obs.shape[0], WINDOW, raw_obs.shape[1] + 2))
         prediction = diffuse_step(sampler, state.ema_params, normaliser, schedule, raw_obs, actions, noise)
         if state.classifier is None:
             return prediction
-        ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
+        ends = terminal_classifier.ends(state.classifier.params, raw_obs, raw_actions, normaliser, how)
         return prediction._replace(terminals=ends)
 
     def imagine(

@@ -14,7 +14,8 @@ DEVIATION from MBPO and from its PyTorch version, which the paper used (github.c
 - The held-out transitions follow from their row numbers and never train during a run; their loss is a running average
   over updates. MBPO splits at random for every training, so that every transition trains at some time.
 - Channels are changes of normalised observations, and normalised rewards, so that units do not matter. MBPO
-  standardises the inputs only. Actions span [-1, 1] already and are not standardised, but clipped as when executed.
+  standardises the inputs only. Actions span [-1, 1] already and are not standardised, but clipped or squashed as when
+  executed.
 - Every member has its own bounds of the log-variance. MBPO's members share them; the PyTorch version does not learn
   them.
 - Terminals are classified, by a head of every member; MBPO is given each environment's rule. The head judges state and
@@ -32,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec
+from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.networks.probabilistic_mlp import GaussianPrediction, ProbabilisticMLP
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
@@ -73,12 +74,12 @@ class Lesson(NamedTuple):
 # --- what a batch teaches --------------------------------------------------------------------------------------------
 
 
-def inputs_of(raw_obs: Array, raw_actions: Array, normaliser: Normaliser) -> Array:
+def inputs_of(raw_obs: Array, raw_actions: Array, normaliser: Normaliser, how: Execution) -> Array:
     """``[..., O]`` and ``[..., A]`` to ``[..., O + A]``: normalised observations, actions as they are executed."""
-    return jnp.concatenate([normalise(raw_obs, normaliser.observations), executed(raw_actions)], axis=-1)
+    return jnp.concatenate([normalise(raw_obs, normaliser.observations), executed(raw_actions, how)], axis=-1)
 
 
-def lesson_of(segment: Segment, normaliser: Normaliser) -> Lesson:
+def lesson_of(segment: Segment, normaliser: Normaliser, how: Execution) -> Lesson:
     """What windows ``[B, H]`` in raw units teach.
 
     The last state has no successor here, and the one behind a terminal is padding: those changes are not known.
@@ -89,7 +90,7 @@ def lesson_of(segment: Segment, normaliser: Normaliser) -> Lesson:
     taken = happened(segment.terminals)
     followed = (taken * (1.0 - segment.terminals)).at[:, -1].set(0.0)
     return Lesson(
-        inputs=inputs_of(segment.observations, segment.actions, normaliser),
+        inputs=inputs_of(segment.observations, segment.actions, normaliser, how),
         targets=jnp.concatenate([changes, rewards], axis=-1),
         terminals=segment.terminals,
         known=jnp.concatenate([jnp.repeat(followed[..., None], changes.shape[-1], -1), taken[..., None]], axis=-1),
@@ -184,7 +185,7 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
     ) -> tuple[EnsembleState, Metrics]:
         if segment.rows is None:
             raise ConfigError("segment.rows is None; allowed: row numbers [B, H], by which steps are held out")
-        lesson = lesson_of(segment, normaliser)
+        lesson = lesson_of(segment, normaliser, config.env.actions)
         held = held_out(segment.rows, HELDOUT_SHARE).astype(jnp.float32)
         counts = bootstrap(key, config.ensemble.members, segment.terminals.shape) * (1.0 - held)[None]
 
@@ -222,7 +223,7 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         elites = elites_of(state, config.ensemble.elites)
         params = jax.tree.map(lambda x: x[elites], state.params)
         elite_key, noise_key = jax.random.split(key)
-        inputs = inputs_of(raw_obs, raw_actions, normaliser)
+        inputs = inputs_of(raw_obs, raw_actions, normaliser, config.env.actions)
         predictions = jax.vmap(predict_one, in_axes=(0, None))(params, inputs)
         batch = raw_obs.shape[0]
         chosen = jax.random.randint(elite_key, (batch,), 0, elites.shape[0], jnp.int32)
@@ -247,7 +248,9 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         deal_key, noise_key = jax.random.split(key)
         deal = jax.random.permutation(deal_key, elites)
         batch, each = raw_obs.shape[0], -(-raw_obs.shape[0] // elites)
-        inputs = jnp.pad(inputs_of(raw_obs, raw_actions, normaliser), ((0, each * elites - batch), (0, 0)))
+        inputs = jnp.pad(
+            inputs_of(raw_obs, raw_actions, normaliser, config.env.actions), ((0, each * elites - batch), (0, 0))
+        )
         predictions = jax.vmap(predict_one)(params, inputs.reshape(elites, each, -1)[deal])
         back = jnp.argsort(deal)
         said = jax.tree.map(lambda x: x[back].reshape(-1, *x.shape[2:])[:batch], predictions)

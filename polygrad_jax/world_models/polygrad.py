@@ -81,7 +81,8 @@ def make_sampler(config: Config) -> Sampler:
     if config.guidance.rule not in RULES:
         raise ConfigError(f"guidance.rule is {config.guidance.rule}; allowed: {', '.join(RULES)}")
     denoise = make_denoise(config, diffused_length(config))
-    return Sampler(denoise, config.guidance, config.diffusion.prediction, config.denoiser.shown_actions)
+    shown_actions = config.denoiser.shown_actions
+    return Sampler(denoise, config.guidance, config.diffusion.prediction, shown_actions, config.env.actions)
 
 
 def given_context(
@@ -174,7 +175,7 @@ def make_gradient_step(
         params = optax.apply_updates(state.params, updates)
         classifier = state.classifier
         if classifier is not None:
-            classifier, more = terminal_classifier.update(classifier, segment, normaliser)
+            classifier, more = terminal_classifier.update(classifier, segment, normaliser, config.env.actions)
             metrics |= more
         return state.replace(
             params=params,
@@ -214,7 +215,7 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         seen = _last(segment, config.horizon)  # what pads a history never happened
         if config.denoiser.shown_actions == "executed":
-            segment = segment.replace(actions=executed(segment.actions))
+            segment = segment.replace(actions=executed(segment.actions, config.env.actions))
         return gradient_step(state, pack(segment, normaliser), seen, normaliser, key)
 
     def imagine(
@@ -225,7 +226,8 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
         traj, actions, _ = sample(sampler, given, sampling_schedule, key, diffused_length(config), spec.action_size)
         segment = _last(unpack(traj, actions, normaliser), config.horizon)
         if classifies:
-            terminals = terminal_classifier.classify(state.classifier.params, segment, normaliser)
+            params, how = state.classifier.params, config.env.actions
+            terminals = terminal_classifier.classify(params, segment, normaliser, how)
         else:
             # DEVIATION from the official code, whose imagined terminals may return to 0: imagined terminals are
             # absorbing. What follows an end has weight 0 either way, but counts where advantages are standardised.
@@ -266,7 +268,8 @@ def imagine_given_actions(
     traj = sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))
     segment = _last(unpack(traj, normed_actions, normaliser), config.horizon)
     if state.classifier is not None:
-        segment = segment.replace(terminals=terminal_classifier.classify(state.classifier.params, segment, normaliser))
+        params, how = state.classifier.params, config.env.actions
+        segment = segment.replace(terminals=terminal_classifier.classify(params, segment, normaliser, how))
     return segment
 
 

@@ -33,7 +33,7 @@ class SimulatorHost(Protocol):
     def step(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """States ``[B, S]``, observations ``[B, O]``, rewards and terminals ``[B]`` after raw actions ``[B, A]``.
 
-        Actions are clipped when executed; copies go on past their termination.
+        Actions are executed as the task's ``env.actions`` says; copies go on past their termination.
         """
 
 

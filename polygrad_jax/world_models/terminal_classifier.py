@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from polygrad_jax.config import EnvSpec
+from polygrad_jax.config import EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.networks.actor_critic import MLP
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment
@@ -40,10 +40,10 @@ def init(key: Array, spec: EnvSpec) -> ClassifierState:
     return ClassifierState(params, _ADAM.init(params))
 
 
-def logits(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
-    """``[B, H]``: log-odds that the step ends the episode. Actions count as they are executed, clipped to [-1, 1]."""
+def logits(params: Params, segment: Segment, normaliser: Normaliser, how: Execution) -> Array:
+    """``[B, H]``: log-odds that the step ends the episode. The segment's raw actions count as they are executed."""
     observations = normalise(segment.observations, normaliser.observations)
-    x = jnp.concatenate([observations, executed(segment.actions)], axis=-1)
+    x = jnp.concatenate([observations, executed(segment.actions, how)], axis=-1)
     return _NETWORK.apply({"params": params}, x)[..., 0]
 
 
@@ -53,30 +53,32 @@ def happened(terminals: Array) -> Array:
     return jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
 
 
-def loss(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
+def loss(params: Params, segment: Segment, normaliser: Normaliser, how: Execution) -> Array:
     """Cross-entropy, in nats per step, over the steps that were taken."""
     weights = happened(segment.terminals)
-    entropy = optax.sigmoid_binary_cross_entropy(logits(params, segment, normaliser), segment.terminals)
+    entropy = optax.sigmoid_binary_cross_entropy(logits(params, segment, normaliser, how), segment.terminals)
     return (weights * entropy).sum() / weights.sum()
 
 
-def update(state: ClassifierState, segment: Segment, normaliser: Normaliser) -> tuple[ClassifierState, Metrics]:
+def update(
+    state: ClassifierState, segment: Segment, normaliser: Normaliser, how: Execution
+) -> tuple[ClassifierState, Metrics]:
     """One gradient step of Adam on real windows ``[B, H]``, raw units."""
-    value, gradients = jax.value_and_grad(loss)(state.params, segment, normaliser)
+    value, gradients = jax.value_and_grad(loss)(state.params, segment, normaliser, how)
     # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, adam = _ADAM.update(gradients, state.adam)
     return ClassifierState(optax.apply_updates(state.params, updates), adam), {"world_model/classifier_loss": value}
 
 
-def classify(params: Params, segment: Segment, normaliser: Normaliser) -> Array:
+def classify(params: Params, segment: Segment, normaliser: Normaliser, how: Execution) -> Array:
     """``[B, H]``: 1 from the first step on that is more likely than not to end the episode."""
-    ends = (logits(params, segment, normaliser) > 0).astype(jnp.float32)
+    ends = (logits(params, segment, normaliser, how) > 0).astype(jnp.float32)
     return jax.lax.cummax(ends, axis=1)
 
 
-def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser) -> Array:
+def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser, how: Execution) -> Array:
     """Return ``[B]``: 1 where raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
     nothing = jnp.zeros((observations.shape[0], 1))
     step = Segment(observations[:, None], actions[:, None], rewards=nothing, terminals=nothing)
-    return (logits(params, step, normaliser)[:, 0] > 0).astype(jnp.float32)
+    return (logits(params, step, normaliser, how)[:, 0] > 0).astype(jnp.float32)

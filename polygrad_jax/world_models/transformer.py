@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from polygrad_jax.config import Config, EnvSpec, TransformerConfig
+from polygrad_jax.config import Config, EnvSpec, Execution, TransformerConfig
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
 from polygrad_jax.networks.batch_parts import in_parts
@@ -84,19 +84,21 @@ def prediction_loss(outputs: Array, segment: Segment, normaliser: Normaliser) ->
     }
 
 
-def pair(raw_obs: Array, raw_actions: Array, normaliser: Normaliser) -> Array:
+def pair(raw_obs: Array, raw_actions: Array, normaliser: Normaliser, how: Execution) -> Array:
     """Tokens ``[..., O+A]`` of raw observations and actions, the latter as executed."""
-    # DEVIATION from the official code, which shows actions as sampled: the environment executes clipped actions.
-    actions = normalise(executed(raw_actions), normaliser.actions)
+    # DEVIATION from the official code, which shows actions as sampled: ours sees those executed.
+    actions = normalise(executed(raw_actions, how), normaliser.actions)
     return jnp.concatenate([normalise(raw_obs, normaliser.observations), actions], axis=-1)
 
 
-def remember(network: TransformerDynamics, params: Params, context: Segment, normaliser: Normaliser) -> History:
+def remember(
+    network: TransformerDynamics, params: Params, context: Segment, normaliser: Normaliser, how: Execution
+) -> History:
     """The history of a context ``[B, 1 to C]``: its steps but the last, whose action is not chosen yet."""
     batch, length = context.terminals.shape
     slots = network.context_length
     observed = jnp.ones((batch, length), bool) if context.observed is None else context.observed
-    pairs = pair(context.observations, context.actions, normaliser)[:, :-1]
+    pairs = pair(context.observations, context.actions, normaliser, how)[:, :-1]
     pairs = jnp.where(observed[:, :-1, None], pairs, jnp.float32(0.0))
     first = jnp.argmax(observed, axis=1).astype(jnp.int32)
     cache = network.empty_cache(batch)
@@ -140,7 +142,7 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
     network = make_network(settings, spec, config.precision)
     context_length, outcome = settings.context_length, spec.observation_size
     adam = optax.adam(settings.learning_rate)
-    classifies = config.diffusion.terminals == "classified"
+    classifies, how = config.diffusion.terminals == "classified", config.env.actions
 
     def init(key: Array) -> TransformerState:
         pairs = jnp.zeros((1, context_length, spec.observation_size + spec.action_size))
@@ -152,7 +154,7 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
         state: TransformerState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[TransformerState, Metrics]:
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
-        pairs = pair(segment.observations, segment.actions, normaliser)[:, :-1]
+        pairs = pair(segment.observations, segment.actions, normaliser, how)[:, :-1]
 
         def loss(params: Params) -> tuple[Array, Metrics]:
             outputs, _ = network.apply({"params": params}, pairs)
@@ -164,7 +166,7 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
             updates, adam_state = adam.update(gradients, state.adam)
         classifier = state.classifier
         if classifies:
-            classifier, more = terminal_classifier.update(classifier, segment, normaliser)
+            classifier, more = terminal_classifier.update(classifier, segment, normaliser, how)
             metrics |= more
         params = optax.apply_updates(state.params, updates)
         return TransformerState(params, adam_state, state.updates + 1, classifier), metrics
@@ -178,10 +180,10 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
             def predict(
                 history: History, raw_obs: Array, actions: Array, _: Array
             ) -> tuple[History, Prediction, Metrics]:
-                history, output = extend(network, state.params, history, pair(raw_obs, actions, normaliser))
+                history, output = extend(network, state.params, history, pair(raw_obs, actions, normaliser, how))
                 rewards = unnormalise(output[:, outcome : outcome + 1], normaliser.rewards)[:, 0]
                 if classifies:
-                    ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser)
+                    ends = terminal_classifier.ends(state.classifier.params, raw_obs, actions, normaliser, how)
                 else:
                     terminals = unnormalise(output[:, outcome + 1 :], normaliser.terminals)[:, 0]
                     ends = (terminals > 0.5).astype(jnp.float32)
@@ -192,7 +194,7 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
         recent = jax.tree.map(lambda x: x[:, -context_length:], context)
         keys = jax.random.split(key, config.horizon)
         slots_left = context_length - recent.terminals.shape[1] + 1
-        start = begin(recent, remember(network, state.params, recent, normaliser))
+        start = begin(recent, remember(network, state.params, recent, normaliser, how))
         middle, segment, _ = roll_out(predicting(with_cache), start, under(policy), keys[:slots_left])
         if config.horizon > slots_left:
             middle = middle._replace(memory=middle.memory._replace(cache=None))

@@ -41,7 +41,7 @@ def test_the_value_of_a_path_and_its_gradient_are_those_of_the_linear_system():
     start, gamma, steps = states(0), 0.9, 4
 
     def value(gain):
-        path = vg.walk(gain, linear_policy, start, linear_step, steps, jax.random.key(0))
+        path = vg.walk(gain, linear_policy, start, linear_step, steps, jax.random.key(0), "clipped")
         return vg.path_value(path, jnp.zeros(16), jnp.float32(0.0), gamma, first_entropy=True).mean()
 
     def by_hand(gain):
@@ -63,7 +63,7 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
     imagined = Segment(observations, actions, rewards, terminals)
 
     def value(gain):
-        path = vg.walk_along(gain, linear_policy, imagined, linear_step, jax.random.key(0))
+        path = vg.walk_along(gain, linear_policy, imagined, linear_step, jax.random.key(0), "clipped")
         return vg.path_value(path, jnp.zeros(5), jnp.float32(0.0), 1.0, first_entropy=True), path
 
     values, path = value(gain)
@@ -81,7 +81,7 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
 
 def test_a_path_counts_nothing_behind_its_end():
     start = jnp.array([[0.0, 6.0], [0.0, 1.0]])
-    path = vg.walk(jnp.float32(0.0), linear_policy, start, linear_step, 3, jax.random.key(0))
+    path = vg.walk(jnp.float32(0.0), linear_policy, start, linear_step, 3, jax.random.key(0), "clipped")
     np.testing.assert_array_equal(path.alive, [[1, 1], [0, 1], [0, 1], [0, 1]])
     ones = path._replace(rewards=jnp.ones((3, 2)), log_probs=jnp.ones((4, 2)))
     with_bonus = vg.path_value(ones, jnp.full(2, 10.0), jnp.float32(0.5), 0.5, first_entropy=True)
@@ -102,7 +102,8 @@ def test_pieces_are_all_windows_of_the_imagined_trajectories():
     observations = jnp.arange(2 * 5 * 2, dtype=jnp.float32).reshape(2, 5, 2)
     flat = observations[..., 0]
     cut = vg.pieces(Segment(observations, observations[..., :1], flat, flat), 2)
-    np.testing.assert_array_equal(cut.rewards, [[0, 2, 4], [2, 4, 6], [4, 6, 8], [10, 12, 14], [12, 14, 16], [14, 16, 18]])
+    expected = [[0, 2, 4], [2, 4, 6], [4, 6, 8], [10, 12, 14], [12, 14, 16], [14, 16, 18]]
+    np.testing.assert_array_equal(cut.rewards, expected)
 
 
 def world_model(step) -> WorldModel:

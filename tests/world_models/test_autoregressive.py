@@ -328,7 +328,7 @@ def test_its_own_tau_the_terminal_std_and_the_classifier_are_used(counted, monke
     _, _, normaliser, schedule, *_ = asked[0]
     np.testing.assert_allclose(schedule.sqrt_alpha_bar[7] ** 2, 0.5, rtol=1e-5)
     np.testing.assert_allclose(normaliser.terminals.std, 0.5)
-    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
+    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER, "clipped")
     np.testing.assert_array_equal(imagined.terminals, expected)
     assert 0.0 < expected[:, 0].mean() < expected[:, -1].mean() < 1.0
 
@@ -346,7 +346,7 @@ def test_a_roll_out_by_hand():
     def predict(memory, raw_obs, actions, key):
         position = raw_obs[:, 0]
         ends = ((position == 2) | (position == 3)).astype(jnp.float32)
-        return memory + 1, Prediction(raw_obs + executed(actions), 10 * position, ends), {"measured": position}
+        return memory + 1, Prediction(raw_obs + executed(actions, "clipped"), 10 * position, ends), {"measured": position}
 
     def policy(params, raw_obs):
         return params - 0.5 * raw_obs, jnp.zeros_like(raw_obs)

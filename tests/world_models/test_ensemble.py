@@ -101,7 +101,7 @@ def test_a_step_teaches_what_is_known_of_it():
         rewards=jnp.array([[1.5, 1.9, 1.1], [1.5, 2.3, 0.0]]),
         terminals=jnp.array([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
     )
-    lesson = jax.jit(ensemble.lesson_of)(raw, NORMALISER)
+    lesson = jax.jit(ensemble.lesson_of, static_argnums=2)(raw, NORMALISER, "clipped")
     # observations: (3 - 1) / 2 = 1 and (-2.5 + 2) / 0.5 = -1; rewards: (1.9 - 1.5) / 0.4 = 1
     np.testing.assert_allclose(lesson.targets[0], [[1, -1, 0], [1, 0, 1], [0, 0, -1]], atol=1e-5)
     np.testing.assert_allclose(lesson.targets[1, :2], [[0, 2, 0], [0, 0, 2]], atol=1e-5)
@@ -208,7 +208,7 @@ def test_the_numbers_of_an_update_are_those_of_its_parts(counted, state):
     update, _, _ = counted
     raw, key = segment(1), jax.random.key(3)
     after, metrics = update(state, raw, NORMALISER, key)
-    lesson = jax.tree.map(np.asarray, jax.jit(ensemble.lesson_of)(raw, NORMALISER))
+    lesson = jax.tree.map(np.asarray, jax.jit(ensemble.lesson_of, static_argnums=2)(raw, NORMALISER, "clipped"))
     held = np.asarray(ensemble.held_out(raw.rows, 0.1))
     known = held & (lesson.known[..., 0] > 0)
     assert 2 < known.sum() < 10
@@ -642,6 +642,6 @@ def test_what_cannot_be_run_is_refused(changes, line):
 def test_normalised_and_raw_are_told_apart():
     """What the network is given is the normalised observation: (3 - 1) / 2 and (-2 + 2) / 0.5."""
     raw = jnp.array([[3.0, -2.0]])
-    inputs = ensemble.inputs_of(raw, jnp.array([[-7.0]]), NORMALISER)
+    inputs = ensemble.inputs_of(raw, jnp.array([[-7.0]]), NORMALISER, "clipped")
     np.testing.assert_allclose(inputs, [[1.0, 0.0, -1.0]])
     np.testing.assert_allclose(inputs[:, :2], normalise(raw, NORMALISER.observations))

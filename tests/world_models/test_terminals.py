@@ -44,7 +44,7 @@ def test_the_loss_by_hand(monkeypatch):
     segment = segment_of(np.zeros((2, 3, 2)), np.zeros((2, 3, 1)), [[0, 0, 0], [0, 1, 1]])
     for odds, expected in [(0.0, np.log(2)), (2.0, (5 * np.log1p(np.exp(2.0)) - 2.0) / 5)]:
         monkeypatch.setattr(terminal_classifier, "logits", lambda *_, odds=odds: jnp.full((2, 3), odds))
-        np.testing.assert_allclose(terminal_classifier.loss({}, segment, NORMALISER), expected, rtol=1e-6)
+        np.testing.assert_allclose(terminal_classifier.loss({}, segment, NORMALISER, "clipped"), expected, rtol=1e-6)
 
 
 def test_units_of_observations_do_not_matter_and_actions_count_as_executed():
@@ -52,18 +52,19 @@ def test_units_of_observations_do_not_matter_and_actions_count_as_executed():
     rng = np.random.default_rng(0)
     observations, actions = rng.standard_normal((4, 5, 2)), 3 * rng.standard_normal((4, 5, 1))
     segment = segment_of(observations, actions, np.zeros((4, 5)))
-    logits = terminal_classifier.logits(params, segment, NORMALISER)
+    logits = terminal_classifier.logits(params, segment, NORMALISER, "clipped")
     scale = jnp.array([100.0, 0.01])
     n = NORMALISER.observations
     scaled = NORMALISER.replace(observations=MeanStd(n.mean * scale, n.std * scale))
     clipped = jnp.clip(segment.actions, -1.0, 1.0)
     there = segment.replace(observations=segment.observations * scale[None, None], actions=clipped)
-    np.testing.assert_allclose(terminal_classifier.logits(params, there, scaled), logits, rtol=1e-3, atol=1e-4)
+    moved = terminal_classifier.logits(params, there, scaled, "clipped")
+    np.testing.assert_allclose(moved, logits, rtol=1e-3, atol=1e-4)
 
 
 def test_imagined_terminals_stay(monkeypatch):
     monkeypatch.setattr(terminal_classifier, "logits", lambda *_: jnp.array([[-1.0, 0.5, -1.0], [-1.0, -1.0, -1.0]]))
-    np.testing.assert_array_equal(terminal_classifier.classify({}, None, None), [[0, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(terminal_classifier.classify({}, None, None, "clipped"), [[0, 1, 1], [0, 0, 0]])
 
 
 def test_a_boundary_is_learnt():
@@ -80,7 +81,7 @@ def test_a_boundary_is_learnt():
     @jax.jit
     def learn(state: ClassifierState) -> ClassifierState:
         def step(state, key):
-            return terminal_classifier.update(state, windows(key), NORMALISER)[0], None
+            return terminal_classifier.update(state, windows(key), NORMALISER, "clipped")[0], None
 
         return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 1500))[0]
 
@@ -90,7 +91,7 @@ def test_a_boundary_is_learnt():
     assert 0.08 < share < 0.2
 
     def accuracy(state):
-        says = terminal_classifier.logits(state.params, fresh, NORMALISER) > 0
+        says = terminal_classifier.logits(state.params, fresh, NORMALISER, "clipped") > 0
         return float((says == (fresh.terminals > 0)).mean())
 
     assert accuracy(learn(untrained)) > 0.97 > 1 - share

@@ -93,7 +93,7 @@ def recomputed(network, state, context: Segment, imagined: Segment, observed) ->
     def both(name):
         return np.concatenate([getattr(context, name)[:, :-1], getattr(imagined, name)], axis=1)
 
-    pairs = np.asarray(pair(both("observations"), both("actions"), NORMALISER))
+    pairs = np.asarray(pair(both("observations"), both("actions"), NORMALISER, "clipped"))
     past = context.terminals.shape[1] - 1
     histories, lengths = np.full((H, B, C, O + A), 99.0, np.float32), np.zeros((H, B), int)
     for t in range(H):
