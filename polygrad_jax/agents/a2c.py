@@ -21,11 +21,13 @@ from polygrad_jax.agents import gaussian
 from polygrad_jax.agents.gae import gae
 from polygrad_jax.agents.line_search import search
 from polygrad_jax.config import A2CConfig, Config, EnvSpec
+from polygrad_jax.data.normaliser import normalise
 from polygrad_jax.networks.actor_critic import Actor, Critic
 from polygrad_jax.types import (
     Agent,
     Array,
     Experience,
+    MeanStd,
     Memory,
     Metrics,
     Normaliser,
@@ -48,8 +50,8 @@ _LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default for AdamW (official code)
 class A2CState:
     """Everything that A2C keeps from one update to the next."""
 
-    actor: Params  # {"network": ..., "log_std": [A]}
-    critic: Params
+    actor: Params  # {"network": ..., "log_std": [A]}, and "observations": {"mean": [O], "std": [O]} where asked for
+    critic: Params  # {"network": ...}, and "observations" as above
     target_critic: Params
     actor_adam: Any
     critic_adam: Any
@@ -76,8 +78,10 @@ def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
     def learn(state: A2CState, model_state: Any, experience: Experience, key: Array) -> tuple[A2CState, Metrics]:
         del model_state, key
         # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
-        target = target_change_at(config.a2c, experience.progress)
-        return update(state, lax.stop_gradient(experience.imagined), config.a2c, spec, target_change=target)
+        imagined = lax.stop_gradient(experience.imagined)
+        return update(
+            state, imagined, config.a2c, spec, progress=experience.progress, normaliser=experience.normaliser
+        )
 
     def policy(state: A2CState) -> Policy:
         return Policy(state.actor, policy_apply)
@@ -106,13 +110,15 @@ def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32
     raw_obs = jnp.zeros((1, spec.observation_size))
     actor = _actor(spec, config, precision).init(actor_key, raw_obs)["params"]
     critic = Critic(config.hidden_size, precision).init(critic_key, raw_obs)["params"]
+    if config.normalise_observations:
+        actor, critic = (params | {"observations": _no_statistics(spec)} for params in (actor, critic))
     log_actor_lr = jnp.log(jnp.float32(config.max_actor_lr))
     return A2CState(
         actor=actor,
         critic=critic,
         target_critic=jax.tree.map(jnp.copy, critic),  # a copy: a state whose buffers are shared cannot be donated
-        actor_adam=_ADAM.init(actor),
-        critic_adam=_ADAM.init(critic),
+        actor_adam=_ADAM.init(learnt(actor)),
+        critic_adam=_ADAM.init(learnt(critic)),
         log_actor_lr=log_actor_lr,
         log_actor_lr_adam=_ADAM.init(log_actor_lr),
         averaged_actor=jax.tree.map(jnp.copy, actor) if config.actor_ema > 0 else None,
@@ -123,14 +129,26 @@ def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32
 def make_policy_apply(spec: EnvSpec, config: A2CConfig, precision: str = "float32") -> PolicyApply:
     """Make ``(state.actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])``; equal arguments give one object."""
     actor = _actor(spec, config, precision)
-    return lambda params, raw_obs: actor.apply({"params": params}, raw_obs)
+    return lambda params, raw_obs: actor.apply({"params": learnt(params)}, _network_input(params, raw_obs))
 
 
 @functools.lru_cache
 def make_value_apply(config: A2CConfig, precision: str = "float32") -> ValueApply:
     """Make ``(state.critic, raw_obs [..., O]) -> value [...]``, in raw reward; equal arguments give one object."""
     critic = Critic(config.hidden_size, precision)
-    return lambda params, raw_obs: critic.apply({"params": params}, raw_obs)
+    return lambda params, raw_obs: critic.apply({"params": learnt(params)}, _network_input(params, raw_obs))
+
+
+def learnt(params: Params) -> Params:
+    """Select what gradients move: the network, and the actor's log-std. Statistics are the other entries."""
+    return {name: params[name] for name in ("log_std", "network") if name in params}
+
+
+def _network_input(params: Params, raw_obs: Array) -> Array:
+    """Standardise ``raw_obs [..., O]`` by the statistics that travel in the parameters, where there are some."""
+    if "observations" not in params:
+        return raw_obs
+    return normalise(raw_obs, MeanStd(**params["observations"]))
 
 
 def update(
@@ -139,24 +157,25 @@ def update(
     config: A2CConfig,
     spec: EnvSpec,
     precision: str = "float32",
-    target_change: Array | float | None = None,
+    progress: Array | float = 0.0,
+    normaliser: Normaliser | None = None,
 ) -> tuple[A2CState, Metrics]:
     """Make one policy update on ``segment [B, H]`` in raw units (paper, Algorithm 3, line 8).
 
     ``config``, ``spec`` and ``precision`` are static. The order is: target critic, advantages, critic, actor with its
-    line search, and the learning rate from which the next search starts. ``target_change`` replaces the config's
-    (:func:`target_change_at`).
+    line search, and the learning rate from which the next search starts. ``progress`` is the share of the run's
+    updates that have been made. ``normaliser``, the replay's, is read where ``normalise_observations`` asks for it.
     """
     chex.assert_shape(segment.observations, (None, None, spec.observation_size), custom_message="observations")
     shape = segment.observations.shape[:2]
     chex.assert_shape(segment.actions, (*shape, spec.action_size), custom_message="actions")
     chex.assert_shape([segment.rewards, segment.terminals], shape, custom_message="rewards, terminals")
-    target = config.target_change if target_change is None else target_change
+    target = target_change_at(config, progress)
     policy_apply = make_policy_apply(spec, config, precision)
     value_apply = make_value_apply(config, precision)
     raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
 
-    target_critic = follow(state.target_critic, state.critic, config.target_critic_ema)
+    target_critic = _average(state.target_critic, state.critic, config.target_critic_ema)
     values = value_apply(target_critic, segment.observations)
     advantages, targets = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
     weights = reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
@@ -178,8 +197,10 @@ def update(
         critic_adam=critic_adam,
         log_actor_lr=log_actor_lr,
         log_actor_lr_adam=log_actor_lr_adam,
-        averaged_actor=follow(state.averaged_actor, actor, config.actor_ema) if config.actor_ema > 0 else None,
+        averaged_actor=_average(state.averaged_actor, actor, config.actor_ema) if config.actor_ema > 0 else None,
     )
+    if config.normalise_observations:
+        new_state = _refresh_observation_statistics(new_state, normaliser)
     return new_state, metrics
 
 
@@ -198,6 +219,37 @@ def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
 def follow(target: Params, source: Params, decay: float) -> Params:
     """Return the exponential average ``decay * target + (1 - decay) * source``."""
     return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, target, source)
+
+
+def _average(averaged: Params, newest: Params, decay: float) -> Params:
+    """Average what is learnt; statistics are the newest ones."""
+    return newest | follow(learnt(averaged), learnt(newest), decay)
+
+
+def _no_statistics(spec: EnvSpec) -> dict[str, Array]:
+    """Make the statistics that change no observation."""
+    return {"mean": jnp.zeros(spec.observation_size), "std": jnp.ones(spec.observation_size)}
+
+
+def _refresh_observation_statistics(state: A2CState, normaliser: Normaliser) -> A2CState:
+    """Give every network the replay's newest statistics of observations.
+
+    DEVIATION from paper and official code, whose networks read raw observations. The statistics move at the end of an
+    update: the update itself is made under those that the trajectories were imagined under. What the networks make of
+    an observation moves with them, the policy included, beyond any bound on the change of an update; with a growing
+    replay ever less.
+    """
+    newest = normaliser.observations
+
+    def refreshed(params: Params) -> Params:
+        return params | {"observations": {"mean": newest.mean, "std": newest.std}}
+
+    return state.replace(
+        actor=refreshed(state.actor),
+        critic=refreshed(state.critic),
+        target_critic=refreshed(state.target_critic),
+        averaged_actor=None if state.averaged_actor is None else refreshed(state.averaged_actor),
+    )
 
 
 def reality_weights(terminals: Array, train_terminal_transitions: bool) -> Array:
@@ -276,15 +328,17 @@ def _update_critic(
 ) -> tuple[Params, Any, Metrics]:
     """Take ``critic_updates`` AdamW steps on the same targets; the metrics are of the critic before the first step."""
 
+    def loss_of(params: Params) -> tuple[Array, Array]:
+        return critic_loss(state.critic | params, value_apply, raw_obs, targets, weights)
+
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], tuple[Array, Array, Array]]:
         params, adam = carry
-        grad = jax.value_and_grad(critic_loss, has_aux=True)
-        (loss, values), gradients = grad(params, value_apply, raw_obs, targets, weights)
+        (loss, values), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         gradients, norm = clip_by_norm(gradients, config.grad_clip)
         direction, adam = adam_direction(gradients, adam)
         return (adamw_step(params, direction, config.critic_lr, config.weight_decay), adam), (loss, values, norm)
 
-    start = (state.critic, state.critic_adam)
+    start = (learnt(state.critic), state.critic_adam)
     (critic, adam), history = lax.scan(step, start, None, length=config.critic_updates)
     loss, values, norm = jax.tree.map(lambda x: x[0], history)
     metrics = {
@@ -294,7 +348,7 @@ def _update_critic(
         "agent/value_first": jnp.mean(values[:, 0]),
         "agent/value_mean": jnp.mean(values),
     }
-    return critic, adam, metrics
+    return state.critic | critic, adam, metrics
 
 
 def _update_actor(
@@ -308,10 +362,13 @@ def _update_actor(
     target_change: Array | float,
 ) -> tuple[Params, Any, Array, Metrics]:
     """Take one AdamW step of searched length; return actor, Adam's state, the change of the first try, metrics."""
-    grad = jax.value_and_grad(actor_loss, has_aux=True)
-    (loss, (mean, std, log_prob)), gradients = grad(
-        state.actor, policy_apply, raw_obs, actions, advantages, weights, config.entropy_weight
-    )
+    before = learnt(state.actor)
+
+    def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
+        params = state.actor | params
+        return actor_loss(params, policy_apply, raw_obs, actions, advantages, weights, config.entropy_weight)
+
+    (loss, (mean, std, log_prob)), gradients = jax.value_and_grad(loss_of, has_aux=True)(before)
     network_gradients, norm = clip_by_norm(gradients["network"], config.grad_clip)
     gradients = {"network": network_gradients, "log_std": gradients["log_std"]}  # the log-std's is not clipped
     # DEVIATION from the official code, where every retry advances Adam's moments again and starts from the log-std of
@@ -319,7 +376,7 @@ def _update_actor(
     direction, adam = adam_direction(gradients, state.actor_adam)
 
     def step_to(learning_rate: Array) -> Params:
-        return adamw_step(state.actor, direction, learning_rate, config.weight_decay)
+        return state.actor | adamw_step(before, direction, learning_rate, config.weight_decay)
 
     def change_at(learning_rate: Array) -> Array:
         new_mean, new_std = policy_apply(step_to(learning_rate), raw_obs)

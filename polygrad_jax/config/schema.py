@@ -310,6 +310,11 @@ class A2CConfig:
         "Search for the learning rate of the actor that meets target_change (line search). Without the search each "
         "update keeps the first one tried.",
     )
+    normalise_observations: bool = option(
+        False,
+        "Let actor and critic read observations standardised by the mean and standard deviation of the replay, in "
+        "place of raw ones.",
+    )
     target_critic_ema: float = option(0.995, "Decay of the target critic.", BELOW_1)
     actor_ema: float = option(
         0.0,
