@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from polygrad_jax.agents import gaussian
+from polygrad_jax.agents import gaussian, value_units
 from polygrad_jax.agents.gae import gae
 from polygrad_jax.agents.line_search import search
 from polygrad_jax.config import A2CConfig, Config, EnvSpec
@@ -51,7 +51,7 @@ class A2CState:
     """Everything that A2C keeps from one update to the next."""
 
     actor: Params  # {"network": ..., "log_std": [A]}, and "observations": {"mean": [O], "std": [O]} where asked for
-    critic: Params  # {"network": ...}, and "observations" as above
+    critic: Params  # {"network": ...}, "observations" as above, and "values" (value_units.py) where asked for
     target_critic: Params
     actor_adam: Any
     critic_adam: Any
@@ -79,9 +79,7 @@ def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
         del model_state, key
         # In float32 whatever the precision: the search measures changes of the log-probability of about 0.01.
         imagined = lax.stop_gradient(experience.imagined)
-        return update(
-            state, imagined, config.a2c, spec, progress=experience.progress, normaliser=experience.normaliser
-        )
+        return update(state, imagined, config.a2c, spec, progress=experience.progress, normaliser=experience.normaliser)
 
     def policy(state: A2CState) -> Policy:
         return Policy(state.actor, policy_apply)
@@ -112,6 +110,8 @@ def init(key: Array, spec: EnvSpec, config: A2CConfig, precision: str = "float32
     critic = Critic(config.hidden_size, precision).init(critic_key, raw_obs)["params"]
     if config.normalise_observations:
         actor, critic = (params | {"observations": _no_statistics(spec)} for params in (actor, critic))
+    if config.value_scale == "running":
+        critic = critic | {"values": value_units.raw_units()}
     log_actor_lr = jnp.log(jnp.float32(config.max_actor_lr))
     return A2CState(
         actor=actor,
@@ -136,7 +136,12 @@ def make_policy_apply(spec: EnvSpec, config: A2CConfig, precision: str = "float3
 def make_value_apply(config: A2CConfig, precision: str = "float32") -> ValueApply:
     """Make ``(state.critic, raw_obs [..., O]) -> value [...]``, in raw reward; equal arguments give one object."""
     critic = Critic(config.hidden_size, precision)
-    return lambda params, raw_obs: critic.apply({"params": learnt(params)}, _network_input(params, raw_obs))
+
+    def value_apply(params: Params, raw_obs: Array) -> Array:
+        outputs = critic.apply({"params": learnt(params)}, _network_input(params, raw_obs))
+        return value_units.to_raw(outputs, params["values"]) if "values" in params else outputs
+
+    return value_apply
 
 
 def learnt(params: Params) -> Params:
@@ -180,6 +185,11 @@ def update(
     advantages, targets = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
     weights = reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
     scaled = standardise(advantages)
+    if config.value_scale == "running":
+        # DEVIATION from paper and official code, whose critic predicts raw returns.
+        units = value_units.moved(state.critic["values"], targets, weights)
+        target_critic = value_units.in_units(target_critic, units)
+        state = state.replace(critic=value_units.in_units(state.critic, units))
 
     critic, critic_adam, critic_metrics = _update_critic(state, value_apply, raw_obs, targets, weights, config)
     actor, actor_adam, first_change, actor_metrics = _update_actor(
@@ -328,12 +338,15 @@ def _update_critic(
 ) -> tuple[Params, Any, Metrics]:
     """Take ``critic_updates`` AdamW steps on the same targets; the metrics are of the critic before the first step."""
 
-    def loss_of(params: Params) -> tuple[Array, Array]:
-        return critic_loss(state.critic | params, value_apply, raw_obs, targets, weights)
+    def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
+        loss, values = critic_loss(state.critic | params, value_apply, raw_obs, targets, weights)
+        if config.value_scale == "running":
+            return loss / jnp.square(state.critic["values"]["std"]), (loss, values)
+        return loss, (loss, values)
 
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], tuple[Array, Array, Array]]:
         params, adam = carry
-        (loss, values), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (_, (loss, values)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         gradients, norm = clip_by_norm(gradients, config.grad_clip)
         direction, adam = adam_direction(gradients, adam)
         return (adamw_step(params, direction, config.critic_lr, config.weight_decay), adam), (loss, values, norm)

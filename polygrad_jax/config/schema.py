@@ -315,6 +315,11 @@ class A2CConfig:
         "Let actor and critic read observations standardised by the mean and standard deviation of the replay, in "
         "place of raw ones.",
     )
+    value_scale: Literal["raw", "running"] = option(
+        "raw",
+        "Units of the critic's outputs and of its loss: raw reward, or running mean and standard deviation of its "
+        "targets (PopArt), so that learning rates and gradient clip mean the same at returns of any size.",
+    )
     target_critic_ema: float = option(0.995, "Decay of the target critic.", BELOW_1)
     actor_ema: float = option(
         0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.agents import a2c
+from polygrad_jax.agents import a2c, value_units
 from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.types import MeanStd, Normaliser, Segment
 
@@ -34,6 +35,7 @@ def segment_of(seed: int = 0) -> Segment:
     return Segment(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
 
+@functools.cache
 def make_update(config: A2CConfig):
     def update(state, segment, key, progress):
         return a2c.update(state, segment, config, SPEC, progress=progress, normaliser=NORMALISER)
@@ -45,8 +47,19 @@ def updated(config: A2CConfig, state: a2c.A2CState, segment: Segment, progress: 
     return make_update(config)(state, segment, jax.random.key(seed), jnp.float32(progress))
 
 
+@functools.cache
 def fresh(config: A2CConfig) -> a2c.A2CState:
     return jax.jit(lambda key: a2c.init(key, SPEC, config))(jax.random.key(0))
+
+
+@functools.cache
+def make_policy(config: A2CConfig):
+    return jax.jit(a2c.make_policy_apply(SPEC, config))
+
+
+@functools.cache
+def make_value(config: A2CConfig):
+    return jax.jit(a2c.make_value_apply(config))
 
 
 def assert_close(a, b, rtol: float = 1e-5, atol: float = 1e-6):
@@ -79,12 +92,12 @@ def test_before_the_first_update_observations_are_read_raw():
 def test_the_networks_read_what_numpy_standardises(after_one_update):
     raw_obs = np.asarray(segment_of(1).observations)
     normed_obs = (raw_obs - MEAN) / STD
-    apply, plain = a2c.make_policy_apply(SPEC, STANDARDISED), a2c.make_policy_apply(SPEC, PLAIN)
-    value, plain_value = a2c.make_value_apply(STANDARDISED), a2c.make_value_apply(PLAIN)
+    policy, plain_policy = make_policy(STANDARDISED), make_policy(PLAIN)
+    value, plain_value = make_value(STANDARDISED), make_value(PLAIN)
     for name in NETWORKS:
         params = getattr(after_one_update, name)
         without = {x: y for x, y in params.items() if x != "observations"}
-        ours, theirs = (apply, plain) if "actor" in name else (value, plain_value)
+        ours, theirs = (policy, plain_policy) if "actor" in name else (value, plain_value)
         assert_close(ours(params, raw_obs), theirs(without, normed_obs))
         assert not np.allclose(ours(params, raw_obs), theirs(without, raw_obs), atol=1e-2)
 
@@ -101,3 +114,106 @@ def test_an_update_on_raw_observations_is_the_plain_one_on_standardised_ones(aft
     assert_close(metrics, expected, rtol=1e-4)
     for name in NETWORKS:
         assert_close({x: y for x, y in getattr(ours, name).items() if x != "observations"}, getattr(plain, name))
+
+
+# --- values in running units -----------------------------------------------------------------------------------------
+
+RUNNING = replace(PLAIN, value_scale="running", target_critic_ema=0.5)
+
+
+def units_of(mean: float, std: float, updates: int = 5) -> value_units.Units:
+    return {"mean": jnp.float32(mean), "std": jnp.float32(std), "updates": jnp.int32(updates)}
+
+
+def test_units_move_as_worked_by_hand():
+    # targets 1, 2, 3 count, 100 does not: mean 2, variance 2/3; the first batch replaces the units
+    targets, weights = jnp.array([[1.0, 2.0], [3.0, 100.0]]), jnp.array([[1.0, 1.0], [1.0, 0.0]])
+    first = value_units.moved(value_units.raw_units(), targets, weights)
+    np.testing.assert_allclose([first["mean"], first["std"]], [2.0, np.sqrt(2 / 3)], rtol=1e-6)
+    # the second, 4, 4, 4, weighs as much: values 1, 2, 3, 4, 4, 4 have mean 3 and variance 8 / 6
+    second = value_units.moved(first, jnp.full((2, 2), 4.0), weights)
+    np.testing.assert_allclose([second["mean"], second["std"]], [3.0, np.sqrt(8 / 6)], rtol=1e-6)
+    # after hundreds of updates a batch has a share of 0.01: mean 0 + 0.01 * 10, variance 0.99 * 4 + 0.0099 * 100
+    late = value_units.moved(units_of(0.0, 2.0, 500), jnp.full((2, 2), 10.0), weights)
+    np.testing.assert_allclose([late["mean"], late["std"]], [0.1, np.sqrt(3.96 + 0.99)], rtol=1e-6)
+    assert [int(x["updates"]) for x in (first, second, late)] == [1, 2, 501]
+
+
+def test_targets_that_do_not_count_move_nothing_and_equal_ones_leave_a_deviation():
+    none = value_units.moved(units_of(3.0, 2.0), jnp.ones(4), jnp.zeros(4))
+    np.testing.assert_array_equal([none["mean"], none["std"]], [3.0, 2.0])
+    equal = value_units.moved(value_units.raw_units(), jnp.full(4, 7.0), jnp.ones(4))
+    np.testing.assert_allclose([equal["mean"], equal["std"]], [7.0, 1e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(250.0, 80.0), (-3.0, 0.02), (0.0, 1.0)])
+def test_values_stay_where_their_units_move(mean, std):
+    """To the rounding of float32, at the size of the largest number in the sum."""
+    critic = fresh(RUNNING).critic | {"values": units_of(10.0, 4.0)}
+    raw_obs = segment_of().observations
+    value = make_value(RUNNING)
+    before, rescaled = value(critic, raw_obs), value_units.in_units(critic, units_of(mean, std))
+    np.testing.assert_allclose(value(rescaled, raw_obs), before, rtol=0, atol=2e-7 * max(abs(mean), 20.0))
+    kernels = (x["network"]["output"]["kernel"] for x in (critic, rescaled))
+    assert np.allclose(*kernels) == (std == 4.0)
+
+
+def test_mutant_units_move_alone():
+    critic = fresh(RUNNING).critic | {"values": units_of(10.0, 4.0)}
+    alone = critic | {"values": units_of(20.0, 2.0)}
+    raw_obs, value = segment_of().observations, make_value(RUNNING)
+    assert np.max(np.abs(value(alone, raw_obs) - value(critic, raw_obs))) > 5.0
+
+
+def numpy_targets(config: A2CConfig, critic, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
+    """The targets of GAE under a critic, and which count; by the recursion, in float64."""
+    values = np.asarray(make_value(config)(critic, segment.observations), np.float64)
+    rewards, terminals = np.asarray(segment.rewards), np.asarray(segment.terminals)
+    targets, later = np.zeros((B, H - 1)), np.zeros(B)
+    for k in reversed(range(H - 1)):
+        alive = 1.0 - terminals[:, k]
+        error = rewards[:, k] + config.gamma * alive * values[:, k + 1] - values[:, k]
+        later = error + config.gamma * config.gae_lambda * alive * later
+        targets[:, k] = later + values[:, k]
+    return targets, np.cumprod(1.0 - terminals[:, :-1], axis=1)
+
+
+def test_an_update_moves_the_units_of_critic_and_target_critic_to_its_targets():
+    """Two updates: the target critic, which averages the critic's weights, is averaged in the same units."""
+    state, update = fresh(RUNNING), make_update(RUNNING)
+    value, counted = make_value(RUNNING), []
+    raw_obs = segment_of().observations
+    for seed in range(2):
+        segment = segment_of(seed)
+        outputs = 0.5 * (np.asarray(value(state.target_critic, raw_obs)) + np.asarray(value(state.critic, raw_obs)))
+        averaged = a2c.follow(state.target_critic["network"], state.critic["network"], 0.5)
+        targets, weights = numpy_targets(RUNNING, state.target_critic | {"network": averaged}, segment)
+        counted.append(targets[weights > 0])
+        state, _ = update(state, segment, jax.random.key(0), jnp.float32(0.0))
+        assert_close(state.critic["values"], state.target_critic["values"], rtol=0, atol=0)
+        # averaged weights, not averaged outputs: near where the networks are near
+        np.testing.assert_allclose(value(state.target_critic, raw_obs), outputs, atol=0.1)
+    means, variances = [x.mean() for x in counted], [x.var() for x in counted]
+    mean, variance = np.mean(means), np.mean(variances) + np.var(means)
+    np.testing.assert_allclose(state.critic["values"]["mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(state.critic["values"]["std"], np.sqrt(variance), rtol=1e-4)
+    assert float(state.critic["values"]["std"]) > 1.5
+
+
+def test_the_critic_learns_in_its_units(monkeypatch):
+    """Units that stay at (0, 4) and raw rewards: gradient and step are those of raw values and rewards divided by 4."""
+    monkeypatch.setattr(value_units, "LEAST_RATE", 0.0)
+    raw = replace(PLAIN, target_critic_ema=0.5)
+    state, segment = fresh(raw), segment_of()
+    plain, expected = updated(raw, state, segment.replace(rewards=segment.rewards / 4.0))
+    critic = state.critic | {"values": units_of(0.0, 4.0, 10**9)}
+    update = make_update.__wrapped__(RUNNING)
+    state = state.replace(critic=critic, target_critic=critic)
+    ours, metrics = update(state, segment, jax.random.key(0), jnp.float32(0.0))
+    np.testing.assert_allclose(metrics["agent/critic_loss"], 16.0 * expected["agent/critic_loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["agent/critic_gradient_norm"], expected["agent/critic_gradient_norm"], rtol=1e-5)
+    assert_close(learnt_by(ours), learnt_by(plain))
+
+
+def learnt_by(state: a2c.A2CState):
+    return state.actor, state.critic["network"], state.target_critic["network"], state.critic_adam
