@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from polygrad_jax.agents import a2c, value_units
+from polygrad_jax.agents.minibatches import shuffled_minibatches
 from polygrad_jax.config import A2CConfig, EnvSpec
 from polygrad_jax.types import MeanStd, Normaliser, Segment
 
 SPEC = EnvSpec(observation_size=3, action_size=2)
 B, H = 8, 4
-PLAIN = A2CConfig(hidden_size=8, trajectories=B, max_actor_lr=1e-3, actor_ema=0.9, search=False)
+PLAIN = A2CConfig(hidden_size=8, trajectories=B, max_actor_lr=1e-3, search=False, target_critic_ema=0.5, actor_ema=0.9)
 MEAN, STD = np.array([10.0, -2.0, 0.5], np.float32), np.array([4.0, 0.1, 1.0], np.float32)
 ONE = MeanStd(jnp.zeros(1), jnp.ones(1))
 NORMALISER = Normaliser(MeanStd(jnp.asarray(MEAN), jnp.asarray(STD)), ONE, ONE, ONE)
@@ -38,7 +39,7 @@ def segment_of(seed: int = 0) -> Segment:
 @functools.cache
 def make_update(config: A2CConfig):
     def update(state, segment, key, progress):
-        return a2c.update(state, segment, config, SPEC, progress=progress, normaliser=NORMALISER)
+        return a2c.update(state, segment, config, SPEC, progress=progress, normaliser=NORMALISER, key=key)
 
     return jax.jit(update)
 
@@ -118,7 +119,7 @@ def test_an_update_on_raw_observations_is_the_plain_one_on_standardised_ones(aft
 
 # --- values in running units -----------------------------------------------------------------------------------------
 
-RUNNING = replace(PLAIN, value_scale="running", target_critic_ema=0.5)
+RUNNING = replace(PLAIN, value_scale="running")
 
 
 def units_of(mean: float, std: float, updates: int = 5) -> value_units.Units:
@@ -203,9 +204,8 @@ def test_an_update_moves_the_units_of_critic_and_target_critic_to_its_targets():
 def test_the_critic_learns_in_its_units(monkeypatch):
     """Units that stay at (0, 4) and raw rewards: gradient and step are those of raw values and rewards divided by 4."""
     monkeypatch.setattr(value_units, "LEAST_RATE", 0.0)
-    raw = replace(PLAIN, target_critic_ema=0.5)
-    state, segment = fresh(raw), segment_of()
-    plain, expected = updated(raw, state, segment.replace(rewards=segment.rewards / 4.0))
+    state, segment = fresh(PLAIN), segment_of()
+    plain, expected = updated(PLAIN, state, segment.replace(rewards=segment.rewards / 4.0))
     critic = state.critic | {"values": units_of(0.0, 4.0, 10**9)}
     update = make_update.__wrapped__(RUNNING)
     state = state.replace(critic=critic, target_critic=critic)
@@ -217,3 +217,140 @@ def test_the_critic_learns_in_its_units(monkeypatch):
 
 def learnt_by(state: a2c.A2CState):
     return state.actor, state.critic["network"], state.target_critic["network"], state.critic_adam
+
+
+# --- several passes in minibatches, under a clipped ratio ------------------------------------------------------------
+
+
+def test_the_clipped_ratio_by_hand():
+    # ratios 0.5, 1.1, 1.5 and a bound of 0.2, so that the clipped ones are 0.8, 1.1, 1.2
+    # advantage  2: min(1.0, 1.6), min(2.2, 2.2), min(3.0, 2.4);  slope in the log-probability 1.0, 2.2, 0
+    # advantage -2: min(-1, -1.6), min(-2.2, -2.2), min(-3, -2.4); slope 0, -2.2, -3
+    before = jnp.float32(-1.3)
+    log_prob = jnp.tile(before + jnp.log(jnp.array([0.5, 1.1, 1.5])), (2, 1))
+    advantages = jnp.array([[2.0] * 3, [-2.0] * 3])
+
+    def gains(log_prob):
+        return a2c.clipped_gains(log_prob, before, advantages, 0.2)
+
+    np.testing.assert_allclose(gains(log_prob), [[1.0, 2.2, 2.4], [-1.6, -2.2, -3.0]], rtol=1e-5)
+    slopes = jax.grad(lambda x: jnp.sum(gains(x)))(log_prob)
+    np.testing.assert_allclose(slopes, [[1.0, 2.2, 0.0], [0.0, -2.2, -3.0]], rtol=1e-5)
+
+
+def test_every_pass_has_every_transition_once_and_in_another_order():
+    rows = np.asarray(shuffled_minibatches(jax.random.key(3), 24, 4, 3))
+    assert rows.shape == (12, 8)
+    passes = rows.reshape(4, 24)
+    np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(24), (4, 1)))
+    other = np.asarray(shuffled_minibatches(jax.random.key(4), 24, 4, 3)).reshape(4, 24)
+    assert len({tuple(x) for x in (np.arange(24), *passes, *other)}) == 9
+
+
+def test_one_pass_of_one_minibatch_is_the_step_without_search_and_rates_fall_on_a_line():
+    """A single step is linear in its learning rates: a quarter through the run it is three quarters as long."""
+    falling, state = replace(PLAIN, learning_rates="falling"), fresh(PLAIN)
+    plain, expected = updated(PLAIN, state, segment_of())
+    for progress, share in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (1.5, 0.0)):
+        ours, metrics = updated(falling, state, segment_of(), progress)
+        for name in ("actor", "critic"):
+            steps = (jax.tree.map(jnp.subtract, getattr(x, name), getattr(state, name)) for x in (ours, plain))
+            moved, whole = steps
+            assert_close(moved, jax.tree.map(lambda x, share=share: share * x, whole), rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(metrics["agent/learning_rate"], share * PLAIN.max_actor_lr, rtol=1e-6)
+        assert float(ours.log_actor_lr) == float(state.log_actor_lr)
+    common = metrics.keys() & expected.keys() - {"agent/change_final", "agent/learning_rate"}
+    assert len(common) == 12
+    assert_close({x: metrics[x] for x in common}, {x: expected[x] for x in common}, rtol=1e-4)
+
+
+PASSES = replace(PLAIN, learning_rates="constant", epochs=2, minibatches=3, clip_ratio=0.05, max_actor_lr=3e-2)
+
+
+class NumPyAdamW:
+    """AdamW over flat arrays by name, with the official code's clip."""
+
+    def __init__(self, rate: float, clipped: str):
+        self.rate, self.clipped, self.count, self.moments = rate, clipped, 0, {}
+
+    def step(self, params: dict, gradients: dict) -> dict:
+        self.count += 1
+        gradients = {name: np.asarray(g, np.float64) for name, g in gradients.items()}
+        norm = np.sqrt(sum(np.sum(g**2) for name, g in gradients.items() if name.startswith(self.clipped)))
+        scale, stepped = min(1.0, PASSES.grad_clip / (norm + 1e-6)), {}
+        for name, g in gradients.items():
+            g = g * scale if name.startswith(self.clipped) else g
+            m, v = self.moments.get(name, (0.0, 0.0))
+            m, v = self.moments[name] = (0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2)
+            direction = m / (1 - 0.9**self.count) / (np.sqrt(v / (1 - 0.999**self.count)) + 1e-8)
+            kept = np.asarray(params[name], np.float64) * (1 - self.rate * PASSES.weight_decay)
+            stepped[name] = jnp.asarray(kept - self.rate * direction, jnp.float32)
+        return stepped
+
+
+def test_passes_are_steps_in_turn_on_what_was_computed_once():
+    """A loop in NumPy: advantages and targets of the critic before, ratios to the policy before, then step by step.
+
+    Kills: standardising over the batch, ratios to the policy of the last step, gradients on other rows, Adam anew in
+    every pass, targets computed again.
+    """
+    config, segment, state = PASSES, segment_of(5), fresh(PASSES)
+    (actor, unflatten_actor), (critic, unflatten_critic) = named(state.actor), named(state.critic)
+    policy, value = make_policy(config), make_value(config)
+    targets, weights = numpy_targets(config, state.target_critic, segment)
+    advantages = targets - np.asarray(value(state.target_critic, segment.observations))[:, :-1]
+    obs, actions = segment.observations[:, :-1].reshape(-1, 3), segment.actions[:, :-1].reshape(-1, 2)
+    advantages, targets, weights = (np.ravel(x).astype(np.float32) for x in (advantages, targets, weights))
+
+    @jax.jit
+    def density(flat, obs, actions):
+        mean, std = policy(unflatten_actor(flat), obs)
+        return jnp.sum(jax.scipy.stats.norm.logpdf(actions, mean, std), axis=-1), std
+
+    @jax.jit
+    @jax.grad
+    def actor_gradient(flat, obs, actions, advantages, weights, before):
+        log_prob, std = density(flat, obs, actions)
+        ratio = jnp.exp(log_prob - before)
+        lowest, highest = 1 - config.clip_ratio, 1 + config.clip_ratio
+        stuck = ((advantages > 0) & (ratio > highest)) | ((advantages < 0) & (ratio < lowest))
+        bound = jnp.where(advantages > 0, highest, lowest)
+        entropy = jnp.sum(jnp.log(std) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), axis=-1)
+        gains = jnp.where(stuck, bound, ratio) * advantages + config.entropy_weight * entropy
+        return -jnp.mean(weights * gains)
+
+    @jax.jit
+    @jax.grad
+    def critic_gradient(flat, obs, targets, weights):
+        return 0.5 * jnp.mean(weights * (value(unflatten_critic(flat), obs) - targets) ** 2)
+
+    before = density(actor, obs, actions)[0]
+    adams = NumPyAdamW(config.max_actor_lr, "network"), NumPyAdamW(config.critic_lr, "")
+    for rows in np.asarray(shuffled_minibatches(jax.random.key(7), 24, 2, 3)):
+        part = advantages[rows]
+        part = (part - part.mean()) / part.std(ddof=1)
+        critic = adams[1].step(critic, critic_gradient(critic, obs[rows], targets[rows], weights[rows]))
+        gradient = actor_gradient(actor, obs[rows], actions[rows], part, weights[rows], before[rows])
+        actor = adams[0].step(actor, gradient)
+    ours, metrics = updated(config, state, segment, seed=7)
+    assert_close(named(ours.actor)[0], actor, rtol=1e-4, atol=2e-5)
+    assert_close(named(ours.critic)[0], critic, rtol=1e-4, atol=2e-5)
+    change = np.mean(np.abs(density(actor, obs, actions)[0] - before))
+    np.testing.assert_allclose(metrics["agent/change_final"], change, rtol=1e-3)
+    assert 0.1 < float(metrics["agent/clipped_share"]) < 0.9
+    assert int(ours.actor_adam.count) == int(ours.critic_adam.count) == 6
+
+
+def named(params):
+    """``({path: array}, its inverse)``."""
+    paths = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    structure = jax.tree.structure(params)
+    flat = dict(zip(paths, jax.tree.leaves(params), strict=True))
+    return flat, lambda flat: jax.tree.unflatten(structure, [flat[path] for path in paths])
+
+
+def test_another_key_shuffles_otherwise():
+    states = [updated(PASSES, fresh(PASSES), segment_of(5), seed=seed)[0] for seed in (7, 7, 8)]
+    kernels = [x.actor["network"]["hidden_0"]["kernel"] for x in states]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.allclose(kernels[0], kernels[2])
