@@ -439,10 +439,11 @@ def _update_critic(
     """Take ``critic_updates`` AdamW steps on the same targets; values and metrics are those before the first step."""
 
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array]]:
-        raw = critic_loss(state.critic | params, value_apply, batch.observations, batch.targets, batch.weights)
+        critic = state.critic | params
+        loss, values = critic_loss(critic, value_apply, batch.observations, batch.targets, batch.weights)
         if config.value_scale == "running":
-            return raw[0] / jnp.square(state.critic["values"]["std"]), raw
-        return raw[0], raw
+            return loss / jnp.square(critic["values"]["std"]), (loss, values)
+        return loss, (loss, values)
 
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], tuple[Array, Array, Array]]:
         params, adam = carry

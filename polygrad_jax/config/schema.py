@@ -314,15 +314,15 @@ class A2CConfig:
         "adapted",
         "adapted: the actor's follows target_change, the critic's is critic_lr (paper, Appendix A). constant: the "
         "actor's is max_actor_lr, the critic's critic_lr. falling: both fall from there to 0, linearly, at the end of "
-        "the run. Only adapted ones go with the search.",
+        "the run. The search needs adapted.",
     )
     epochs: int = option(
-        1, "Passes over each imagined batch, each in another order. 1 is the paper's; more need no search.", AT_LEAST_1
+        1, "Passes over each imagined batch, in another order each. 1 is the paper's; more exclude search.", AT_LEAST_1
     )
     minibatches: int = option(
         1,
         "Parts of equal size into which each pass splits the transitions of a batch; every part is a step of critic "
-        "and actor. 1 is the paper's; more need no search.",
+        "and actor. 1 is the paper's; more exclude the search.",
         AT_LEAST_1,
     )
     clip_ratio: float = option(
