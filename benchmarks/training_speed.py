@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import flops
 import jax
+import jax.numpy as jnp
 import measure
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.agents import a2c
 from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, EnvSpec
@@ -36,7 +36,7 @@ from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.step import compile_learn, make_steps
 from polygrad_jax.training.train_state import TrainState
-from polygrad_jax.types import Agent, Transitions, WorldModel
+from polygrad_jax.types import Agent, Experience, Transitions, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model
 
 PREFILL_ENV_STEPS = 2_000
@@ -107,7 +107,7 @@ def time_steps(
 
 
 def seconds_of_parts(
-    config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent, state: TrainState, budget: float
+    config: Config, world_model: WorldModel, agent: Agent, state: TrainState, budget: float
 ) -> dict[str, float]:
     """Return median seconds of one imagination, one policy update and one model update, each compiled alone."""
     normaliser = jax.jit(normalisers.to_normaliser)(state.replay.moments)
@@ -120,11 +120,11 @@ def seconds_of_parts(
     )(state.replay)
     imagine, policy = jax.jit(world_model.imagine), agent.policy(state.agent)
     segment, _ = imagine(state.world_model, policy, contexts, normaliser, key)
-    improve_policy = jax.jit(lambda agent, segment: a2c.update(agent, segment, config.a2c, spec))
-    improve_model = jax.jit(world_model.update)
+    improve_policy, improve_model = jax.jit(agent.update), jax.jit(world_model.update)
+    experience = Experience(segment, None, normaliser, jnp.float32(0.0))
     parts = {
         "imagine_seconds": lambda: imagine(state.world_model, policy, contexts, normaliser, key),
-        "policy_update_seconds": lambda: improve_policy(state.agent, segment),
+        "policy_update_seconds": lambda: improve_policy(state.agent, state.world_model, experience, key),
         "model_update_seconds": lambda: improve_model(state.world_model, batch, normaliser, key),
     }
     for part in parts.values():
@@ -150,7 +150,7 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
     peaks.append(peak.flops())
     parts = {}
     if agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
-        parts = seconds_of_parts(config, spec, world_model, agent, timed.state, seconds / 10)
+        parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
     per_update = measure.median(timed.seconds)

@@ -66,9 +66,10 @@ NORMALISER = Normaliser(
 OTHER_NORMALISER = jax.tree.map(lambda x: 1.1 * x, NORMALISER)
 
 
-def config_of(world_model: str, agent: str = "a2c") -> Config:
-    """The tiny configuration of a model and an agent."""
-    return validate(override(smoke(TASK), _FIELDS | {"world_model": world_model, "agent": agent}))
+def config_of(world_model: str, agent: str = "a2c", fields: dict | None = None) -> Config:
+    """The tiny configuration of a model and an agent, with other fields where there are some."""
+    named = {"world_model": world_model, "agent": agent}
+    return validate(override(smoke(TASK), _FIELDS | named | (fields or {})))
 
 
 def model_of(config: Config) -> WorldModel:

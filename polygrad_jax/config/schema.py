@@ -297,7 +297,7 @@ class A2CConfig:
     entropy_weight: float = option(1e-5, "Weight of the entropy bonus.", AT_LEAST_0)
     critic_lr: float = option(3e-4, "Learning rate of AdamW for the critic.", POSITIVE)
     critic_updates: int = option(
-        1, "Gradient steps of the critic on each imagined batch. 1 is the paper's.", AT_LEAST_1
+        1, "Gradient steps of the critic on each imagined batch, or on each minibatch. 1 is the paper's.", AT_LEAST_1
     )
     max_actor_lr: float = option(3e-5, "Largest learning rate of the actor; also the initial one.", POSITIVE)
     weight_decay: float = option(0.01, "Weight decay of AdamW for actor, critic and log-std.", AT_LEAST_0)
@@ -317,6 +317,37 @@ class A2CConfig:
         True,
         "Search for the learning rate of the actor that meets target_change (line search). Without the search each "
         "update keeps the first one tried.",
+    )
+    learning_rates: Literal["adapted", "constant", "falling"] = option(
+        "adapted",
+        "adapted: the actor's follows target_change, the critic's is critic_lr (paper, Appendix A). constant: the "
+        "actor's is max_actor_lr, the critic's critic_lr. falling: both fall from there to 0, linearly, at the end of "
+        "the run. The search needs adapted.",
+    )
+    epochs: int = option(
+        1, "Passes over each imagined batch, in another order each. 1 is the paper's; more exclude search.", AT_LEAST_1
+    )
+    minibatches: int = option(
+        1,
+        "Parts of equal size into which each pass splits the transitions of a batch; every part is a step of critic "
+        "and actor. 1 is the paper's; more exclude the search.",
+        AT_LEAST_1,
+    )
+    clip_ratio: float = option(
+        0.0,
+        "Bound of PPO: within one update nothing is gained by making an action more or less likely than by this "
+        "fraction. 0 is the paper's loss, without a ratio.",
+        AT_LEAST_0,
+    )
+    normalise_observations: bool = option(
+        False,
+        "Let actor and critic read observations standardised by the mean and standard deviation of the replay, in "
+        "place of raw ones.",
+    )
+    value_scale: Literal["raw", "running"] = option(
+        "raw",
+        "Units of the critic's outputs and of its loss: raw reward, or running mean and standard deviation of its "
+        "targets (PopArt), so that learning rates and gradient clip mean the same at returns of any size.",
     )
     target_critic_ema: float = option(0.995, "Decay of the target critic.", BELOW_1)
     actor_ema: float = option(

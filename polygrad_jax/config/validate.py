@@ -111,6 +111,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"ensemble.elites is {ensemble.elites}; allowed: at most ensemble.members ({ensemble.members})"
     if a2c.initial_std <= a2c.min_std:
         yield f"a2c.initial_std is {a2c.initial_std}; allowed: greater than a2c.min_std ({a2c.min_std})"
+    yield from _contradictions_of_passes(config)
     if not float(training.updates_per_env_step * loop.env_steps_per_policy_update).is_integer():
         yield (
             f"model_training.updates_per_env_step is {training.updates_per_env_step}; allowed: a whole number of "
@@ -136,6 +137,31 @@ def _contradictions(config: Config) -> Iterator[str]:
     without_latents = {*get_args(declared_fields()["world_model"].kind)} - {"dreamer"}
     if config.agent == "dreamer" and config.world_model in without_latents:
         yield f"agent is dreamer with world_model {config.world_model}; allowed: a2c, or world_model dreamer"
+
+
+def _contradictions_of_passes(config: Config) -> Iterator[str]:
+    """One line for each pair of fields of A2C's passes that cannot go together."""
+    a2c = config.a2c
+    if a2c.learning_rates != "adapted" and a2c.search:
+        yield f"a2c.learning_rates is {a2c.learning_rates}; allowed: adapted, or any with a2c.search False"
+    paper = {"epochs": 1, "minibatches": 1, "clip_ratio": 0.0}
+    for name, value in paper.items():
+        if getattr(a2c, name) != value and a2c.learning_rates == "adapted":
+            yield (
+                f"a2c.{name} is {getattr(a2c, name)}; allowed: {value} with a2c.learning_rates adapted; others with "
+                "constant or falling, and a2c.search False"
+            )
+    if a2c.clip_ratio > 0 and a2c.epochs == a2c.minibatches == 1:
+        yield (
+            f"a2c.clip_ratio is {a2c.clip_ratio}; allowed: 0.0 with a2c.epochs 1 and a2c.minibatches 1, where the only "
+            "step begins at the ratio 1"
+        )
+    transitions = a2c.trajectories * (config.horizon - 1)
+    if transitions % a2c.minibatches != 0 or transitions < 2 * a2c.minibatches:
+        yield (
+            f"a2c.minibatches is {a2c.minibatches}; allowed: a number of equal parts, of two or more each, of "
+            f"a2c.trajectories times horizon - 1 ({transitions})"
+        )
 
 
 # --- fields that were removed or renamed ------------------------------------------------------------------------------

@@ -148,6 +148,11 @@ def test_cpu_and_smoke_differ_from_paper_as_pinned(env):
 
 
 @pytest.mark.parametrize("env", TASKS)
+def test_cpu_has_the_settings_of_cpu_a2c(env):
+    assert differences(configs.cpu(env), configs.cpu_a2c(env)) == {"preset": "cpu"}
+
+
+@pytest.mark.parametrize("env", TASKS)
 def test_the_other_presets_differ_from_paper_as_pinned(env):
     paper = configs.paper(env)
     assert differences(configs.preset("paper_transformer", env), paper) == {

@@ -6,6 +6,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError, override
 
 CPU = configs.cpu("hopper")
+UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,41 @@ CPU = configs.cpu("hopper")
         ({"transformer.num_heads": 5}, "transformer.token_dim is 64; allowed: a multiple of transformer.num_heads (5)"),
         ({"ensemble.elites": 6}, "ensemble.elites is 6; allowed: at most ensemble.members (5)"),
         ({"a2c.min_std": 2.0}, "a2c.initial_std is 0.5; allowed: greater than a2c.min_std (2.0)"),
+        (
+            {"a2c.learning_rates": "falling"},
+            "a2c.learning_rates is falling; allowed: adapted, or any with a2c.search False",
+        ),
+        (
+            {"a2c.epochs": 4},
+            "a2c.epochs is 4; allowed: 1 with a2c.learning_rates adapted; others with constant or falling, and "
+            "a2c.search False",
+        ),
+        (
+            {"a2c.minibatches": 2, "a2c.search": False},
+            "a2c.minibatches is 2; allowed: 1 with a2c.learning_rates adapted; others with constant or falling, and "
+            "a2c.search False",
+        ),
+        (
+            {"a2c.clip_ratio": 0.2},
+            "a2c.clip_ratio is 0.2; allowed: 0.0 with a2c.learning_rates adapted; others with constant or falling, and "
+            "a2c.search False",
+        ),
+        (
+            {"a2c.clip_ratio": 0.2, **UNSEARCHED},
+            "a2c.clip_ratio is 0.2; allowed: 0.0 with a2c.epochs 1 and a2c.minibatches 1, where the only step begins "
+            "at the ratio 1",
+        ),
+        (
+            {"a2c.minibatches": 5, **UNSEARCHED},
+            "a2c.minibatches is 5; allowed: a number of equal parts, of two or more each, of a2c.trajectories times "
+            "horizon - 1 (1152)",
+        ),
+        (
+            {"a2c.minibatches": 18, "a2c.trajectories": 2, **UNSEARCHED},
+            "a2c.minibatches is 18; allowed: a number of equal parts, of two or more each, of a2c.trajectories times "
+            "horizon - 1 (18)",
+        ),
+        ({"a2c.clip_ratio": -0.1}, "a2c.clip_ratio is -0.1; allowed: 0 or greater"),
         (
             {"model_training.updates_per_env_step": 0.3},
             "model_training.updates_per_env_step is 0.3; allowed: a whole number of updates per "
@@ -71,6 +107,12 @@ def test_a_mistake_is_one_line(values, line):
 def test_names_of_open_tables_pass(values):
     """A program may register a world model, an agent or a guidance rule; the table refuses a name it lacks."""
     config = override(CPU, values)
+    assert configs.validate(config) == config
+
+
+@pytest.mark.parametrize("values", [{}, {"a2c.epochs": 3}, {"a2c.minibatches": 4, "a2c.clip_ratio": 0.2}])
+def test_passes_in_minibatches_need_no_search(values):
+    config = override(CPU, UNSEARCHED | values)
     assert configs.validate(config) == config
 
 

@@ -12,8 +12,10 @@ from tiny import A, B, H, O
 from polygrad_jax.agents.agent_table import AGENTS, make_agent
 from polygrad_jax.config import ConfigError
 from polygrad_jax.types import Experience, Policy, Segment
+from polygrad_jax.world_models.model_table import SIMULATOR
 
 WITH_LATENTS = ("dreamer",)
+<<<<<<< HEAD
 DIFFERENTIABLE = ("polygrad", "ensemble")
 """What value gradients are tried in: a model with a companion, and one with a step of its own."""
 PAIRS = [
@@ -21,13 +23,25 @@ PAIRS = [
     *(("value_gradient", name) for name in DIFFERENTIABLE),
     *(("dreamer", name) for name in WITH_LATENTS),
 ]
+=======
+WITH_EVERY_OPTION = {
+    "a2c.search": False,
+    "a2c.learning_rates": "falling",
+    "a2c.epochs": 2,
+    "a2c.minibatches": 4,
+    "a2c.clip_ratio": 0.2,
+    "a2c.normalise_observations": True,
+    "a2c.value_scale": "running",
+}
+PAIRS = [("a2c", name) for name in tiny.EVERY_MODEL] + [("dreamer", name) for name in WITH_LATENTS]
+>>>>>>> a2c-options
 
 
 class Tried:
     """An agent in a world model, its functions jitted and their traces counted."""
 
-    def __init__(self, name: str, world_model: str):
-        config = tiny.config_of(world_model, name)
+    def __init__(self, name: str, world_model: str, fields: dict | None = None):
+        config = tiny.config_of(world_model, name, fields)
         self.name, self.config, self.model = name, config, tiny.model_of(config)
         self.agent = make_agent(config, tiny.SPEC, self.model)
         self.traces = {"imagine": 0, "update": 0, "decide": 0}
@@ -62,8 +76,10 @@ class Tried:
         return self.update(state, self.model_state, self.experience(state, seed), jax.random.key(seed))
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+@pytest.fixture(scope="module", params=[*PAIRS, "a2c_options"], ids=lambda x: x if isinstance(x, str) else "-".join(x))
 def tried(request):
+    if request.param == "a2c_options":
+        return Tried("a2c", SIMULATOR, WITH_EVERY_OPTION)
     return Tried(*request.param)
 
 

@@ -27,6 +27,7 @@ PAIRS = [
     ("polygrad", "value_gradient"),
     ("dreamer", "dreamer"),
 ]
+WITH_PASSES = {"a2c.search": False, "a2c.learning_rates": "constant", "a2c.minibatches": 2, "a2c.clip_ratio": 0.2}
 OF_THE_HOST = ("error", "env_steps", "memory", "fit")
 
 
@@ -39,11 +40,11 @@ def page() -> dict[str, str]:
     return {name: cell[-1] for name, cell in cells.items()}
 
 
-def on_the_device(world_model: str, agent: str) -> set[str]:
+def on_the_device(world_model: str, agent: str, fields: dict | None = None) -> set[str]:
     """The names that one training step logs; nothing is computed."""
     config = configs.override(
         configs.preset("smoke", "inverted_pendulum"),
-        {"world_model": world_model, "agent": agent, "diffusion.terminals": "classified"},
+        {"world_model": world_model, "agent": agent, "diffusion.terminals": "classified"} | (fields or {}),
     )
     model = make_world_model(config, PENDULUM)
     steps = make_steps(config, PENDULUM, model, make_agent(config, PENDULUM, model))
@@ -55,7 +56,9 @@ def on_the_device(world_model: str, agent: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def logged() -> dict[tuple[str, str], set[str]]:
-    return {pair: on_the_device(*pair) for pair in PAIRS}
+    names = {pair: on_the_device(*pair) for pair in PAIRS}
+    names[SIMULATOR, "a2c"] |= on_the_device(SIMULATOR, "a2c", WITH_PASSES)
+    return names
 
 
 def of_the_host() -> set[str]:
