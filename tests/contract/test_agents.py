@@ -15,7 +15,6 @@ from polygrad_jax.types import Experience, Policy, Segment
 from polygrad_jax.world_models.model_table import SIMULATOR
 
 WITH_LATENTS = ("dreamer",)
-<<<<<<< HEAD
 DIFFERENTIABLE = ("polygrad", "ensemble")
 """What value gradients are tried in: a model with a companion, and one with a step of its own."""
 PAIRS = [
@@ -23,7 +22,6 @@ PAIRS = [
     *(("value_gradient", name) for name in DIFFERENTIABLE),
     *(("dreamer", name) for name in WITH_LATENTS),
 ]
-=======
 WITH_EVERY_OPTION = {
     "a2c.search": False,
     "a2c.learning_rates": "falling",
@@ -33,8 +31,6 @@ WITH_EVERY_OPTION = {
     "a2c.normalise_observations": True,
     "a2c.value_scale": "running",
 }
-PAIRS = [("a2c", name) for name in tiny.EVERY_MODEL] + [("dreamer", name) for name in WITH_LATENTS]
->>>>>>> a2c-options
 
 
 class Tried:
