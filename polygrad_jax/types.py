@@ -93,7 +93,7 @@ class Prediction(NamedTuple):
 
     observations: Array  # [B, O] of the next states
     rewards: Array  # [B]
-    terminals: Array  # [B] 0 or 1: the environment would end the episode here
+    terminals: Array  # [B] probability that the environment ends the episode here
 
 
 # --- the protocols ---------------------------------------------------------------------------------------------------

@@ -241,10 +241,9 @@ def start_states(
 
 
 def draw(weights: Array, key: Array, size: int) -> Array:
-    """Draw ``[size]`` indices of the entries of weight 1, uniformly, with replacement."""
+    """Draw ``[size]`` indices in proportion to ``weights``, with replacement."""
     ranks = jnp.cumsum(weights)
-    drawn = jnp.floor(jax.random.uniform(key, (size,)) * ranks[-1]) + 0.5
-    return jnp.searchsorted(ranks, drawn)
+    return jnp.searchsorted(ranks, jax.random.uniform(key, (size,)) * ranks[-1], side="right")
 
 
 # --- the path --------------------------------------------------------------------------------------------------------
@@ -377,7 +376,7 @@ def update(
         """``[E, B]`` in raw reward."""
         normed_obs = normalise(raw_obs, statistics)
         values = jax.vmap(lambda p: critic.apply({"params": p}, normed_obs, actions))(params)
-        return 0.5 * (bounds[1] - bounds[0]) * values + 0.5 * (bounds[1] + bounds[0])
+        return (bounds[1] - bounds[0]) * values
 
     def actor_loss(network: Params) -> tuple[Array, tuple[Path, Array]]:
         actor = {"network": network, "observations": statistics}
@@ -390,6 +389,7 @@ def update(
             path = walk_along(actor, policy_apply, along, step, walk_key, how)
         soft = lax.stop_gradient(path.rewards - temperature * path.log_probs[:-1])
         seen = jnp.quantile(soft, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
+        seen = jnp.stack([jnp.minimum(seen[0], 0.0), jnp.maximum(seen[1], 0.0)])  # an episode may end: value 0
         bounds = jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
         if config.path_length == 0:
             raw, log_prob = choose(actor, policy_apply, raw_obs, value_key, how)

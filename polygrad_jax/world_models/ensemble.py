@@ -210,11 +210,11 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         }
 
     def outcome(said: GaussianPrediction, raw_obs: Array, normaliser: Normaliser, key: Array) -> Prediction:
-        """Draw what follows ``[B]`` from what one member said of each state."""
+        """Draw what follows ``[B]`` from what one member said of each state; of terminals return the probability."""
         drawn = said.mean + jnp.exp(0.5 * said.log_var) * jax.random.normal(key, said.mean.shape)
         following = raw_obs + drawn[:, :-1] * normaliser.observations.std[None]
         rewards = unnormalise(drawn[:, -1:], normaliser.rewards)[:, 0]
-        return Prediction(following, rewards, (said.terminal_logit > 0).astype(jnp.float32))
+        return Prediction(following, rewards, jax.nn.sigmoid(said.terminal_logit))
 
     def ask(
         state: EnsembleState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
@@ -228,7 +228,9 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
         batch = raw_obs.shape[0]
         chosen = jax.random.randint(elite_key, (batch,), 0, elites.shape[0], jnp.int32)
         said = jax.tree.map(lambda x: x[chosen, jnp.arange(batch)], predictions)
-        return outcome(said, raw_obs, normaliser, noise_key), {
+        predicted = outcome(said, raw_obs, normaliser, noise_key)
+        more_likely_than_not = (said.terminal_logit > 0).astype(jnp.float32)
+        return predicted._replace(terminals=more_likely_than_not), {
             # What more data would tell apart, and what a member says no data would; normalised units, over channels.
             "imagination/disagreement": predictions.mean[..., :-1].std(axis=0).mean(-1),
             "imagination/predicted_std": jnp.exp(0.5 * said.log_var)[:, :-1].mean(-1),
