@@ -294,10 +294,10 @@ def test_passes_are_steps_in_turn_on_what_was_computed_once():
     Kills: standardising over the batch, ratios to the policy of the last step, gradients on other rows, Adam anew in
     every pass, targets computed again.
     """
-    config, segment, state = PASSES, segment_of(5), fresh(PASSES)
+    config, segment, state = PASSES, segment_of(5), fresh(PLAIN)
     (actor, unflatten_actor), (critic, unflatten_critic) = named(state.actor), named(state.critic)
-    policy, value = make_policy(config), make_value(config)
-    targets, weights = numpy_targets(config, state.target_critic, segment)
+    policy, value = make_policy(PLAIN), make_value(PLAIN)
+    targets, weights = numpy_targets(PLAIN, state.target_critic, segment)
     advantages = targets - np.asarray(value(state.target_critic, segment.observations))[:, :-1]
     obs, actions = segment.observations[:, :-1].reshape(-1, 3), segment.actions[:, :-1].reshape(-1, 2)
     advantages, targets, weights = (np.ravel(x).astype(np.float32) for x in (advantages, targets, weights))
@@ -350,7 +350,7 @@ def named(params):
 
 
 def test_another_key_shuffles_otherwise():
-    states = [updated(PASSES, fresh(PASSES), segment_of(5), seed=seed)[0] for seed in (7, 7, 8)]
+    states = [updated(PASSES, fresh(PLAIN), segment_of(5), seed=seed)[0] for seed in (7, 7, 8)]
     kernels = [x.actor["network"]["hidden_0"]["kernel"] for x in states]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert not np.allclose(kernels[0], kernels[2])
