@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import NORMALISER, SPEC, B, batch_for, config_of, contexts_for, policy
+from tiny import NORMALISER, SPEC, batch_for, config_of, contexts_for, policy
 
 from polygrad_jax.config import GuidanceConfig, override
 from polygrad_jax.diffusion.sampler import Given, Sampler, shown
 from polygrad_jax.types import Policy
 from polygrad_jax.world_models.model_table import make_world_model
 
-RAW = jnp.asarray(np.random.default_rng(0).normal(0, 1.5, (B, 1)), jnp.float32)
+MANY = 512  # so that some terminals, which are 0 or 1, turn on the action
+RAW = jnp.asarray(np.random.default_rng(0).normal(0, 1.5, (MANY, 1)), jnp.float32)
 MEAN = 1.7
 
 
@@ -43,7 +44,7 @@ def test_a_model_learns_and_predicts_by_the_action_that_is_executed(name):
     squashed, clipped = two_models(name)
     batch = batch_for(squashed, 0)
     batch = batch.replace(actions=3.0 * batch.actions)
-    raw_obs = contexts_for(squashed, 0).observations[:, -1]
+    raw_obs = jnp.asarray(np.random.default_rng(1).normal(0, 1, (MANY, 4)), jnp.float32)
 
     @jax.jit
     def measured(state, batch, raw_obs, raw):
@@ -80,7 +81,7 @@ def test_the_transformer_imagines_by_the_action_that_is_executed():
 
 
 def test_the_denoiser_is_shown_squashed_actions():
-    given = Given(None, policy(0.0), NORMALISER, jnp.zeros((B, 4)), jnp.float32(0.0))
+    given = Given(None, policy(0.0), NORMALISER, jnp.zeros((MANY, 4)), jnp.float32(0.0))
     for how, by_hand in (("clipped", jnp.clip(RAW, -1, 1)), ("squashed", jnp.tanh(RAW))):
         sampler = Sampler(None, GuidanceConfig(), "clean", "executed", how)
         seen = shown(sampler, given, RAW[:, None] / 0.6)
