@@ -8,15 +8,15 @@ from polygrad_jax.training import loop
 from polygrad_jax.training.step import make_steps
 
 
-def config_of(env, steps):
+def config_of(env, steps, actions="clipped"):
     """A tiny config whose prefill has at least so many steps."""
     tiny = {"horizon": 8, "a2c.hidden_size": 8, "denoiser.width": 16, "denoiser.num_blocks": 1}
-    return validate(override(smoke(env), tiny | {"loop.prefill_env_steps": steps}))
+    return validate(override(smoke(env), tiny | {"loop.prefill_env_steps": steps, "env.actions": actions}))
 
 
-def record(folder, env="inverted_pendulum", steps=300, open_steps=2):
+def record(folder, env="inverted_pendulum", steps=300, open_steps=2, actions="clipped"):
     """Random episodes, a policy that has learnt nothing, and ``open_steps`` steps of an episode that has not ended."""
-    run = loop.begin(config_of(env, steps), folder)
+    run = loop.begin(config_of(env, steps, actions), folder)
     made = make_steps(run.config, run.spec, run.world_model, run.agent)
     insert = jax.jit(made.insert)
     state = run.collecting.prefill(jax.jit(made.init)(), insert)

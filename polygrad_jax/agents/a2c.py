@@ -309,6 +309,8 @@ def actor_loss(
     """
     actions, advantages = lax.stop_gradient((actions, advantages))
     mean, std = policy_apply(params, raw_obs)
+    # Of actions as sampled. Squashing them (env.actions) would subtract a term that does not depend on the parameters:
+    # it changes neither this gradient nor a ratio of probabilities.
     log_prob = gaussian.log_prob(mean, std, actions)
     if clip_ratio > 0:
         gains = clipped_gains(log_prob, lax.stop_gradient(log_prob_before), advantages, clip_ratio)

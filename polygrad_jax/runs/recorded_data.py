@@ -124,11 +124,14 @@ def _open_run(folder: Path) -> RecordedData:
 def _open_minari(folder: Path) -> RecordedData:
     transitions, env_id = minari_dataset.read(folder)
     env = None if env_id is None else EnvConfig(name=env_id)
+    metadata = json.loads((folder / "data" / "metadata.json").read_text())
     collector, actor = None, None
+    if "polygrad_config" in metadata:  # which says how the sampled actions were executed, whatever is beside the data
+        collector = configs.validate(configs.from_dict(json.loads(metadata["polygrad_config"])))
+        env = collector.env
     if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
         collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
         env, actor = collector.env, load_npz(folder / POLICY_FILE).get("actor")
     # The folder's own name is only the last part of the id, without the task.
-    metadata = json.loads((folder / "data" / "metadata.json").read_text())
     name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
     return RecordedData(name, transitions, env, collector, actor)

@@ -7,7 +7,8 @@ import pytest
 
 from polygrad_jax.agents import value_gradient as vg
 from polygrad_jax.config import ConfigError, EnvSpec, ValueGradientConfig, cpu, override
-from polygrad_jax.types import Experience, MeanStd, Normaliser, Policy, Prediction, Segment, WorldModel
+from polygrad_jax.data.normaliser import executed
+from polygrad_jax.types import Experience, MeanStd, Normaliser, Prediction, Segment, WorldModel
 
 SPEC = EnvSpec(2, 1)
 SETTINGS = ValueGradientConfig(hidden_size=8, hidden_layers=2, critics=3, batch_size=16, trajectories=8, updates=2)
@@ -116,11 +117,12 @@ def world_model(step) -> WorldModel:
     )
 
 
-def learnt(step, updates: int = 1, **fields):
+def learnt(step, updates: int = 1, actions: str = "clipped", **fields):
     """The agent's state after some updates from states of the replay, and the metrics of the last."""
     groups = {f"value_gradient.{name}": value for name, value in fields.items()}
     sizes = {"value_gradient.hidden_size": 16, "value_gradient.hidden_layers": 2, "value_gradient.critics": 2}
-    config = override(cpu("hopper"), {"agent": "value_gradient", **sizes, "value_gradient.starts": "replay"} | groups)
+    sizes |= {"agent": "value_gradient", "value_gradient.starts": "replay", "env.actions": actions}
+    config = override(cpu("hopper"), sizes | groups)
     agent = vg.make_value_gradient(config, SPEC, world_model(step))
     update = jax.jit(agent.update)
     state, metrics = agent.init(jax.random.key(0)), {}
@@ -149,21 +151,21 @@ def test_without_a_path_no_gradient_flows_through_the_model():
     assert np.isnan(metrics["agent/actor_gradient_norm"])
 
 
-@pytest.mark.parametrize("length", [0, 2])
-def test_it_learns_to_steer_a_linear_system(length):
+@pytest.mark.parametrize(("length", "how"), [(0, "clipped"), (2, "squashed")])
+def test_it_learns_to_steer_a_linear_system(length, how):
     """The reward is the squared distance to the target 0.8; pushes of -1 to 1 act at once, so the best is known."""
 
     def step(raw_obs, raw_actions, key):
-        following = jnp.clip(raw_actions, -1.0, 1.0) * jnp.ones_like(raw_obs)
+        following = executed(raw_actions, how) * jnp.ones_like(raw_obs)
         reward = -jnp.square(following[:, 0] - 0.8)
         return Prediction(following, reward, jnp.zeros(raw_obs.shape[0]))
 
     agent, state, metrics = learnt(
         step, updates=60, path_length=length, gamma=0.5, learning_rate=3e-3, target_rate=0.05, batch_size=64,
-        initial_temperature=1e-3,
+        initial_temperature=1e-3, actions=how,
     )
     mean, std = agent.policy(state)(states(100))
-    np.testing.assert_allclose(mean, 0.8, atol=0.1)
+    np.testing.assert_allclose(executed(mean, how), 0.8, atol=0.1)
     untrained, _ = agent.policy(agent.init(jax.random.key(0)))(states(100))
     assert np.abs(np.asarray(untrained) - 0.8).mean() > 0.3
 
@@ -188,4 +190,38 @@ def test_a_world_model_without_a_step_is_refused():
 
 def test_policies_of_equal_settings_are_one_object():
     assert vg.make_policy_apply(SPEC, SETTINGS) is vg.make_policy_apply(SPEC, SETTINGS)
-    assert isinstance(Policy(vg.init(jax.random.key(0), SPEC, SETTINGS).actor, vg.make_policy_apply(SPEC, SETTINGS)), Policy)
+    other = vg.make_policy_apply(SPEC, SETTINGS, actions="squashed")
+    assert other is not vg.make_policy_apply(SPEC, SETTINGS, actions="clipped")
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.3), (0.9, 1.2), (-2.0, 0.5)])
+def test_the_density_of_squashed_actions_is_one_over_executed_actions(mean, std):
+    """The integral over (-1, 1), by 20,000 midpoints; and by hand: at u = 0 the slope of tanh is 1."""
+    raw = np.linspace(-9, 9, 20_001)
+    middle = jnp.asarray((raw[1:] + raw[:-1]) / 2, jnp.float32)[:, None]
+    given = jnp.full_like(middle, mean), jnp.full_like(middle, std)
+    density = np.exp(np.asarray(vg.log_density(*given, middle, "squashed"), np.float64))
+    np.testing.assert_allclose((density * np.diff(np.tanh(raw))).sum(), 1.0, rtol=1e-4)
+    far = vg.log_density(jnp.full(1, 50.0), jnp.ones(1), jnp.full(1, 50.0), "squashed")
+    # At u = 50, 1 - tanh(u)^2 = 4 exp(-100): log-density 100 - log 4 - log(2 pi) / 2.
+    np.testing.assert_allclose(far, 100 - np.log(4) - 0.5 * np.log(2 * np.pi), rtol=1e-6)
+    at_zero = jnp.full(2, mean), jnp.full(2, std), jnp.zeros(2)
+    np.testing.assert_allclose(vg.log_density(*at_zero, "squashed"), vg.log_density(*at_zero, "clipped"), rtol=1e-5)
+
+
+def test_the_std_and_the_mean_have_bounds_where_actions_are_clipped():
+    """The network says location c and spread b in every state. Clipped: tanh(c), and from min_std to 1 by a sigmoid of
+    b; squashed: c, and min_std + log(1 + exp(b))."""
+    actor = jax.jit(vg.init, static_argnums=(1, 2))(jax.random.key(0), SPEC, SETTINGS).actor
+    for c, b in [(1.5, -0.5), (-2.0, 100.0), (0.0, -100.0)]:
+        output = {"kernel": 0.0 * actor["network"]["output"]["kernel"], "bias": jnp.array([c, b])}
+        saying = actor | {"network": actor["network"] | {"output": output}}
+        low = SETTINGS.min_std
+        by_hand = {
+            "clipped": (np.tanh(c), low + (1.0 - low) / (1.0 + np.exp(-b))),
+            "squashed": (c, low + np.logaddexp(0.0, b)),
+        }
+        for how, expected in by_hand.items():
+            said = jax.jit(vg.make_policy_apply(SPEC, SETTINGS, actions=how))(saying, states(0))
+            for ours, wanted in zip(said, expected, strict=True):
+                np.testing.assert_allclose(ours, np.full((16, 1), wanted), rtol=1e-5)

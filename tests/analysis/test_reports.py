@@ -411,8 +411,9 @@ def test_imagined_poses_by_hand():
 
 
 @needs_gl
-def test_a_trajectory_imagined_without_error_looks_like_its_replay():
-    config = EnvConfig("inverted_pendulum")
+@pytest.mark.parametrize("how", ["clipped", "squashed"])
+def test_a_trajectory_imagined_without_error_looks_like_its_replay(how):
+    config = EnvConfig("inverted_pendulum", actions=how)
     env = tasks.make(config)
     env.reset(seed=3)
     state, actions = mujoco_state.read_state(env), np.full((4, 1), 0.7, np.float32)

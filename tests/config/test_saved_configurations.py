@@ -128,7 +128,8 @@ def test_a_rule_that_a_program_registers_under_an_old_name_is_read_back():
 
 
 def test_fields_that_an_older_version_did_not_write_have_their_defaults():
-    saved = changed({})
+    saved = changed({"env": {"name": "walker2d", "version": 4, "hide_velocities": True}})
+    assert configs.from_dict(saved).env.actions == "clipped"
     del saved["denoiser"]["recent_share"], saved["learner"], saved["latent_policy"]
     config = configs.from_dict(saved)
     assert (config.model_training.recent_share, config.agent) == (0.0, "a2c")

@@ -86,6 +86,11 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             {"world_model": "dreamer", "dreamer.window": 300_000},
             "dreamer.window is 300000; allowed: at most loop.replay_capacity (200000)",
         ),
+        (
+            {"world_model": "dreamer", "env.actions": "squashed"},
+            "env.actions is squashed with world_model dreamer, which clips; allowed: clipped, or another world_model",
+        ),
+        ({"env.actions": "executed"}, "env.actions is executed; allowed: clipped, squashed"),
         ({"agent": "dreamer"}, "agent is dreamer with world_model polygrad; allowed: a2c, or world_model dreamer"),
     ],
 )

@@ -24,6 +24,8 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import EnvRestartError
 from polygrad_jax.runs.recorded_data import open_data
+from polygrad_jax.training import loop
+from polygrad_jax.training.step import make_steps
 
 FIELDS = TransitionRecord.__dataclass_fields__
 
@@ -80,6 +82,71 @@ def test_final_observations_are_exact_by_two_ways(folder, capsys):
     # and MuJoCo calls the pendulum fallen where the log says so, but for the episode that was cut off
     assert (np.abs(stepped.observations[:-1, 1]) > 0.2).all() and abs(stepped.observations[-1, 1]) < 0.2
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture(scope="module")
+def squashed(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("runs") / "squashed", actions="squashed")
+
+
+def test_a_run_of_squashed_actions_is_exported_as_it_was_executed(squashed):
+    """The last steps, from the simulator's states and from seeds; and every episode, in a task that only clips."""
+    run = open_run(squashed)
+    t = run.transitions
+    assert np.abs(t.actions).max() > 1.5
+    stepped, from_seeds = dataset_export.ends_of(t, run.config), dataset_export._ends_from_seeds(t, run.config)
+    assert (stepped.how, from_seeds.how) == (dataset_export.STEPPED, dataset_export.FROM_SEEDS)
+    np.testing.assert_array_equal(stepped.observations, from_seeds.observations)
+    episodes = list(dataset_export.recorded_episodes(t, stepped, run.config.env.actions))
+    np.testing.assert_array_equal(np.concatenate([e.sampled_actions for e in episodes]), t.actions)
+    plain = configs.override(run.config, {"env.actions": "clipped"}).env
+    for e in episodes:
+        np.testing.assert_array_equal(e.actions, np.tanh(e.sampled_actions))
+        replayed = mujoco_state.replay_actions(plain, e.simulator_states[:1], e.actions[None])[0][0]
+        np.testing.assert_array_equal(replayed.astype(np.float32), e.observations)
+
+
+def test_the_prefill_of_squashed_actions_executes_what_that_of_clipped_ones_does(squashed, folder):
+    """The same draws; so the same episodes, up to the rounding of tanh(arctanh(a))."""
+    ours, theirs = (open_run(f).transitions for f in (squashed, folder))
+    prefilled = min(len(ours), len(theirs)) - 2  # behind it are two steps with raw actions of the fixture's
+    np.testing.assert_allclose(np.tanh(ours.actions[:prefilled]), theirs.actions[:prefilled], atol=1.1e-3)
+    ordered = np.sort(np.tanh(ours.actions[:prefilled]), axis=None)
+    assert np.abs(np.arange(prefilled) / prefilled - (ordered + 1) / 2).max() < 1.63 / np.sqrt(prefilled)
+
+
+def test_a_run_of_squashed_actions_goes_on_exactly(squashed):
+    """Back in the open episode of its checkpoint, the environment stands where the last stored step leads, and goes on
+    from there; the replay is refilled with actions as sampled."""
+    run = open_run(squashed)
+    t = run.transitions
+    again = loop.begin(run.config, squashed)
+    steps = make_steps(again.config, again.spec, again.world_model, again.agent)
+    state = loop.restore(again, jax.jit(steps.init)(), jax.jit(steps.insert))
+    np.testing.assert_array_equal(state.replay.actions[: len(t)], t.actions)
+    after = dataset_export.ends_of(t, run.config)  # where the open episode stands
+    np.testing.assert_array_equal(again.collecting.collector.observation, after.observations[-1])
+    step = again.collecting.collector.step(np.full(1, 1.3))
+    np.testing.assert_array_equal(step.simulator_state, after.simulator_states[-1])
+    plain = configs.override(run.config, {"env.actions": "clipped"}).env
+    following = mujoco_state.step_copies(plain, after.simulator_states[-1:], np.tanh(np.full((1, 1), 1.3, np.float32)))
+    np.testing.assert_array_equal(step.next_observation, following.observations[0].astype(np.float32))
+    again.close()
+
+
+def test_executed_actions_of_other_programs_become_raw_ones(squashed, tmp_path):
+    """arctanh of 0.5 is 0.549; of 1 that of 0.999, which is 3.8. A run's own keep their execution."""
+    arrays = official()
+    arrays["actions"] = np.array([0.5, 1, -1, 0, 0.25, 0, 0, 0], np.float32).reshape(2, 4, 1)
+    np.savez(tmp_path / "official.npz", **arrays)
+    data = open_data(str(tmp_path / "official.npz"))
+    assert data.executed_as("clipped").transitions.actions.tolist() == data.transitions.actions.tolist()
+    raw = data.executed_as("squashed").transitions.actions[:, 0]
+    np.testing.assert_allclose(raw, [0.549306, 3.8002, -3.8002, 0.255413, 0], rtol=1e-4)
+    ours = open_data(str(squashed))
+    assert ours.executed_as("squashed") is ours and np.abs(ours.transitions.actions).max() > 1.5
+    with pytest.raises(ConfigError, match="env.actions is clipped; allowed for dataset squashed: squashed"):
+        ours.executed_as("clipped")
 
 
 def test_what_is_not_exact_is_said_aloud(folder, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from polygrad_jax.config import EnvSpec
 from polygrad_jax.data import normaliser
+from polygrad_jax.envs import tasks
 from polygrad_jax.types import MeanStd
 
 MILLION = 1_000_000
@@ -33,6 +34,21 @@ def hard_rows(count: int) -> np.ndarray:
     rare = (rng.uniform(size=count) < 1e-3).astype(np.float64)
     plain = rng.normal(size=count)
     return np.stack([far, drifting, rare, plain], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("how", "by_hand"), [("clipped", [-1, -0.5, 0, 1]), ("squashed", np.tanh([-40, -0.5, 0, 3]))])
+def test_device_and_host_execute_actions_alike(how, by_hand):
+    """Clipped: -40, -0.5, 0, 3 are -1, -0.5, 0, 1. A raw action that is executed as one given is executed so."""
+    raw = np.array([-40, -0.5, 0, 3], np.float32)
+    for execute in (normaliser.executed, tasks.executed):
+        np.testing.assert_allclose(execute(raw, how), by_hand, rtol=1e-6)
+        assert execute(raw, how).dtype == np.float32
+    many = np.linspace(-9, 9, 10_001, dtype=np.float32)
+    np.testing.assert_allclose(normaliser.executed(many, how), tasks.executed(many, how), rtol=0, atol=3e-7)
+    inside = np.linspace(-0.999, 0.999, 101, dtype=np.float32)
+    np.testing.assert_allclose(tasks.executed(tasks.raw_of(inside, how), how), inside, rtol=1e-5, atol=1e-7)
+    bounds = tasks.executed(tasks.raw_of(np.array([-1, 1]), how), how)
+    np.testing.assert_allclose(bounds, [-1, 1], atol=2e-3)
 
 
 @pytest.mark.parametrize("episode_length", [None, 10, 1000])

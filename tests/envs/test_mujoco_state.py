@@ -55,6 +55,20 @@ def test_actions_are_clipped_and_the_episode_goes_on_past_its_end():
     assert np.abs(np.diff(once[0][0], axis=0)).sum(1).min() > 0  # still moving behind the end
 
 
+def test_squashed_actions_are_replayed_as_the_task_given_their_tanh():
+    plain, squashed = EnvConfig("hopper"), EnvConfig("hopper", actions="squashed")
+    env = tasks.make(plain)
+    env.reset(seed=0)
+    states, raw = mujoco_state.read_state(env)[None], np.random.default_rng(0).normal(0, 1.5, (1, 8, 3))
+    seen = [env.step(np.tanh(action.astype(np.float32)))[0] for action in raw[0]]
+    np.testing.assert_array_equal(mujoco_state.replay_actions(squashed, states, raw)[0][0, 1:], seen)
+    np.testing.assert_array_equal(mujoco_state.step_copies(squashed, states, raw[:, 0]).observations[0], seen[0])
+    closed = mujoco_state.close_loop(squashed, states, lambda k, _: raw[:, k], 8)
+    np.testing.assert_array_equal(closed[0][0, 1:], seen)
+    np.testing.assert_array_equal(closed[1], raw.astype(np.float32))
+    assert np.abs(mujoco_state.replay_actions(plain, states, raw)[0][0, 1:] - seen).max() > 1e-3
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_closed_loop_is_its_own_replay(task):
     """Choosing step by step, with the states put in and read out in between, changes no bit; the chooser sees them."""

@@ -346,7 +346,8 @@ def test_a_roll_out_by_hand():
     def predict(memory, raw_obs, actions, key):
         position = raw_obs[:, 0]
         ends = ((position == 2) | (position == 3)).astype(jnp.float32)
-        return memory + 1, Prediction(raw_obs + executed(actions, "clipped"), 10 * position, ends), {"measured": position}
+        following = raw_obs + executed(actions, "clipped")
+        return memory + 1, Prediction(following, 10 * position, ends), {"measured": position}
 
     def policy(params, raw_obs):
         return params - 0.5 * raw_obs, jnp.zeros_like(raw_obs)

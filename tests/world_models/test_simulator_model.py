@@ -134,6 +134,22 @@ def test_imagining_is_the_closed_loop_bit_for_bit(imagined):
     assert behind.min() > 0  # the states go on
 
 
+def test_under_squashed_actions_it_is_the_task_given_their_tanh(imagined):
+    states, observations = imagined[1][:4], walked("hopper", 224)[1][:28:7]
+    config = configs.override(configs.smoke("hopper"), {"world_model": "simulator", "env.actions": "squashed"})
+    model = make_world_model(dataclasses.replace(config, horizon=4), EnvSpec(11, 3), lambda rows: states[rows])
+    nothing = jnp.zeros((4, 1))
+    rows = np.arange(4, dtype=np.int32)[:, None]
+    context = Segment(jnp.asarray(observations[:, None]), nothing[..., None], nothing, nothing, rows)
+    wide = Policy(jnp.float32(0.3), lambda gain, raw_obs: (policy(gain, raw_obs)[0], jnp.full((4, 3), 2.0)))
+    ours = jax.device_get(jax.jit(model.imagine)((), wide, context, None, jax.random.key(1))[0])
+    assert np.abs(ours.actions).max() > 1.5
+    played = simulator.replay_actions(EnvConfig("hopper"), states, np.tanh(ours.actions))
+    np.testing.assert_array_equal(ours.observations, played[0][:, :-1].astype(np.float32))
+    errors = simulator_errors(config.env, ours, states)
+    assert max(errors.values()) < 1e-12 < min(simulator_errors(EnvConfig("hopper"), ours, states).values())
+
+
 def test_the_same_key_imagines_the_same_again(imagined):
     _, _, ours, again = imagined
     for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(again), strict=True):

@@ -184,7 +184,7 @@ def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
         state = model.init(jax.random.key(1))
         policy = Policy(jnp.ones(A), policy_apply)
         imagined, _ = model.imagine(state, policy, context, NORMALISER, jax.random.key(0))
-        expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
+        expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER, "clipped")
         after, metrics = model.update(state, batch, NORMALISER, jax.random.key(0))
         learnt = terminal_classifier.update(state.classifier, batch, NORMALISER)[0]
         return imagined.terminals, expected, after.classifier, learnt, metrics
