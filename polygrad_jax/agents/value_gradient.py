@@ -25,7 +25,7 @@ from jax import lax
 from polygrad_jax.agents import gaussian
 from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
 from polygrad_jax.data.normaliser import executed, normalise
-from polygrad_jax.networks.value_gradient import QFunction, StateGaussian
+from polygrad_jax.networks.state_gaussian_and_q import QFunction, StateGaussian
 from polygrad_jax.types import (
     Agent,
     Array,
@@ -46,6 +46,10 @@ BOUND_RATE = 3e-4
 """Rate of the running averages of the least and the largest value that a state may have (DHMBPO)."""
 REWARD_QUANTILES = (0.01, 0.99)
 """Of the soft rewards along a path; over ``1 - gamma`` they bound the values (DHMBPO)."""
+INITIAL_TEMPERATURE = 0.1
+"""Weight of the entropy at the start (DHMBPO)."""
+MIN_STD = 1e-5
+"""Least std of the policy, raw action units."""
 PAIR = 2
 """Target networks of which a target takes the least."""
 MAX_STD = 1.0
@@ -150,7 +154,7 @@ def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str 
     actor = _actor(spec, config, precision, "clipped").init(actor_key, obs)["params"]
     keys = jax.random.split(critic_key, config.critics)
     critic = jax.vmap(lambda key: _critic(config, precision).init(key, obs, actions)["params"])(keys)
-    log_temperature = jnp.log(jnp.float32(config.initial_temperature))
+    log_temperature = jnp.log(jnp.float32(INITIAL_TEMPERATURE))
     adam = optax.adam(config.learning_rate)
     identity = MeanStd(jnp.zeros(spec.observation_size), jnp.ones(spec.observation_size))
     return ValueGradientState(
@@ -183,7 +187,7 @@ def make_policy_apply(
 
 def _actor(spec: EnvSpec, config: ValueGradientConfig, precision: str, actions: Execution) -> StateGaussian:
     max_std = MAX_STD if actions == "clipped" else None
-    return StateGaussian(spec.action_size, config.hidden_size, config.hidden_layers, config.min_std, max_std, precision)
+    return StateGaussian(spec.action_size, config.hidden_size, config.hidden_layers, MIN_STD, max_std, precision)
 
 
 def _critic(config: ValueGradientConfig, precision: str) -> QFunction:

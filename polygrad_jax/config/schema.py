@@ -386,15 +386,13 @@ class ValueGradientConfig:
     critics: int = option(5, "Q functions.", AT_LEAST_2)
     hidden_size: int = option(256, "Width of the hidden layers of policy and Q functions.", AT_LEAST_1)
     hidden_layers: int = option(3, "Their number.", AT_LEAST_1)
-    gamma: float = option(0.995, "Discount factor.", UNIT)
+    gamma: float = option(0.995, "Discount factor.", BELOW_1)
     learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)
     target_rate: float = option(0.005, "Rate at which the target networks follow the Q functions.", UNIT)
-    initial_temperature: float = option(0.1, "Weight of the entropy at the start.", POSITIVE)
-    target_entropy: float = option(-1.0, "Entropy per dimension of the action at which the temperature aims, in nats.")
-    min_std: float = option(
-        1e-5,
-        "Smallest standard deviation of the policy, in raw action units. The largest is 1 where actions are clipped.",
-        Range(lambda x: 0 < x < 1, "greater than 0, below 1"),
+    target_entropy: float = option(
+        -1.0,
+        "Entropy per dimension of the executed action at which the temperature aims, in nats.",
+        Range(lambda x: x < 0.69, "below 0.69, which a uniform action has"),
     )
 
 

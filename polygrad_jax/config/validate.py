@@ -112,6 +112,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if a2c.initial_std <= a2c.min_std:
         yield f"a2c.initial_std is {a2c.initial_std}; allowed: greater than a2c.min_std ({a2c.min_std})"
     yield from _contradictions_of_passes(config)
+    yield from _contradictions_of_paths(config)
     if not float(training.updates_per_env_step * loop.env_steps_per_policy_update).is_integer():
         yield (
             f"model_training.updates_per_env_step is {training.updates_per_env_step}; allowed: a whole number of "
@@ -132,11 +133,21 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"dreamer.window is {config.dreamer.window}; allowed: at most loop.replay_capacity ({loop.replay_capacity})"
         )
-    if config.world_model == "dreamer" and config.env.actions == "squashed":
-        yield "env.actions is squashed with world_model dreamer, which clips; allowed: clipped, or another world_model"
     without_latents = {*get_args(declared_fields()["world_model"].kind)} - {"dreamer"}
     if config.agent == "dreamer" and config.world_model in without_latents:
         yield f"agent is dreamer with world_model {config.world_model}; allowed: a2c, or world_model dreamer"
+
+
+def _contradictions_of_paths(config: Config) -> Iterator[str]:
+    """One line for each pair of fields of value gradients that cannot go together."""
+    settings = config.value_gradient
+    if settings.path == "imagined" and not 0 < settings.path_length < config.horizon:
+        yield (
+            f"value_gradient.path_length is {settings.path_length} with value_gradient.path imagined; allowed: from 1 "
+            f"to below horizon ({config.horizon})"
+        )
+    if settings.path == "imagined" and settings.starts != "imagined":
+        yield f"value_gradient.starts is {settings.starts} with value_gradient.path imagined; allowed: imagined"
 
 
 def _contradictions_of_passes(config: Config) -> Iterator[str]:

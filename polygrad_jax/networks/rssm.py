@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import DreamerConfig
+from polygrad_jax.config import DreamerConfig, Execution
 from polygrad_jax.networks.silu_mlp import NormedLinear, SiluHead, SiluMLP, linear
 from polygrad_jax.networks.symlog import BINS, symlog
 from polygrad_jax.types import Array
@@ -48,8 +48,11 @@ def draw(key: Array, log_probs: Array) -> Array:
     return one_hot + (probabilities - jax.lax.stop_gradient(probabilities))
 
 
-def clip_action(action: Array) -> Array:
-    """Return the action as executed, in [-1, 1], with a derivative that never vanishes (published code)."""
+def executed_action(action: Array, how: Execution) -> Array:
+    """Return the action as executed, in [-1, 1]: clipped with a derivative that never vanishes (published code), or
+    squashed."""
+    if how == "squashed":
+        return jnp.tanh(action)
     return action * jax.lax.stop_gradient(1.0 / jnp.maximum(jnp.abs(action), 1.0))
 
 
@@ -59,6 +62,7 @@ class DreamerNetwork(nn.Module):
     observation_size: int
     config: DreamerConfig
     precision: str = "float32"
+    actions: Execution = "clipped"
 
     def setup(self) -> None:
         c, precision = self.config, self.precision
@@ -93,9 +97,9 @@ class DreamerNetwork(nn.Module):
         return Latent(deter, jax.nn.one_hot(classes, self.config.classes, dtype=jnp.float32))
 
     def advance(self, latent: Latent, action: Array) -> Array:
-        """Advance the recurrent state ``[..., D]`` by ``action [..., A]``, clipped as executed (a GRU)."""
+        """Advance the recurrent state ``[..., D]`` by ``action [..., A]``, as executed (a GRU)."""
         stoch = latent.stoch.reshape(*latent.deter.shape[:-1], -1)
-        x = self.gru_input(jnp.concatenate([stoch, clip_action(action)], axis=-1))
+        x = self.gru_input(jnp.concatenate([stoch, executed_action(action, self.actions)], axis=-1))
         reset, candidate, update = jnp.split(self.gru(jnp.concatenate([latent.deter, x], axis=-1)), 3, axis=-1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
         update = jax.nn.sigmoid(update - 1.0)

@@ -49,7 +49,7 @@ class DreamerState:
 
 def make_ask(config: Config, spec: EnvSpec) -> Ask:
     """The networks of ``config`` as a pure function (see :data:`Ask`)."""
-    network = DreamerNetwork(spec.observation_size, config.dreamer, config.precision)
+    network = DreamerNetwork(spec.observation_size, config.dreamer, config.precision, config.env.actions)
 
     def ask(params: Params, method: str, *arguments: Any) -> Any:
         return network.apply({"params": params}, *arguments, method=method)
@@ -214,7 +214,7 @@ def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
     optimiser = optax.chain(optax.clip_by_global_norm(GRADIENT_CLIP), adam)
 
     def init(key: Array) -> DreamerState:
-        network = DreamerNetwork(spec.observation_size, d, config.precision)
+        network = DreamerNetwork(spec.observation_size, d, config.precision, config.env.actions)
         params = network.init(key, jnp.zeros((1, spec.observation_size)), jnp.zeros((1, spec.action_size)))["params"]
         return DreamerState(params, optimiser.init(params))
 

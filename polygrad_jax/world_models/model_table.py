@@ -40,12 +40,13 @@ def make_world_model(
     Raises:
       ConfigError: no such model, or the simulator of a task without MuJoCo state.
     """
-    if config.world_model == SIMULATOR:
-        return make_simulator(config, spec, host_for(config.env, states_at))
-    if config.world_model not in WORLD_MODELS:
+    if config.world_model != SIMULATOR and config.world_model not in WORLD_MODELS:
         allowed = ", ".join((*WORLD_MODELS, SIMULATOR))
         raise ConfigError(f"world_model is {config.world_model}; allowed: {allowed}")
-    model = WORLD_MODELS[config.world_model](config, spec)
+    if config.world_model == SIMULATOR:
+        model = make_simulator(config, spec, host_for(config.env, states_at))
+    else:
+        model = WORLD_MODELS[config.world_model](config, spec)
     if config.agent == "value_gradient" and model.step is None:
         return with_companion(model, make_ensemble(config, spec))
     return model

@@ -87,8 +87,12 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             "dreamer.window is 300000; allowed: at most loop.replay_capacity (200000)",
         ),
         (
-            {"world_model": "dreamer", "env.actions": "squashed"},
-            "env.actions is squashed with world_model dreamer, which clips; allowed: clipped, or another world_model",
+            {"value_gradient.path": "imagined", "value_gradient.path_length": 10},
+            "value_gradient.path_length is 10 with value_gradient.path imagined; allowed: from 1 to below horizon (10)",
+        ),
+        (
+            {"value_gradient.path": "imagined", "value_gradient.starts": "replay"},
+            "value_gradient.starts is replay with value_gradient.path imagined; allowed: imagined",
         ),
         ({"env.actions": "executed"}, "env.actions is executed; allowed: clipped, squashed"),
         ({"agent": "dreamer"}, "agent is dreamer with world_model polygrad; allowed: a2c, or world_model dreamer"),

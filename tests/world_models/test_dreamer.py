@@ -95,8 +95,8 @@ def test_kl_balance_and_free_bits_by_numbers():
 
 def test_actions_count_as_executed_and_always_have_a_slope():
     action = jnp.array([0.5, -4.0])
-    np.testing.assert_allclose(rssm.clip_action(action), [0.5, -1.0], rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(lambda a: rssm.clip_action(a).sum())(action), [1.0, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(rssm.executed_action(action, "clipped"), [0.5, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda a: rssm.executed_action(a, "clipped").sum())(action), [1.0, 0.25], rtol=1e-6)
 
 
 # --- a known system --------------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ POLICY = DreamerAgentConfig(horizon=4, units=32, layers=1, gamma=0.8, learning_r
 
 
 def imagine_step(x, action, key):
-    reward = 2.0 - 4.0 * jnp.square(rssm.clip_action(action) - x)[:, 0]
+    reward = 2.0 - 4.0 * jnp.square(rssm.executed_action(action, "clipped") - x)[:, 0]
     return jax.random.uniform(key, x.shape, minval=-0.9, maxval=0.9), reward, jnp.ones(x.shape[0])
 
 

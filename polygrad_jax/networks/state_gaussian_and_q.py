@@ -33,7 +33,7 @@ class StateGaussian(nn.Module):
     action_size: int
     hidden_size: int = 256
     hidden_layers: int = 3
-    min_std: float = MIN_STD
+    min_std: float = 1e-5
     max_std: float | None = None
     precision: str = "float32"
 
