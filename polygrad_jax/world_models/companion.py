@@ -13,8 +13,8 @@ import jax
 
 from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Prediction, Segment, WorldModel
 
-COMPANION_STEPS = 4
-"""Steps of each training window that the companion learns from: a few, since neighbours teach much the same."""
+CHUNK = 2
+"""States of each training window in one gradient step of the companion: windows of ten give it five steps."""
 
 
 @flax.struct.dataclass
@@ -26,7 +26,7 @@ class CompanionState:
 
 
 def with_companion(model: WorldModel, companion: WorldModel) -> WorldModel:
-    """Return ``model`` with the ``step`` of ``companion``; one gradient step of each per update, on one batch."""
+    """Return ``model`` with the ``step`` of ``companion``; both learn from every batch."""
 
     def init(key: Array) -> CompanionState:
         return CompanionState(model.init(key), companion.init(jax.random.fold_in(key, 1)))
@@ -35,9 +35,8 @@ def with_companion(model: WorldModel, companion: WorldModel) -> WorldModel:
         state: CompanionState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[CompanionState, Metrics]:
         imagining, metrics = model.update(state.imagining, segment, normaliser, key)
-        steps = slice(model.history, model.history + COMPANION_STEPS)
-        few = jax.tree.map(lambda x: x[:, steps], segment)
-        learnt, beside = companion.update(state.companion, few, normaliser, jax.random.fold_in(key, 1))
+        window = jax.tree.map(lambda x: x[:, model.history :], segment)
+        learnt, beside = companion.update(state.companion, window, normaliser, jax.random.fold_in(key, 1))
         beside = {name.replace("world_model/", "companion/"): x for name, x in beside.items()}
         return CompanionState(imagining, learnt), metrics | beside
 

@@ -162,8 +162,19 @@ def make_network(config: Config, spec: EnvSpec) -> ProbabilisticMLP:
     return ProbabilisticMLP(spec.observation_size + 1, c.hidden_size, c.hidden_layers, config.precision)
 
 
-def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
+def in_chunks(x: Array, chunk: int) -> Array:
+    """``[B, H, ...]`` to ``[H // chunk, B, chunk, ...]``, without the last states where H is no multiple of ``chunk``."""
+    count = x.shape[1] // chunk
+    parts = x[:, : count * chunk].reshape(x.shape[0], count, chunk, *x.shape[2:])
+    return jnp.moveaxis(parts, 1, 0)
+
+
+def make_ensemble(config: Config, spec: EnvSpec, chunk: int | None = None) -> WorldModel:
     """The ensemble behind the protocol of :class:`WorldModel`.
+
+    Args:
+      chunk: states of each window that one gradient step learns from, so that long windows give several steps; None
+        takes one step on all.
 
     ``update`` takes windows of any length and raises ConfigError where they have no row numbers.
     """
@@ -187,7 +198,22 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
             raise ConfigError("segment.rows is None; allowed: row numbers [B, H], by which steps are held out")
         lesson = lesson_of(segment, normaliser, config.env.actions)
         held = held_out(segment.rows, HELDOUT_SHARE).astype(jnp.float32)
-        counts = bootstrap(key, config.ensemble.members, segment.terminals.shape) * (1.0 - held)[None]
+        if chunk is None:
+            state, metrics = descend(state, (lesson, held, key))
+        else:
+            parts = jax.tree.map(lambda x: in_chunks(x, chunk), (lesson, held))
+            keys = jax.random.split(key, segment.terminals.shape[1] // chunk)
+            state, metrics = jax.lax.scan(descend, state, (*parts, keys))
+        losses = heldout_losses(state)
+        return state, jax.tree.map(jnp.mean, metrics) | {
+            "world_model/heldout_loss": losses[elites_of(state, config.ensemble.elites)].mean(),
+            "world_model/heldout_loss_worst": losses.max(),
+        }
+
+    def descend(state: EnsembleState, given: tuple[Lesson, Array, Array]) -> tuple[EnsembleState, Metrics]:
+        """Take one gradient step on a lesson ``[B, H]``, of which ``held [B, H]`` only measures."""
+        lesson, held, key = given
+        counts = bootstrap(key, config.ensemble.members, held.shape) * (1.0 - held)[None]
 
         def learn(params: Params, counts: Array) -> tuple[Array, tuple[Metrics, Array]]:
             return _member_loss(predict_one(params, lesson.inputs), params, lesson, counts, held, config.ensemble)
@@ -203,11 +229,7 @@ def make_ensemble(config: Config, spec: EnvSpec) -> WorldModel:
             heldout_error=decay * state.heldout_error + errors,
             heldout_steps=decay * state.heldout_steps + (held * lesson.known[..., 0]).sum(),
         )
-        losses = heldout_losses(state)
-        return state, jax.tree.map(jnp.mean, metrics) | {
-            "world_model/heldout_loss": losses[elites_of(state, config.ensemble.elites)].mean(),
-            "world_model/heldout_loss_worst": losses.max(),
-        }
+        return state, metrics
 
     def outcome(said: GaussianPrediction, raw_obs: Array, normaliser: Normaliser, key: Array) -> Prediction:
         """Draw what follows ``[B]`` from what one member said of each state; of terminals return the probability."""

@@ -9,7 +9,7 @@ import numpy as np
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
 from polygrad_jax.world_models.autoregressive import make_autoregressive
-from polygrad_jax.world_models.companion import with_companion
+from polygrad_jax.world_models.companion import CHUNK, with_companion
 from polygrad_jax.world_models.dreamer import make_dreamer
 from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.polygrad import make_polygrad
@@ -48,5 +48,5 @@ def make_world_model(
     else:
         model = WORLD_MODELS[config.world_model](config, spec)
     if config.agent == "value_gradient" and model.step is None:
-        return with_companion(model, make_ensemble(config, spec))
+        return with_companion(model, make_ensemble(config, spec, CHUNK))
     return model

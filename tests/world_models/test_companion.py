@@ -7,7 +7,7 @@ import pytest
 import tiny
 from tiny import A, B, O
 
-from polygrad_jax.world_models.companion import COMPANION_STEPS, with_companion
+from polygrad_jax.world_models.companion import CHUNK, with_companion
 from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
 
@@ -15,7 +15,7 @@ from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
 @pytest.fixture(scope="module", params=["polygrad", "transformer"])
 def both(request):
     config = tiny.config_of(request.param)
-    alone, companion = tiny.model_of(config), make_ensemble(config, tiny.SPEC)
+    alone, companion = tiny.model_of(config), make_ensemble(config, tiny.SPEC, CHUNK)
     return alone, companion, with_companion(alone, companion)
 
 
@@ -37,13 +37,13 @@ def test_what_imagines_is_what_it_would_be_alone(both):
     assert tiny.all_equal(model.adapt(state, aux).companion, state.companion)
 
 
-def test_the_companion_learns_from_a_few_real_steps_of_each_window_and_steps(both):
+def test_the_companion_learns_from_the_real_steps_of_each_window_and_steps(both):
     alone, companion, model = both
     key, batch = jax.random.key(3), tiny.batch_for(alone, 0)
     before = jax.jit(model.init)(jax.random.key(0))
     after, _ = jax.jit(model.update)(before, batch, tiny.NORMALISER, key)
-    few = jax.tree.map(lambda x: x[:, alone.history : alone.history + COMPANION_STEPS], batch)
-    expected, _ = jax.jit(companion.update)(before.companion, few, tiny.NORMALISER, jax.random.fold_in(key, 1))
+    window = jax.tree.map(lambda x: x[:, alone.history :], batch)
+    expected, _ = jax.jit(companion.update)(before.companion, window, tiny.NORMALISER, jax.random.fold_in(key, 1))
     for ours, theirs in zip(jax.tree.leaves(after.companion), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     raw_obs, actions = jnp.ones((B, O)), jnp.ones((B, A))

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import traced
 
@@ -473,6 +474,25 @@ def test_a_single_step_deals_the_states_evenly_to_the_elites(telling):
         np.testing.assert_allclose(said.observations[:, 0], 2 * np.round(said.rewards / 10), atol=1e-4)
         np.testing.assert_allclose(said.observations[:, 1], 0.5 * np.clip(actions[:, 0], -1, 1), atol=1e-5)
     assert not np.allclose(first.rewards, second.rewards)  # dealt anew
+
+
+def test_in_chunks_a_window_gives_several_steps_each_on_its_own_states():
+    """What is known of a chunk's last state comes from the whole window; padding behind an end still counts nothing."""
+    x = jnp.arange(2 * 5 * 1).reshape(2, 5, 1)
+    np.testing.assert_array_equal(ensemble.in_chunks(x, 2)[..., 0], [[[0, 1], [5, 6]], [[2, 3], [7, 8]]])
+    window = segment(0)
+    whole, chunked = make_ensemble(CONFIG, SPEC), make_ensemble(CONFIG, SPEC, chunk=2)
+    start = jax.jit(whole.init)(jax.random.key(0))
+    once, _ = jax.jit(whole.update)(start, window, NORMALISER, jax.random.key(1))
+    several, metrics = jax.jit(chunked.update)(start, window, NORMALISER, jax.random.key(1))
+    count = optax.tree.get(several.adam, "count")
+    assert count == window.terminals.shape[1] // 2 > optax.tree.get(once.adam, "count") == 1
+    assert all(x.shape == () for x in metrics.values())
+    known = ensemble.lesson_of(window, NORMALISER, "clipped").known[:, : 2 * count, 0]
+    held = ensemble.held_out(window.rows, ensemble.HELDOUT_SHARE)[:, : 2 * count]
+    by_chunk = (known * held).reshape(len(known), -1, 2).sum((0, 2))
+    expected = sum(n * ensemble.HELDOUT_DECAY ** (len(by_chunk) - 1 - k) for k, n in enumerate(by_chunk))
+    np.testing.assert_allclose(several.heldout_steps, expected, rtol=1e-5)
 
 
 # --- a known system --------------------------------------------------------------------------------------------------
