@@ -138,17 +138,19 @@ _CPU: dict[str, Any] = {
     "preset": "cpu",
     "agent": "value_gradient",
     "env.actions": "squashed",
+    "guidance.rule": "correlated",
     "ensemble.members": 5,
     "ensemble.elites": 5,
     "ensemble.hidden_size": 200,
     "ensemble.hidden_layers": 3,
-    "model_training.recent_share": 0.25,
     "model_training.updates_per_env_step": 0.5,
     "model_training.warmup_env_steps": 1_000,
     "value_gradient.path_length": 5,
     "value_gradient.critics": 3,
     "value_gradient.hidden_size": 128,
     "value_gradient.hidden_layers": 2,
+    "value_gradient.gamma": 0.99,
+    "value_gradient.target_rate": 0.01,
     "loop.total_env_steps": 50_000,
     "loop.prefill_env_steps": 2_500,
 }
@@ -180,6 +182,12 @@ _SMOKE: dict[str, Any] = {
     "a2c.trajectories": 16,
     "a2c.hidden_size": 32,
     "a2c.final_target_change": 0.0,
+    "value_gradient.trajectories": 16,
+    "value_gradient.updates": 4,
+    "value_gradient.batch_size": 16,
+    "value_gradient.path_length": 2,
+    "value_gradient.critics": 2,
+    "value_gradient.hidden_size": 16,
     "loop.total_env_steps": 2_400,
     "loop.prefill_env_steps": 1_000,
     "loop.env_steps_per_policy_update": 4,
@@ -221,6 +229,8 @@ def cpu(env: str) -> Config:
 
     - Agent: value gradients through five steps of a small ensemble from the states that PolyGRAD imagines. A2C's
       gradient over nine steps is too noisy for this budget, even with MuJoCo itself as the model.
+    - Guidance is ``correlated``: the standard deviation of this agent's policy depends on the state, and no delta suits
+      all states.
     - Actions are squashed: an entropy bonus on a Gaussian that is clipped pays for nothing but a larger deviation.
     - Learning begins after 2,500 random steps and 1,000 in which the models alone learn.
 

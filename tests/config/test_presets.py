@@ -9,8 +9,8 @@ from polygrad_jax.config import Config, ConfigError, override
 
 TASKS = ("hopper", "walker2d", "halfcheetah", "inverted_pendulum")
 
-CPU = {
-    "preset": "cpu",
+CPU_A2C = {
+    "preset": "cpu_a2c",
     "diffusion.num_steps": 16,
     "diffusion.sampling_steps": 16,
     "diffusion.terminals": "classified",
@@ -60,7 +60,7 @@ CPU = {
     "loop.replay_capacity": 200_000,
     "loop.eval_every_env_steps": 5_000,
 }
-"""Differences between cpu and paper on every task but the pendulum, where paper's tau is 1."""
+"""Differences between cpu_a2c and paper on every task but the pendulum, where paper's tau is 1."""
 LIKE_PAPER_ON_THE_PENDULUM = (
     "diffusion.terminals",
     "diffusion.terminal_std",
@@ -75,12 +75,32 @@ LIKE_PAPER_ON_THE_PENDULUM = (
     "a2c.min_std",
     "loop.env_steps_per_policy_update",
 )
-CPU_PENDULUM = {name: value for name, value in CPU.items() if name not in LIKE_PAPER_ON_THE_PENDULUM} | {
+CPU_A2C_PENDULUM = {name: value for name, value in CPU_A2C.items() if name not in LIKE_PAPER_ON_THE_PENDULUM} | {
     "diffusion.tau": 0.1,
     "guidance.state_change_clip_below": 2,
     "a2c.max_actor_lr": 0.003,
     "loop.total_env_steps": 20_000,
 }
+CPU = {
+    "preset": "cpu",
+    "agent": "value_gradient",
+    "env.actions": "squashed",
+    "guidance.rule": "correlated",
+    "ensemble.elites": 5,
+    "ensemble.hidden_size": 200,
+    "ensemble.hidden_layers": 3,
+    "model_training.updates_per_env_step": 0.5,
+    "model_training.warmup_env_steps": 1_000,
+    "value_gradient.path_length": 5,
+    "value_gradient.critics": 3,
+    "value_gradient.hidden_size": 128,
+    "value_gradient.hidden_layers": 2,
+    "value_gradient.gamma": 0.99,
+    "value_gradient.target_rate": 0.01,
+    "loop.total_env_steps": 50_000,
+    "loop.prefill_env_steps": 2_500,
+}
+"""Differences between cpu and what cpu_a2c is on Hopper."""
 SMOKE = {
     "preset": "smoke",
     "diffusion.num_steps": 8,
@@ -108,6 +128,12 @@ SMOKE = {
     "a2c.trajectories": 16,
     "a2c.hidden_size": 32,
     "a2c.final_target_change": 0.0,
+    "value_gradient.trajectories": 16,
+    "value_gradient.updates": 4,
+    "value_gradient.batch_size": 16,
+    "value_gradient.path_length": 2,
+    "value_gradient.critics": 2,
+    "value_gradient.hidden_size": 16,
     "loop.total_env_steps": 2_400,
     "loop.prefill_env_steps": 1_000,
     "loop.env_steps_per_policy_update": 4,
@@ -137,19 +163,25 @@ def test_paper_differs_from_the_defaults_by_task(env):
 
 
 @pytest.mark.parametrize("env", TASKS)
-def test_cpu_and_smoke_differ_from_paper_as_pinned(env):
+def test_cpu_a2c_and_smoke_are_as_pinned(env):
     paper, cpu, smoke = configs.paper(env), configs.cpu(env), configs.smoke(env)
+    a2c = configs.cpu_a2c(env)
     if env == "inverted_pendulum":
-        assert differences(cpu, paper) == CPU_PENDULUM
+        assert differences(a2c, paper) == CPU_A2C_PENDULUM
     else:
-        assert differences(cpu, paper) == CPU | ({"diffusion.tau": 1.0} if env == "hopper" else {})
+        assert differences(a2c, paper) == CPU_A2C | ({"diffusion.tau": 1.0} if env == "hopper" else {})
     values = dict(configs.flatten(cpu))
     assert differences(smoke, cpu) == {name: value for name, value in SMOKE.items() if value != values[name]}
 
 
 @pytest.mark.parametrize("env", TASKS)
-def test_cpu_has_the_settings_of_cpu_a2c(env):
-    assert differences(configs.cpu(env), configs.cpu_a2c(env)) == {"preset": "cpu"}
+def test_cpu_differs_from_cpu_a2c_on_hopper_by_one_list_for_all_tasks(env):
+    for_hopper = configs.override(configs.cpu_a2c("hopper"), {"env.name": env})
+    assert differences(configs.cpu(env), for_hopper) == CPU
+    assert differences(configs.cpu_long(env), configs.cpu(env)) == {
+        "preset": "cpu_long",
+        "loop.total_env_steps": 100_000,
+    }
 
 
 @pytest.mark.parametrize("env", TASKS)
