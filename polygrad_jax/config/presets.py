@@ -144,7 +144,6 @@ _CPU: dict[str, Any] = {
     "ensemble.hidden_size": 200,
     "ensemble.hidden_layers": 3,
     "model_training.updates_per_env_step": 0.5,
-    "model_training.warmup_env_steps": 1_000,
     "value_gradient.path_length": 5,
     "value_gradient.critics": 3,
     "value_gradient.hidden_size": 128,

@@ -163,7 +163,7 @@ def make_network(config: Config, spec: EnvSpec) -> ProbabilisticMLP:
 
 
 def in_chunks(x: Array, chunk: int) -> Array:
-    """``[B, H, ...]`` to ``[H // chunk, B, chunk, ...]``, without the last states where H is no multiple of ``chunk``."""
+    """``[B, H, ...]`` to ``[H // chunk, B, chunk, ...]``, without the last states where it does not divide H."""
     count = x.shape[1] // chunk
     parts = x[:, : count * chunk].reshape(x.shape[0], count, chunk, *x.shape[2:])
     return jnp.moveaxis(parts, 1, 0)

@@ -90,7 +90,6 @@ CPU = {
     "ensemble.hidden_size": 200,
     "ensemble.hidden_layers": 3,
     "model_training.updates_per_env_step": 0.5,
-    "model_training.warmup_env_steps": 1_000,
     "value_gradient.path_length": 5,
     "value_gradient.critics": 3,
     "value_gradient.hidden_size": 128,
@@ -234,7 +233,7 @@ def test_a_full_gymnasium_id_has_the_settings_of_its_task(task, name):
 
 
 def test_another_task_has_settings_of_its_own():
-    assert configs.cpu("inverted_pendulum").a2c != configs.cpu("hopper").a2c
+    assert configs.cpu_a2c("inverted_pendulum").a2c != configs.cpu_a2c("hopper").a2c
     assert configs.task_of("my/Own-v1") == "my/own"
 
 
@@ -252,7 +251,7 @@ def test_override_replaces_fields_by_dotted_name_and_refuses_others():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ConfigError, match="^preset is huge; allowed: paper, cpu, smoke, "):
+    with pytest.raises(ConfigError, match="^preset is huge; allowed: paper, cpu, cpu_long, smoke, "):
         configs.preset("huge", "hopper")
 
 

@@ -76,7 +76,7 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             "model_training.updates_per_env_step is 0.3; allowed: a whole number of updates per "
             "loop.env_steps_per_policy_update (8) steps",
         ),
-        ({"loop.total_env_steps": 10}, "loop.total_env_steps is 10; allowed: more than loop.prefill_env_steps (5000)"),
+        ({"loop.total_env_steps": 10}, "loop.total_env_steps is 10; allowed: more than loop.prefill_env_steps (2500)"),
         (
             {"loop.prefill_env_steps": 60, "loop.replay_capacity": 200},
             "loop.replay_capacity is 200; allowed: at least 256 (the largest of loop.prefill_env_steps plus ten "

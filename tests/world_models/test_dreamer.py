@@ -96,7 +96,9 @@ def test_kl_balance_and_free_bits_by_numbers():
 def test_actions_count_as_executed_and_always_have_a_slope():
     action = jnp.array([0.5, -4.0])
     np.testing.assert_allclose(rssm.executed_action(action, "clipped"), [0.5, -1.0], rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(lambda a: rssm.executed_action(a, "clipped").sum())(action), [1.0, 0.25], rtol=1e-6)
+    slopes = jax.grad(lambda a: rssm.executed_action(a, "clipped").sum())(action)
+    np.testing.assert_allclose(slopes, [1.0, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(rssm.executed_action(action, "squashed"), np.tanh(action), rtol=1e-6)
 
 
 # --- a known system --------------------------------------------------------------------------------------------------
