@@ -94,7 +94,8 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
     how = config.env.actions
     policy_apply = make_policy_apply(spec, settings, config.precision, how)
     acting_apply = make_policy_apply(spec, settings, "float32", how)
-    imagined_starts = settings.starts == "imagined" or settings.path == "imagined"
+    imagines = settings.starts == "imagined"
+    stored = settings.trajectories * (config.horizon if settings.starts == "replay" else 1)
 
     def imagine(
         state: ValueGradientState, model_state: Any, context: Segment, normaliser: Normaliser, key: Array
@@ -138,8 +139,8 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         evaluated=lambda state, model_state: state.actor,
         decide=decide,
         remember=lambda memory, actions: None,
-        trajectories=settings.trajectories if imagined_starts else 0,
-        windows=None if imagined_starts else (settings.trajectories, 1),
+        trajectories=settings.trajectories if imagines else 0,
+        windows=None if imagines else (stored, 1),
     )
 
 
@@ -216,14 +217,17 @@ class Lesson(NamedTuple):
     """What the gradient steps of one update draw from."""
 
     starts: Array  # [S, O] raw
-    weights: Array  # [S] 1 where a path may begin
+    weights: Array  # [S] probability that the policy reaches the state
     imagined: Segment | None  # [S, T + 1], where paths go along imagined trajectories
 
 
 def start_states(
     experience: Experience, policy: Policy, step: Any, config: ValueGradientConfig, horizon: int, key: Array
 ) -> tuple[Array, Array]:
-    """Return the states from which paths begin ``[S, O]`` raw, and 1 for those that the policy reaches ``[S]``."""
+    """Return the states from which paths begin ``[S, O]`` raw, and the probability that each is reached ``[S]``.
+
+    ``step`` and ``horizon`` are for the roll-out where ``config.starts`` is ``model``.
+    """
     if config.starts == "imagined":
         observations, terminals = experience.imagined.observations, experience.imagined.terminals
         reached = jnp.concatenate([jnp.ones_like(terminals[:, :1]), 1.0 - terminals[:, :-1]], axis=1)
@@ -247,7 +251,8 @@ def start_states(
 def draw(weights: Array, key: Array, size: int) -> Array:
     """Draw ``[size]`` indices in proportion to ``weights``, with replacement."""
     ranks = jnp.cumsum(weights)
-    return jnp.searchsorted(ranks, jax.random.uniform(key, (size,)) * ranks[-1], side="right")
+    drawn = jnp.searchsorted(ranks, jax.random.uniform(key, (size,)) * ranks[-1], side="right")
+    return jnp.minimum(drawn, weights.shape[0] - 1)  # a product that was rounded up lies behind the last
 
 
 # --- the path --------------------------------------------------------------------------------------------------------
