@@ -112,7 +112,7 @@ def add_arguments(study: Study, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transitions", type=int, nargs="+", default=list(study.transitions), help="trained on")
     parser.add_argument("--seconds", type=float, default=600.0, help="of gradient steps, for every model")
     parser.add_argument("--evaluate-every", type=int, default=2_000, help="updates between two five-step errors")
-    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--preset", default="cpu_a2c")
     parser.add_argument("--fields", default="", help='fields of every config, as in "--denoiser.width 512"')
     parser.add_argument("--newest", action="store_true", help="measure the last parameters, not the best judged")
     parser.add_argument("--trainings", type=Path, default=None, help="folders of the trainings (runs/<script>-<out>)")
