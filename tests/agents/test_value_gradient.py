@@ -153,11 +153,14 @@ def test_without_a_path_no_gradient_flows_through_the_model():
 
 @pytest.mark.parametrize(("length", "how"), [(0, "clipped"), (2, "squashed")])
 def test_it_learns_to_steer_a_linear_system(length, how, monkeypatch):
-    """The reward is the squared distance to the target 0.8; pushes of -1 to 1 act at once, so the best is known."""
+    """The reward is minus the squared distance to the target 0.4; pushes of -1 to 1 act at once, so the best is known.
+
+    The target is not near a bound: under a clip a wide policy does best with its mean beyond such a target.
+    """
 
     def step(raw_obs, raw_actions, key):
         following = executed(raw_actions, how) * jnp.ones_like(raw_obs)
-        reward = -jnp.square(following[:, 0] - 0.8)
+        reward = -jnp.square(following[:, 0] - 0.4)
         return Prediction(following, reward, jnp.zeros(raw_obs.shape[0]))
 
     monkeypatch.setattr(vg, "INITIAL_TEMPERATURE", 1e-3)  # rewards below 1 are small beside the usual
@@ -166,9 +169,9 @@ def test_it_learns_to_steer_a_linear_system(length, how, monkeypatch):
         actions=how,
     )
     mean, std = agent.policy(state)(states(100))
-    np.testing.assert_allclose(executed(mean, how), 0.8, atol=0.1)
+    np.testing.assert_allclose(executed(mean, how), 0.4, atol=0.1)
     untrained, _ = agent.policy(agent.init(jax.random.key(0)))(states(100))
-    assert np.abs(np.asarray(untrained) - 0.8).mean() > 0.3
+    assert np.abs(np.asarray(untrained) - 0.4).mean() > 0.2
 
 
 def test_the_policy_reads_observations_in_the_replays_units():
