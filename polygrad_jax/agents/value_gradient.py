@@ -14,6 +14,7 @@ the start states must be on-policy; PolyGRAD makes such states.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -72,6 +73,10 @@ class ValueGradientState:
     temperature_adam: Any
 
 
+Step = Callable[[Array, Array, Array], Prediction]
+"""``(raw_obs [B, O], raw actions [B, A], key) -> Prediction``: the differentiable model as it is now."""
+
+
 class Path(NamedTuple):
     """A roll-out of T steps of the policy, the axis of time in front."""
 
@@ -114,15 +119,13 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         start_key, update_key = jax.random.split(key)
         policy = Policy(state.actor, policy_apply)
         starts, weights = start_states(experience, policy, step, settings, config.horizon, start_key)
-        imagined = None
+        lesson = Lesson(starts, weights, None)
         if settings.path == "imagined":
-            imagined = pieces(lax.stop_gradient(experience.imagined), settings.path_length)
-            starts = imagined.observations[:, 0]
-            weights = weights.reshape(experience.imagined.terminals.shape)[:, : -settings.path_length].reshape(-1)
-        lesson = Lesson(starts, weights, imagined)
-        given = {"config": settings, "spec": spec, "precision": config.precision, "how": how}
-        run = functools.partial(update, lesson=lesson, step=step, **given)
-        state, history = lax.scan(run, state, jax.random.split(update_key, settings.updates))
+            lesson = along_imagined(lesson, lax.stop_gradient(experience.imagined), settings.path_length)
+        critic = _critic(settings, config.precision)
+        setting = Setting(step, settings, policy_apply, critic, spec.action_size, how)
+        descend = functools.partial(update, lesson=lesson, setting=setting)
+        state, history = lax.scan(descend, state, jax.random.split(update_key, settings.updates))
         return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": weights.sum()}
 
     def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
@@ -221,8 +224,15 @@ class Lesson(NamedTuple):
     imagined: Segment | None  # [S, T + 1], where paths go along imagined trajectories
 
 
+def along_imagined(lesson: Lesson, imagined: Segment, length: int) -> Lesson:
+    """Let paths follow the pieces of imagined trajectories ``[B, H]`` whose states the lesson has."""
+    cut = pieces(imagined, length)
+    weights = lesson.weights.reshape(imagined.terminals.shape)[:, :-length].reshape(-1)
+    return Lesson(cut.observations[:, 0], weights, cut)
+
+
 def start_states(
-    experience: Experience, policy: Policy, step: Any, config: ValueGradientConfig, horizon: int, key: Array
+    experience: Experience, policy: Policy, step: Step, config: ValueGradientConfig, horizon: int, key: Array
 ) -> tuple[Array, Array]:
     """Return the states from which paths begin ``[S, O]`` raw, and the probability that each is reached ``[S]``.
 
@@ -258,18 +268,14 @@ def draw(weights: Array, key: Array, size: int) -> Array:
 # --- the path --------------------------------------------------------------------------------------------------------
 
 
-def choose(
-    actor: Params, policy_apply: PolicyApply, raw_obs: Array, key: Array, how: Execution
-) -> tuple[Array, Array]:
+def choose(actor: Params, raw_obs: Array, key: Array, setting: Setting) -> tuple[Array, Array]:
     """Draw raw actions ``[B, A]``, differentiably, and their log-densities ``[B]``."""
-    mean, std = policy_apply(actor, raw_obs)
+    mean, std = setting.policy_apply(actor, raw_obs)
     raw = mean + std * jax.random.normal(key, mean.shape)
-    return raw, log_density(mean, std, raw, how)
+    return raw, log_density(mean, std, raw, setting.how)
 
 
-def walk_along(
-    actor: Params, policy_apply: PolicyApply, imagined: Segment, step: Any, key: Array, how: Execution
-) -> Path:
+def walk_along(actor: Params, imagined: Segment, key: Array, setting: Setting) -> Path:
     """Follow imagined trajectories ``[B, T + 1]`` under their own actions: their values, the model's derivatives.
 
     The action that was imagined fixes the noise that the policy would have drawn for it; what the model says of a state
@@ -278,11 +284,11 @@ def walk_along(
 
     def go(raw_obs: Array, given: tuple[Array, Array, Array, Array]):
         action, following, reward, key = given
-        mean, std = policy_apply(actor, raw_obs)
+        mean, std = setting.policy_apply(actor, raw_obs)
         raw = mean + std * lax.stop_gradient((action - mean) / std)
-        predicted = step(raw_obs, raw, key)
-        log_prob = log_density(mean, std, raw, how)
-        outcome = (raw_obs, executed(raw, how), log_prob, shifted(predicted.rewards, reward))
+        predicted = setting.step(raw_obs, raw, key)
+        log_prob = log_density(mean, std, raw, setting.how)
+        outcome = (raw_obs, executed(raw, setting.how), log_prob, shifted(predicted.rewards, reward))
         return shifted(predicted.observations, following), outcome
 
     by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), Segment(*imagined_arrays(imagined)))
@@ -290,11 +296,11 @@ def walk_along(
     *keys, last_key = jax.random.split(key, length + 1)
     given = (by_time.actions[:-1], by_time.observations[1:], by_time.rewards[:-1], jnp.stack(keys))
     end, (observations, actions, log_probs, rewards) = lax.scan(go, by_time.observations[0], given, unroll=True)
-    raw, log_prob = choose(actor, policy_apply, end, last_key, how)
+    raw, log_prob = choose(actor, end, last_key, setting)
     alive = jnp.concatenate([jnp.ones_like(by_time.terminals[:1]), 1.0 - by_time.terminals[:-1]])
     return Path(
         observations=jnp.concatenate([observations, end[None]]),
-        actions=jnp.concatenate([actions, executed(raw, how)[None]]),
+        actions=jnp.concatenate([actions, executed(raw, setting.how)[None]]),
         log_probs=jnp.concatenate([log_probs, log_prob[None]]),
         rewards=rewards,
         alive=alive,
@@ -321,27 +327,25 @@ def pieces(imagined: Segment, length: int) -> Segment:
     return Segment(*(cut(x) for x in imagined_arrays(imagined)))
 
 
-def walk(
-    actor: Params, policy_apply: PolicyApply, raw_obs: Array, step: Any, length: int, key: Array, how: Execution
-) -> Path:
+def walk(actor: Params, raw_obs: Array, key: Array, length: int, setting: Setting) -> Path:
     """Roll the policy out from ``raw_obs [B, O]`` for ``length`` steps, differentiably."""
 
     def go(carry: tuple[Array, Array], key: Array):
         raw_obs, alive = carry
         action_key, step_key = jax.random.split(key)
-        raw, log_prob = choose(actor, policy_apply, raw_obs, action_key, how)
-        following = step(raw_obs, raw, step_key)
+        raw, log_prob = choose(actor, raw_obs, action_key, setting)
+        following = setting.step(raw_obs, raw, step_key)
         carry = (following.observations, alive * (1.0 - following.terminals))
-        return carry, (raw_obs, executed(raw, how), log_prob, following.rewards, alive)
+        return carry, (raw_obs, executed(raw, setting.how), log_prob, following.rewards, alive)
 
     *keys, last_key = jax.random.split(key, length + 1)
     alive = jnp.ones(raw_obs.shape[0])
     (end, end_alive), steps = lax.scan(go, (raw_obs, alive), jnp.stack(keys), unroll=True)
-    raw, log_prob = choose(actor, policy_apply, end, last_key, how)
+    raw, log_prob = choose(actor, end, last_key, setting)
     observations, actions, log_probs, rewards, alive = steps
     return Path(
         observations=jnp.concatenate([observations, end[None]]),
-        actions=jnp.concatenate([actions, executed(raw, how)[None]]),
+        actions=jnp.concatenate([actions, executed(raw, setting.how)[None]]),
         log_probs=jnp.concatenate([log_probs, log_prob[None]]),
         rewards=rewards,
         alive=jnp.concatenate([alive, end_alive[None]]),
@@ -362,80 +366,45 @@ def path_value(path: Path, last_value: Array, temperature: Array, gamma: float, 
 # --- one gradient step -----------------------------------------------------------------------------------------------
 
 
+class Setting(NamedTuple):
+    """What a gradient step is made under: all of it the same in every step of an update."""
+
+    step: Step
+    config: ValueGradientConfig
+    policy_apply: PolicyApply
+    critic: QFunction
+    action_size: int
+    how: Execution
+
+
 def update(
-    state: ValueGradientState,
-    key: Array,
-    lesson: Lesson,
-    step: Any,
-    config: ValueGradientConfig,
-    spec: EnvSpec,
-    precision: str,
-    how: Execution,
+    state: ValueGradientState, key: Array, lesson: Lesson, setting: Setting
 ) -> tuple[ValueGradientState, Metrics]:
     """Take one gradient step of the actor, the Q functions and the temperature."""
-    policy_apply = make_policy_apply(spec, config, precision, how)
-    critic = _critic(config, precision)
-    statistics = state.actor["observations"]
-    temperature = jnp.exp(state.log_temperature)
-    start_key, walk_key, pair_key, value_key = jax.random.split(key, 4)
+    config = setting.config
+    start_key, actor_key, pair_key = jax.random.split(key, 3)
     drawn = draw(lesson.weights, start_key, config.batch_size)
-    raw_obs = lesson.starts[drawn]
+    grad = jax.value_and_grad(actor_loss, has_aux=True)
+    (loss, (path, bounds)), gradients = grad(state.actor["network"], state, lesson, drawn, actor_key, setting)
+    path, temperature = lax.stop_gradient(path), jnp.exp(state.log_temperature)
 
-    def q_values(params: Params, raw_obs: Array, actions: Array, bounds: Array) -> Array:
-        """``[E, B]`` in raw reward."""
-        normed_obs = normalise(raw_obs, statistics)
-        values = jax.vmap(lambda p: critic.apply({"params": p}, normed_obs, actions))(params)
-        return (bounds[1] - bounds[0]) * values
-
-    def actor_loss(network: Params) -> tuple[Array, tuple[Path, Array]]:
-        actor = {"network": network, "observations": statistics}
-        if config.path_length == 0:
-            path = walk(lax.stop_gradient(actor), policy_apply, raw_obs, step, 1, walk_key, how)
-        elif lesson.imagined is None:
-            path = walk(actor, policy_apply, raw_obs, step, config.path_length, walk_key, how)
-        else:
-            along = jax.tree.map(lambda x: x[drawn], lesson.imagined)
-            path = walk_along(actor, policy_apply, along, step, walk_key, how)
-        soft = lax.stop_gradient(path.rewards - temperature * path.log_probs[:-1])
-        seen = jnp.quantile(soft, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
-        seen = jnp.stack([jnp.minimum(seen[0], 0.0), jnp.maximum(seen[1], 0.0)])  # an episode may end: value 0
-        bounds = jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
-        if config.path_length == 0:
-            raw, log_prob = choose(actor, policy_apply, raw_obs, value_key, how)
-            value = q_values(state.critic, raw_obs, executed(raw, how), bounds).mean(0)
-            return -(value - temperature * log_prob).mean(), (path, bounds)
-        last = q_values(state.critic, path.observations[-1], path.actions[-1], bounds).mean(0)
-        return -path_value(path, last, temperature, config.gamma, first_entropy=True).mean(), (path, bounds)
-
-    (loss, (path, bounds)), gradients = jax.value_and_grad(actor_loss, has_aux=True)(state.actor["network"])
-    path = lax.stop_gradient(path)
-
-    pair = jax.random.permutation(pair_key, config.critics)[:PAIR]
-    pair_params = jax.tree.map(lambda x: x[pair], state.target_critic)
-    last = q_values(pair_params, path.observations[-1], path.actions[-1], bounds).min(0)
-    last = jnp.clip(last, bounds[0], bounds[1])
-    target = path_value(path, last, temperature, config.gamma, first_entropy=False)
-
-    def critic_loss(params: Params) -> tuple[Array, Array]:
-        values = q_values(params, path.observations[0], path.actions[0], bounds)
-        return jnp.square(values - target[None]).mean(1).sum(), values
-
-    (q_loss, values), q_gradients = jax.value_and_grad(critic_loss, has_aux=True)(state.critic)
+    target = target_values(state, path, bounds, pair_key, setting)
+    grad = jax.value_and_grad(critic_loss, has_aux=True)
+    (q_loss, values), q_gradients = grad(state.critic, path, target, state.actor["observations"], bounds, setting)
     entropy = -path.log_probs[0].mean()
-    target_entropy = config.target_entropy * spec.action_size
-    temperature_gradient = temperature * (entropy - target_entropy)
+    temperature_gradient = temperature * (entropy - config.target_entropy * setting.action_size)
 
     adam = optax.adam(config.learning_rate)
+    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
     with jax.numpy_dtype_promotion("standard"):
         actor_change, actor_adam = adam.update(gradients, state.actor_adam)
         critic_change, critic_adam = adam.update(q_gradients, state.critic_adam)
         temperature_change, temperature_adam = adam.update(temperature_gradient, state.temperature_adam)
-    new_critic = optax.apply_updates(state.critic, critic_change)
-    rate = config.target_rate
-    new_state = state.replace(
-        actor={"network": optax.apply_updates(state.actor["network"], actor_change), "observations": statistics},
-        critic=new_critic,
-        target_critic=jax.tree.map(lambda t, s: t + rate * (s - t), state.target_critic, new_critic),
+    critic, rate = optax.apply_updates(state.critic, critic_change), config.target_rate
+    learnt = state.replace(
+        actor=state.actor | {"network": optax.apply_updates(state.actor["network"], actor_change)},
+        critic=critic,
+        target_critic=jax.tree.map(lambda t, s: t + rate * (s - t), state.target_critic, critic),
         log_temperature=state.log_temperature + temperature_change,
         value_bounds=bounds,
         updates=state.updates + 1,
@@ -443,8 +412,7 @@ def update(
         critic_adam=critic_adam,
         temperature_adam=temperature_adam,
     )
-    _, std = policy_apply(state.actor, raw_obs)
-    return new_state, {
+    return learnt, {
         "agent/actor_loss": loss,
         "agent/actor_gradient_norm": optax.tree.norm(gradients),
         "agent/critic_loss": q_loss / config.critics,
@@ -455,7 +423,68 @@ def update(
         "agent/value_high": bounds[1],
         "agent/entropy": entropy,
         "agent/temperature": temperature,
-        "agent/std": std.mean(),
+        "agent/std": setting.policy_apply(state.actor, path.observations[0])[1].mean(),
         "agent/path_alive": path.alive[-1].mean(),
         "agent/path_reward": (path.rewards * path.alive[:-1]).sum() / path.alive[:-1].sum(),
     }
+
+
+def actor_loss(
+    network: Params, state: ValueGradientState, lesson: Lesson, drawn: Array, key: Array, setting: Setting
+) -> tuple[Array, tuple[Path, Array]]:
+    """Return minus the mean value of the paths from the ``drawn [B]`` starts; also the paths and the values' bounds."""
+    config, temperature = setting.config, jnp.exp(state.log_temperature)
+    actor = state.actor | {"network": network}
+    path_key, value_key = jax.random.split(key)
+    if config.path_length == 0:  # the Q functions' targets still go one step through the model
+        path = walk(lax.stop_gradient(actor), lesson.starts[drawn], path_key, 1, setting)
+    elif lesson.imagined is None:
+        path = walk(actor, lesson.starts[drawn], path_key, config.path_length, setting)
+    else:
+        path = walk_along(actor, jax.tree.map(lambda x: x[drawn], lesson.imagined), path_key, setting)
+    bounds = bounds_of(state, lax.stop_gradient(path.rewards - temperature * path.log_probs[:-1]), config)
+    statistics = state.actor["observations"]
+    if config.path_length == 0:
+        raw_obs = lesson.starts[drawn]
+        raw, log_prob = choose(actor, raw_obs, value_key, setting)
+        value = q_values(state.critic, raw_obs, executed(raw, setting.how), statistics, bounds, setting).mean(0)
+        return -(value - temperature * log_prob).mean(), (path, bounds)
+    last = q_values(state.critic, path.observations[-1], path.actions[-1], statistics, bounds, setting).mean(0)
+    return -path_value(path, last, temperature, config.gamma, first_entropy=True).mean(), (path, bounds)
+
+
+def bounds_of(state: ValueGradientState, soft_rewards: Array, config: ValueGradientConfig) -> Array:
+    """Return the running bounds ``[2]`` of values, given soft rewards ``[T, B]``; 0 is within: an episode may end."""
+    low, high = jnp.quantile(soft_rewards, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
+    seen = jnp.stack([jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)])
+    return jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
+
+
+def q_values(
+    params: Params, raw_obs: Array, actions: Array, statistics: MeanStd, bounds: Array, setting: Setting
+) -> Array:
+    """Return what every Q function says of executed actions ``[B, A]`` in ``raw_obs [B, O]``: ``[E, B]``, raw reward.
+
+    The networks answer in units of the distance between the bounds.
+    """
+    normed_obs = normalise(raw_obs, statistics)
+    values = jax.vmap(lambda p: setting.critic.apply({"params": p}, normed_obs, actions))(params)
+    return (bounds[1] - bounds[0]) * values
+
+
+def target_values(state: ValueGradientState, path: Path, bounds: Array, key: Array, setting: Setting) -> Array:
+    """Return the targets ``[B]`` of the Q functions at the paths' first states and actions."""
+    config = setting.config
+    pair = jax.random.permutation(key, config.critics)[:PAIR]
+    params = jax.tree.map(lambda x: x[pair], state.target_critic)
+    given = path.observations[-1], path.actions[-1], state.actor["observations"]
+    last = jnp.clip(q_values(params, *given, bounds, setting).min(0), bounds[0], bounds[1])
+    return path_value(path, last, jnp.exp(state.log_temperature), config.gamma, first_entropy=False)
+
+
+def critic_loss(
+    params: Params, path: Path, target: Array, statistics: MeanStd, bounds: Array, setting: Setting
+) -> tuple[Array, Array]:
+    """Return the squared errors to ``target [B]``, summed over the Q functions, and the values ``[E, B]``."""
+    values = q_values(params, path.observations[0], path.actions[0], statistics, bounds, setting)
+    return jnp.square(values - target[None]).mean(1).sum(), values

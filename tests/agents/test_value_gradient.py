@@ -28,6 +28,9 @@ def linear_policy(gain, raw_obs):
     return mean, jnp.full_like(mean, 1e-6)
 
 
+LINEAR = vg.Setting(linear_step, SETTINGS, linear_policy, critic=None, action_size=1, how="clipped")
+
+
 def value_by_hand(gain: float, start: float, steps: int, gamma: float) -> float:
     """The discounted sum of ``-s_0^2`` where the closed loop is ``s_0' = (DECAY + PUSH gain) s_0``."""
     rate = DECAY + PUSH * gain
@@ -42,7 +45,7 @@ def test_the_value_of_a_path_and_its_gradient_are_those_of_the_linear_system():
     start, gamma, steps = states(0), 0.9, 4
 
     def value(gain):
-        path = vg.walk(gain, linear_policy, start, linear_step, steps, jax.random.key(0), "clipped")
+        path = vg.walk(gain, start, jax.random.key(0), steps, LINEAR)
         return vg.path_value(path, jnp.zeros(16), jnp.float32(0.0), gamma, first_entropy=True).mean()
 
     def by_hand(gain):
@@ -64,7 +67,7 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
     imagined = Segment(observations, actions, rewards, terminals)
 
     def value(gain):
-        path = vg.walk_along(gain, linear_policy, imagined, linear_step, jax.random.key(0), "clipped")
+        path = vg.walk_along(gain, imagined, jax.random.key(0), LINEAR)
         return vg.path_value(path, jnp.zeros(5), jnp.float32(0.0), 1.0, first_entropy=True), path
 
     values, path = value(gain)
@@ -82,7 +85,7 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
 
 def test_a_path_counts_nothing_behind_its_end():
     start = jnp.array([[0.0, 6.0], [0.0, 1.0]])
-    path = vg.walk(jnp.float32(0.0), linear_policy, start, linear_step, 3, jax.random.key(0), "clipped")
+    path = vg.walk(jnp.float32(0.0), start, jax.random.key(0), 3, LINEAR)
     np.testing.assert_array_equal(path.alive, [[1, 1], [0, 1], [0, 1], [0, 1]])
     ones = path._replace(rewards=jnp.ones((3, 2)), log_probs=jnp.ones((4, 2)))
     with_bonus = vg.path_value(ones, jnp.full(2, 10.0), jnp.float32(0.5), 0.5, first_entropy=True)
