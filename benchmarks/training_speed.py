@@ -37,7 +37,7 @@ from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_ho
 from polygrad_jax.training.step import compile_learn, make_steps
 from polygrad_jax.training.train_state import TrainState
 from polygrad_jax.types import Agent, Experience, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500
@@ -138,7 +138,7 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
     spec = collector.spec
     peak = measure.Peak(config.precision)
     memory = measure.PeakMemory()
-    world_model = make_world_model(config, spec)
+    world_model = make_world_model_for_agent(config, spec)
     agent = make_agent(config, spec, world_model)
     steps = make_steps(config, spec, world_model, agent)
     prefill = random_steps(collector, config, spec)

@@ -32,7 +32,7 @@ def complaint(capsys, *arguments):
         (["fly"], ("command is fly", "train")),
         (["train", "--env", "hoper"], ("hoper", "hopper")),
         (["train", "--env", "CartPole-v1"], ("CartPole-v1", "Discrete", "Box")),
-        (["train", "--preset", "huge"], ("preset is huge", "paper, cpu, smoke")),
+        (["train", "--preset", "huge"], ("preset is huge", "paper, cpu, cpu_long, smoke")),
         (["train", "--seed", "-1"], ("seed is -1", "from 0")),
         (["train", "--seed", "one"], ("--seed", "one", "int")),
         (["train", "--a2c.gamna", "0.9"], ("--a2c.gamna", "--a2c.gamma")),
@@ -159,6 +159,7 @@ def test_fit_trains_with_the_presets_fields_and_a_faster_delta():
     )
     config = cli.fit_config(options, fields, None)
     changed = {"seed": 4, "world_model": "ensemble", "guidance.delta_lr": 0.03, "env.name": "recorded"}
+    changed |= {"env.actions": "clipped"}  # as the data say, not the preset
     assert config == configs.override(configs.smoke("recorded"), changed)
 
 

@@ -11,7 +11,7 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import uniform_action
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_world_model
+from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_world_model_for_agent
 
 TASK, SPEC = "inverted_pendulum", EnvSpec(4, 1)
 B, H, O, A = 8, 5, 4, 1  # noqa: E741  (the letters of the docstrings)
@@ -74,7 +74,7 @@ def config_of(world_model: str, agent: str = "a2c", fields: dict | None = None) 
 
 def model_of(config: Config) -> WorldModel:
     """The model of a tiny configuration; the simulator's begins in states that :func:`simulator_states` met."""
-    return make_world_model(config, SPEC, lambda rows: simulator_states()[rows % len(simulator_states())])
+    return make_world_model_for_agent(config, SPEC, lambda rows: simulator_states()[rows % len(simulator_states())])
 
 
 @functools.cache

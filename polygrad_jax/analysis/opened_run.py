@@ -32,7 +32,8 @@ from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
 from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
 from polygrad_jax.training.train_state import without_optimisers
 from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import make_world_model
+from polygrad_jax.world_models.companion import imagining_state
+from polygrad_jax.world_models.model_table import make_world_model, make_world_model_for_agent
 from polygrad_jax.world_models.polygrad import PolyGRADState, diffused_length, given_context, make_sampler
 
 
@@ -155,7 +156,7 @@ def open_run(folder: Path | str, which: Which = "newest") -> OpenedRun:
     env = tasks.make(config.env)
     spec = tasks.spec_of(env)
     env.close()
-    world_model = make_world_model(config, spec, lambda rows: saved.transitions.simulator_states[rows])
+    world_model = make_world_model_for_agent(config, spec, lambda rows: saved.transitions.simulator_states[rows])
     agent = make_agent(config, spec, world_model)
     arrays, where = saved.arrays, _where(saved)
     key = jax.random.key(0)
@@ -260,7 +261,7 @@ class Diffusion(NamedTuple):
 
 def shows_diffusion(run: OpenedRun) -> bool:
     """Whether the run's model diffuses trajectories, so that :func:`diffuse` can show the steps."""
-    return isinstance(run.model_state, PolyGRADState)
+    return isinstance(imagining_state(run.model_state), PolyGRADState)
 
 
 def diffuse(run: OpenedRun, contexts: Segment, key: Array) -> Diffusion:
@@ -290,6 +291,6 @@ def diffuse(run: OpenedRun, contexts: Segment, key: Array) -> Diffusion:
         )
 
     observations, actions = jax.device_get(
-        every_step(run.model_state, policy, run.normaliser, contexts.replace(rows=None), key)
+        every_step(imagining_state(run.model_state), policy, run.normaliser, contexts.replace(rows=None), key)
     )
     return Diffusion(np.append(np.asarray(schedule.step)[::-1], -1), observations, actions)

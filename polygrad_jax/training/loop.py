@@ -56,7 +56,7 @@ from polygrad_jax.training.step import (
 )
 from polygrad_jax.training.train_state import Counters, TrainState, with_rows, without_optimisers, without_rows
 from polygrad_jax.types import Agent, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import make_world_model
+from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 HISTOGRAMS = {"guidance/standardised_histogram": ("guidance/standardised_actions", np.linspace(-4.0, 4.0, 41))}
 """Counts that a step makes: the name under which they are logged, and the edges of their bins."""
@@ -168,7 +168,7 @@ def begin(config: Config, folder: Path) -> Run:
     for warning in run_folder.check(config, environment):
         announce(warning)
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
-    world_model = make_world_model(config, spec, simulator_log.get)
+    world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
     lock = run_folder.lock()
     run_folder.record(config, environment)

@@ -25,6 +25,11 @@ class CompanionState:
     companion: Any
 
 
+def imagining_state(state: Any) -> Any:
+    """Return the state of what imagines, whether or not it has a companion."""
+    return state.imagining if isinstance(state, CompanionState) else state
+
+
 def with_companion(model: WorldModel, companion: WorldModel) -> WorldModel:
     """Return ``model`` with the ``step`` of ``companion``; both learn from every batch."""
 

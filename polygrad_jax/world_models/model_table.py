@@ -40,13 +40,22 @@ def make_world_model(
     Raises:
       ConfigError: no such model, or the simulator of a task without MuJoCo state.
     """
-    if config.world_model != SIMULATOR and config.world_model not in WORLD_MODELS:
+    if config.world_model == SIMULATOR:
+        return make_simulator(config, spec, host_for(config.env, states_at))
+    if config.world_model not in WORLD_MODELS:
         allowed = ", ".join((*WORLD_MODELS, SIMULATOR))
         raise ConfigError(f"world_model is {config.world_model}; allowed: {allowed}")
-    if config.world_model == SIMULATOR:
-        model = make_simulator(config, spec, host_for(config.env, states_at))
-    else:
-        model = WORLD_MODELS[config.world_model](config, spec)
+    return WORLD_MODELS[config.world_model](config, spec)
+
+
+def make_world_model_for_agent(
+    config: Config, spec: EnvSpec, states_at: Callable[[np.ndarray], np.ndarray] | None = None
+) -> WorldModel:
+    """Make the world model of a run: that of :func:`make_world_model`, with a companion where the agent needs one.
+
+    Value gradients need a differentiable step, which most world models do not have.
+    """
+    model = make_world_model(config, spec, states_at)
     if config.agent == "value_gradient" and model.step is None:
         return with_companion(model, make_ensemble(config, spec, CHUNK))
     return model

@@ -18,7 +18,7 @@ from polygrad_jax.training.fitting import Progressing
 from polygrad_jax.training.loop import HISTOGRAMS
 from polygrad_jax.training.step import make_steps
 from polygrad_jax.training.train_state import Clock
-from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_world_model
+from polygrad_jax.world_models.model_table import SIMULATOR, WORLD_MODELS, make_world_model_for_agent
 
 ROOT = Path(__file__).parents[2]
 PENDULUM = EnvSpec(4, 1)
@@ -46,7 +46,7 @@ def on_the_device(world_model: str, agent: str, fields: dict | None = None) -> s
         configs.preset("smoke", "inverted_pendulum"),
         {"world_model": world_model, "agent": agent, "diffusion.terminals": "classified"} | (fields or {}),
     )
-    model = make_world_model(config, PENDULUM)
+    model = make_world_model_for_agent(config, PENDULUM)
     steps = make_steps(config, PENDULUM, model, make_agent(config, PENDULUM, model))
     chunk = empty_chunk(config.loop.env_steps_per_policy_update, PENDULUM)
     _, output = jax.eval_shape(steps.learn, jax.eval_shape(steps.init), chunk)

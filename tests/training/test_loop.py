@@ -22,7 +22,8 @@ from polygrad_jax.world_models.model_table import make_world_model
 
 def small(env="hopper", **loop_fields):
     fields = {"total_env_steps": 1_600, "eval_every_env_steps": 400, "checkpoint_every_env_steps": 200} | loop_fields
-    return validate(override(smoke(env), {f"loop.{name}": value for name, value in fields.items()}))
+    a2c = {"agent": "a2c", "env.actions": "clipped", "guidance.rule": "score"}
+    return validate(override(smoke(env), a2c | {f"loop.{name}": value for name, value in fields.items()}))
 
 
 def steps_of(config, spec):

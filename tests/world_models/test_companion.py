@@ -9,7 +9,7 @@ from tiny import A, B, O
 
 from polygrad_jax.world_models.companion import CHUNK, with_companion
 from polygrad_jax.world_models.ensemble import make_ensemble
-from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
+from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model, make_world_model_for_agent
 
 
 @pytest.fixture(scope="module", params=["polygrad", "transformer"])
@@ -53,6 +53,8 @@ def test_the_companion_learns_from_the_real_steps_of_each_window_and_steps(both)
 
 def test_models_without_a_step_of_their_own_have_a_companion_where_the_agent_needs_one():
     for name in WORLD_MODELS:
-        ours = make_world_model(tiny.config_of(name, "value_gradient"), tiny.SPEC)
+        ours = make_world_model_for_agent(tiny.config_of(name, "value_gradient"), tiny.SPEC)
         assert ours.step is not None, name
-    assert make_world_model(tiny.config_of("polygrad"), tiny.SPEC).step is None
+        assert make_world_model_for_agent(tiny.config_of(name), tiny.SPEC)._fields == ours._fields
+    assert make_world_model_for_agent(tiny.config_of("polygrad"), tiny.SPEC).step is None
+    assert make_world_model(tiny.config_of("polygrad", "value_gradient"), tiny.SPEC).step is None
