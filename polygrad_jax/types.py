@@ -93,7 +93,7 @@ class Prediction(NamedTuple):
 
     observations: Array  # [B, O] of the next states
     rewards: Array  # [B]
-    terminals: Array  # [B] probability that the environment ends the episode here
+    terminals: Array  # [B] probability that the environment ends the episode here; in a roll-out decided, 0 or 1
 
 
 # --- the protocols ---------------------------------------------------------------------------------------------------
