@@ -159,7 +159,6 @@ def test_fit_trains_with_the_presets_fields_and_a_faster_delta():
     )
     config = cli.fit_config(options, fields, None)
     changed = {"seed": 4, "world_model": "ensemble", "guidance.delta_lr": 0.03, "env.name": "recorded"}
-    changed |= {"env.actions": "clipped"}  # as the data say, not the preset
     assert config == configs.override(configs.smoke("recorded"), changed)
 
 

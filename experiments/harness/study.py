@@ -55,6 +55,8 @@ DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code)."""
 TOLD = "told"
 """The variant that is given the actions of ``relaxed`` from the start."""
+RECORDED_NAMES = {"cpu_a2c": "cpu", "cpu": "cpu_value_gradient"}
+"""Presets by the name that cells have: those recorded when ``cpu_a2c`` was called ``cpu`` are still found."""
 Fields = tuple[str, ...]
 """Fields of a configuration as on the command line."""
 
@@ -133,7 +135,8 @@ def cells_of(study: Study, options: argparse.Namespace) -> dict[str, Varied]:
         options.horizons, options.models, options.seeds, options.transitions
     ):
         size = "all" if count == ALL else str(count)
-        asked = f"{where.parent.name}-{where.name}-{model}-{options.preset}-{options.seconds:g}s{options.fields}"
+        preset = RECORDED_NAMES.get(options.preset, options.preset)
+        asked = f"{where.parent.name}-{where.name}-{model}-{preset}-{options.seconds:g}s{options.fields}"
         asked = re.sub(r"[^A-Za-z0-9.]+", "-", asked)
         trained = f"{asked}-h{horizon_of_training(study.models[model], horizon)}-n{size}-seed{seed}"
         name = f"{asked}-h{horizon}-n{size}-seed{seed}" + ("-newest" if options.newest else "")

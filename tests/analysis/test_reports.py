@@ -49,9 +49,6 @@ def tiny(env: str, total_env_steps: int) -> Config:
     return configs.override(
         configs.smoke(env),
         {
-            "agent": "a2c",
-            "env.actions": "clipped",
-            "guidance.rule": "score",
             "horizon": 6,
             "diffusion.num_steps": 4,
             "diffusion.sampling_steps": 4,

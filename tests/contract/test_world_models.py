@@ -182,7 +182,7 @@ def test_a_step_is_differentiable(tried):
     assert isinstance(prediction, Prediction)
     assert jax.tree.map(jnp.shape, prediction) == Prediction((B, O), (B,), (B,))
     assert all(x.dtype == jnp.float32 for x in prediction)
-    assert set(np.unique(prediction.terminals)) <= {0.0, 1.0}
+    assert np.all((prediction.terminals >= 0) & (prediction.terminals <= 1))
     for name, (in_obs, in_actions) in slopes.items():
         assert tiny.all_finite((in_obs, in_actions)), name
         assert np.any(in_obs != 0) and np.any(in_actions != 0), name

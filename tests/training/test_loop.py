@@ -22,9 +22,7 @@ from polygrad_jax.world_models.model_table import make_world_model
 
 def small(env="hopper", **loop_fields):
     fields = {"total_env_steps": 1_600, "eval_every_env_steps": 400, "checkpoint_every_env_steps": 200} | loop_fields
-    a2c = {"agent": "a2c", "env.actions": "clipped", "guidance.rule": "score"}
-    a2c |= {"model_training.updates_per_env_step": 1.0}
-    return validate(override(smoke(env), a2c | {f"loop.{name}": value for name, value in fields.items()}))
+    return validate(override(smoke(env), {f"loop.{name}": value for name, value in fields.items()}))
 
 
 def steps_of(config, spec):

@@ -118,7 +118,7 @@ def test_classified_terminals_are_those_of_the_imagined_steps():
     state = model.init(jax.random.key(0))
     arguments = (policy_of(jnp.zeros(2)), segment(0, 1), NORMALISER, jax.random.key(0))
     imagined, _ = model.imagine(state, *arguments)
-    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER)
+    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER, "clipped")
     np.testing.assert_array_equal(imagined.terminals, expected)
     assert 0.0 < float(expected.mean()) < 1.0  # an untrained network says both
     # nothing else of the trajectory changes, and the denoiser learns as without
