@@ -186,7 +186,7 @@ def test_terminals_are_those_of_the_classifier_where_the_config_says_so():
         imagined, _ = model.imagine(state, policy, context, NORMALISER, jax.random.key(0))
         expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER, "clipped")
         after, metrics = model.update(state, batch, NORMALISER, jax.random.key(0))
-        learnt = terminal_classifier.update(state.classifier, batch, NORMALISER)[0]
+        learnt = terminal_classifier.update(state.classifier, batch, NORMALISER, "clipped")[0]
         return imagined.terminals, expected, after.classifier, learnt, metrics
 
     terminals, expected, ours, learnt, metrics = run()
