@@ -85,7 +85,7 @@ figures: $(INSTALLED)
 	    echo "$$path"; $(BIN)/python experiments/$$subject/$$file.py --out "$$(dirname "$$path")" --figure-only; \
 	  done; \
 	done
-	@for folder in results/learning_curves results/archive/former_preset; do \
+	@for folder in results/learning_curves results/archive/former_preset results/archive/value_gradient_search; do \
 	  $(BIN)/python experiments/learning/training_runs.py --out $$folder --figure-only || exit; \
 	done
 	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper --beside hopper_model_free \
