@@ -7,8 +7,9 @@ the Q functions' value:
 
 The actor climbs V, through the states; the Q functions learn their target at (s_0, a_0) from the same roll-out (model
 value expansion, Feinberg et al. 2018; SAC's soft values, Haarnoja et al. 2018; the least of a random pair of target
-networks, Chen et al. 2021). Sizes, bounds and the scale of Q are those of DHMBPO (Kubo et al. 2025), which showed that
-the start states must be on-policy; PolyGRAD makes such states.
+networks, Chen et al. 2021). The scheme is that of DHMBPO (Kubo et al. 2025), which showed that start states must be
+on-policy; PolyGRAD makes such states. Unlike there, values begin at 0 and their bounds hold 0, ends are learnt and
+weigh by their probability, and the model learns a little at every step.
 """
 
 from __future__ import annotations
