@@ -23,6 +23,7 @@ GuidanceRule = Literal[
     "correlated",
 ]
 
+DenoiserOutput = Literal["clean", "noise", "change"]
 Execution = Literal["clipped", "squashed"]
 """What an action as sampled becomes when it is executed, see ``env.actions``."""
 
@@ -112,8 +113,10 @@ class DiffusionConfig:
         "(official code), which makes a rare terminal the channel of the largest magnitude.",
         AT_LEAST_0,
     )
-    prediction: Literal["clean", "noise"] = option(
-        "clean", "Output of the denoiser: the clean trajectory (official code) or the noise (the paper's equations)."
+    prediction: DenoiserOutput = option(
+        "clean",
+        "Output of the denoiser: the clean trajectory (official code), the noise (the paper's equations), or the clean "
+        "trajectory with the last observed state subtracted from its states.",
     )
 
 

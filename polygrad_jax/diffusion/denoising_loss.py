@@ -6,14 +6,14 @@ The diffused trajectory has ``O + 2`` channels: observation, reward and terminal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from polygrad_jax.config import DenoiserOutput
 from polygrad_jax.data.normaliser import normalise, unnormalise
-from polygrad_jax.diffusion.schedule import Coefficients, add_noise
+from polygrad_jax.diffusion.schedule import Coefficients, add_noise, clean_from_noise
 from polygrad_jax.types import Array, MeanStd, Metrics, Normaliser, Params, Segment
 
 Denoise = Callable[[Params, Array, Array, Array], Array]
@@ -66,6 +66,25 @@ def set_initial_state(normed_traj: Array, normed_obs: Array) -> Array:
     return normed_traj.at[:, : known.shape[1], : known.shape[2]].set(known)
 
 
+def clean_from_output(
+    output: Array, noisy: Array, normed_obs: Array, c: Coefficients, prediction: DenoiserOutput
+) -> Array:
+    """Return the clean trajectory ``[B, H, O+2]`` that the denoiser's ``output`` for ``noisy`` means.
+
+    ``normed_obs`` are the known states as :func:`set_initial_state` takes them.
+
+    DEVIATION from paper and official code where ``prediction`` is ``change``: the network need not copy the last known
+    state, which it is shown, through its layers. On Hopper one-step errors become a fifth, and errors of nine steps two
+    thirds (``results/world_models``).
+    """
+    if prediction == "clean":
+        return output
+    if prediction == "noise":
+        return clean_from_noise(noisy, output, c)
+    last = normed_obs.reshape(normed_obs.shape[0], -1, normed_obs.shape[-1])[:, -1:]
+    return output.at[..., :-2].add(last)
+
+
 def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> tuple[Array, Array]:
     """Draw ``(t [B] in 0..N-1, eps)`` for trajectories of ``shape`` ``[B, H, O+2]`` (Algorithm 1, lines 4 and 5)."""
     step_key, noise_key = jax.random.split(key)
@@ -81,7 +100,7 @@ def denoising_loss(
     steps: Array,
     noise: Array,
     schedule: Coefficients,
-    prediction: Literal["clean", "noise"],
+    prediction: DenoiserOutput,
     context_length: int = 1,
 ) -> tuple[Array, Metrics]:
     """Compute the loss of Algorithm 1, line 6, at the draws ``steps`` and ``noise``.
@@ -105,9 +124,12 @@ def denoising_loss(
     noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)
     # DEVIATION from the paper, like the official code: actions are scaled like the clean trajectory, without noise.
     output = denoise(params, noisy, c.sqrt_alpha_bar * normed_actions, steps)
-    # DEVIATION from the paper, like the official code: by default the network predicts the clean trajectory, not the
-    # noise.
-    target = normed_traj if prediction == "clean" else noise
+    # DEVIATION from the paper, like the official code: the network predicts the clean trajectory (as it is, or its
+    # change from the last known state) unless asked for the noise.
+    if prediction == "noise":
+        target = noise
+    else:
+        output, target = clean_from_output(output, noisy, initial, c, prediction), normed_traj
     # The initial state is known: the network's output for it adds nothing to the loss and has no gradient.
     output = set_initial_state(output, target[:, :context_length, :-2])
     error = jnp.square(output - target)

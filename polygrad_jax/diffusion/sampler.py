@@ -11,11 +11,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import Execution, GuidanceConfig
+from polygrad_jax.config import DenoiserOutput, Execution, GuidanceConfig
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
-from polygrad_jax.diffusion.denoising_loss import Denoise, set_initial_state
+from polygrad_jax.diffusion.denoising_loss import Denoise, clean_from_output, set_initial_state
 from polygrad_jax.diffusion.guidance import RULES, Gaussian, Guided, States, Strength, clip_to_policy, log_prob
-from polygrad_jax.diffusion.schedule import Coefficients, clean_from_noise, posterior_mean
+from polygrad_jax.diffusion.schedule import Coefficients, posterior_mean
 from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.types import Array, Normaliser, Params, Policy
 
@@ -25,7 +25,7 @@ class Sampler(NamedTuple):
 
     denoise: Denoise
     guidance: GuidanceConfig
-    prediction: Literal["clean", "noise"]
+    prediction: DenoiserOutput
     shown_actions: Literal["sampled", "executed"] = "sampled"
     execution: Execution = "clipped"
 
@@ -73,7 +73,7 @@ def predict_clean(sampler: Sampler, given: Given, traj: Array, actions: Array, c
     """Predict the clean trajectory ``[B, H, O+2]`` and write the initial state into it (lines 7 and 9)."""
     seen = shown(sampler, given, actions)
     output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
-    clean = output if sampler.prediction == "clean" else clean_from_noise(traj, output, c)
+    clean = clean_from_output(output, traj, given.initial, c, sampler.prediction)
     return set_initial_state(clean, given.initial)
 
 
@@ -230,9 +230,8 @@ def sample_given_actions(
     def body(traj: Array, c_and_noise: tuple[Coefficients, Array]):
         c, step_noise = c_and_noise
         traj = set_initial_state(traj, given.initial)
-        clean = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
-        if sampler.prediction == "noise":
-            clean = clean_from_noise(traj, clean, c)
+        output = sampler.denoise(given.denoiser_params, traj, c.sqrt_alpha_bar * seen, c.step[None])
+        clean = clean_from_output(output, traj, given.initial, c, sampler.prediction)
         return posterior_mean(clean, traj, c) + c.posterior_std * step_noise, None
 
     traj, _ = jax.lax.scan(body, noise[-1], (schedule, noise[:-1]), reverse=True)

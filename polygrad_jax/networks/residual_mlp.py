@@ -32,7 +32,7 @@ class ResidualMLPDenoiser(nn.Module):
           step: ``[B]`` 0-based diffusion step, or ``[1]`` for one step shared by the whole batch.
 
         Returns:
-          ``[B, H, O + 2]`` clean trajectory or noise, as ``config.diffusion.prediction`` says.
+          ``[B, H, O + 2]`` what ``config.diffusion.prediction`` says.
         """
         x = jnp.concatenate([normed_traj, normed_actions], axis=-1).reshape(normed_traj.shape[0], -1)
         embed_dim = max(x.shape[-1], self.embed_dim)

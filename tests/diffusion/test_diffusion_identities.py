@@ -594,7 +594,7 @@ def test_an_absurd_delta_comes_back_and_without_the_bound_runs_away():
 # --- Algorithm 1 -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", ["clean", "noise"])
+@pytest.mark.parametrize("prediction", ["clean", "noise", "change"])
 def test_the_loss_at_given_draws_by_hand(prediction):
     """B = 2, H = 2, O = 1, A = 1; the "network" returns twice its input plus the actions it is shown plus the step.
 
@@ -609,7 +609,10 @@ def test_the_loss_at_given_draws_by_hand(prediction):
       observation (23.04 + 23.04) / 4 = 11.52; reward (17.64 + 23.04 + 21.16 + 23.04) / 4 = 21.22, terminal the same
     noise: errors step 0 (0, 4.2, 4.2), (5.8 x 3); step 1 (0, 4.6, 4.6), (5.8 x 3); 5.8^2 = 33.64
       observation 33.64 / 2 = 16.82; reward (17.64 + 21.16 + 2 * 33.64) / 4 = 26.52
-    The loss is the mean over channels: (11.52 + 2 * 21.22) / 3 = 17.986667, (16.82 + 2 * 26.52) / 3 = 23.286667.
+    change: as clean, but the first observation, 1, adds to the second's output: 7.8, error 5.8 in both steps
+      observation 33.64 / 2 = 16.82; reward and terminal 21.22
+    The loss is the mean over channels: (11.52 + 2 * 21.22) / 3 = 17.986667, (16.82 + 2 * 26.52) / 3 = 23.286667,
+    (16.82 + 2 * 21.22) / 3 = 19.753333.
     """
     schedule = Coefficients(
         step=jnp.array([0, 1]),
@@ -630,7 +633,11 @@ def test_the_loss_at_given_draws_by_hand(prediction):
     loss, metrics = denoising_loss(
         network, {}, traj, actions, jnp.array([0, 1]), jnp.ones((2, 2, 3)), schedule, prediction
     )
-    expected = {"clean": (17.986667, 11.52, 21.22), "noise": (23.286667, 16.82, 26.52)}[prediction]
+    expected = {
+        "clean": (17.986667, 11.52, 21.22),
+        "noise": (23.286667, 16.82, 26.52),
+        "change": (19.753333, 16.82, 21.22),
+    }[prediction]
     parts = [metrics[f"world_model/{name}_loss"] for name in ("observation", "reward", "terminal")]
     np.testing.assert_allclose([loss, *parts], [*expected, expected[-1]], rtol=1e-6)
 
