@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.gradient_error import absorbing
-from polygrad_jax.agents import a2c
+from polygrad_jax.agents.agent_table import make_policy_apply
 from polygrad_jax.config import Config, EnvConfig
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import to_normaliser
@@ -66,10 +66,9 @@ class Measuring:
 
         ``told``: what PolyGRAD's denoiser makes of the same actions, given all of them from the start.
         """
-        data, collector = self.data, self.data.collector
+        data = self.data
         model = make_world_model(config, data.spec)
-        apply = a2c.make_policy_apply(data.spec, collector.a2c, collector.precision)
-        policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
+        policy = Policy(jax.tree.map(jnp.asarray, data.actor), make_policy_apply(data.collector, data.spec))
         context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
         contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
             self.held_out.replay(2), context_key, CONTEXTS, model.context_length

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from polygrad_jax.agents import a2c, value_gradient
 from polygrad_jax.agents.a2c import make_a2c
 from polygrad_jax.agents.dreamer_actor_critic import make_dreamer_agent
 from polygrad_jax.agents.value_gradient import make_value_gradient
 from polygrad_jax.config import Config, ConfigError, EnvSpec
-from polygrad_jax.types import Agent, WorldModel
+from polygrad_jax.types import Agent, PolicyApply, WorldModel
 
 AGENTS: dict[str, Callable[[Config, EnvSpec, WorldModel], Agent]] = {
     "a2c": make_a2c,
@@ -26,3 +27,16 @@ def make_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
     if config.agent not in AGENTS:
         raise ConfigError(f"agent is {config.agent}; allowed: {', '.join(AGENTS)}")
     return AGENTS[config.agent](config, spec, world_model)
+
+
+def make_policy_apply(config: Config, spec: EnvSpec) -> PolicyApply:
+    """Make ``(actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])`` of the agent that ``config.agent`` names.
+
+    Raises:
+      ConfigError: the agent's policy reads latent states.
+    """
+    if config.agent == "dreamer":
+        raise ConfigError("agent is dreamer; allowed: one whose policy reads observations")
+    if config.agent == "value_gradient":
+        return value_gradient.make_policy_apply(spec, config.value_gradient, config.precision, config.env.actions)
+    return a2c.make_policy_apply(spec, config.a2c, config.precision)

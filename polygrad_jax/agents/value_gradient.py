@@ -63,7 +63,7 @@ at the bounds. The entropy of squashed actions has a maximum, so that they need 
 class ValueGradientState:
     """Everything that the agent keeps from one update to the next."""
 
-    actor: Params  # {"network": ..., "observations": MeanStd of the replay}
+    actor: Params  # {"network": ..., "observations": {"mean": [O], "std": [O]} of the replay}
     critic: Params  # every leaf [E, ...]
     target_critic: Params
     log_temperature: Array  # scalar
@@ -112,7 +112,8 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         state: ValueGradientState, model_state: Any, experience: Experience, key: Array
     ) -> tuple[ValueGradientState, Metrics]:
         normaliser = experience.normaliser
-        state = state.replace(actor=state.actor | {"observations": normaliser.observations})
+        newest = normaliser.observations
+        state = state.replace(actor=state.actor | {"observations": {"mean": newest.mean, "std": newest.std}})
 
         def step(raw_obs: Array, actions: Array, key: Array) -> Prediction:
             return world_model.step(lax.stop_gradient(model_state), raw_obs, actions, normaliser, key)
@@ -161,7 +162,7 @@ def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str 
     critic = jax.vmap(lambda key: _critic(config, precision).init(key, obs, actions)["params"])(keys)
     log_temperature = jnp.log(jnp.float32(INITIAL_TEMPERATURE))
     adam = optax.adam(config.learning_rate)
-    identity = MeanStd(jnp.zeros(spec.observation_size), jnp.ones(spec.observation_size))
+    identity = {"mean": jnp.zeros(spec.observation_size), "std": jnp.ones(spec.observation_size)}
     return ValueGradientState(
         actor={"network": actor, "observations": identity},
         critic=critic,
@@ -183,7 +184,7 @@ def make_policy_apply(
     actor = _actor(spec, config, precision, actions)
 
     def apply(params: Params, raw_obs: Array) -> tuple[Array, Array]:
-        normed_obs = normalise(raw_obs, params["observations"])
+        normed_obs = normalise(raw_obs, MeanStd(**params["observations"]))
         location, std = actor.apply({"params": params["network"]}, normed_obs)
         return mean_of(location, actions), std
 
@@ -462,13 +463,13 @@ def bounds_of(state: ValueGradientState, soft_rewards: Array, config: ValueGradi
 
 
 def q_values(
-    params: Params, raw_obs: Array, actions: Array, statistics: MeanStd, bounds: Array, setting: Setting
+    params: Params, raw_obs: Array, actions: Array, statistics: Params, bounds: Array, setting: Setting
 ) -> Array:
     """Return what every Q function says of executed actions ``[B, A]`` in ``raw_obs [B, O]``: ``[E, B]``, raw reward.
 
     The networks answer in units of the distance between the bounds.
     """
-    normed_obs = normalise(raw_obs, statistics)
+    normed_obs = normalise(raw_obs, MeanStd(**statistics))
     values = jax.vmap(lambda p: setting.critic.apply({"params": p}, normed_obs, actions))(params)
     return (bounds[1] - bounds[0]) * values
 
@@ -484,7 +485,7 @@ def target_values(state: ValueGradientState, path: Path, bounds: Array, key: Arr
 
 
 def critic_loss(
-    params: Params, path: Path, target: Array, statistics: MeanStd, bounds: Array, setting: Setting
+    params: Params, path: Path, target: Array, statistics: Params, bounds: Array, setting: Setting
 ) -> tuple[Array, Array]:
     """Return the squared errors to ``target [B]``, summed over the Q functions, and the values ``[E, B]``."""
     values = q_values(params, path.observations[0], path.actions[0], statistics, bounds, setting)

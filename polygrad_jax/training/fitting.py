@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.agents.a2c import make_policy_apply
+from polygrad_jax.agents.agent_table import make_policy_apply
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
@@ -194,7 +194,7 @@ class Judge:
         if found != size:
             raise ConfigError(f"dataset {data.name} has simulator states of {found} numbers; allowed: {size}")
         self._data, self._env = data, data.collector.env
-        apply = make_policy_apply(data.spec, data.collector.a2c, data.collector.precision)
+        apply = make_policy_apply(data.collector, data.spec)
         self._policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
         key = jax.random.key(config.seed)
         draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))

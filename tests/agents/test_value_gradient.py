@@ -1,13 +1,17 @@
 """Value gradients against closed forms: a linear model with a quadratic reward, whose value and gradients are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from polygrad_jax.agents import value_gradient as vg
-from polygrad_jax.config import ConfigError, EnvSpec, ValueGradientConfig, cpu, override
+from polygrad_jax.agents.agent_table import make_policy_apply
+from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, ValueGradientConfig, cpu, override
 from polygrad_jax.data.normaliser import executed
+from polygrad_jax.runs.checkpoints import load_npz, npz_bytes
 from polygrad_jax.types import Experience, MeanStd, Normaliser, Prediction, Segment, WorldModel
 
 SPEC = EnvSpec(2, 1)
@@ -179,9 +183,25 @@ def test_it_learns_to_steer_a_linear_system(length, how, monkeypatch):
 
 def test_the_policy_reads_observations_in_the_replays_units():
     agent, state, _ = learnt(linear_step)
-    moved = state.replace(actor=state.actor | {"observations": MeanStd(jnp.full(2, 3.0), jnp.full(2, 2.0))})
+    moved = state.replace(actor=state.actor | {"observations": {"mean": jnp.full(2, 3.0), "std": jnp.full(2, 2.0)}})
     raw_obs = states(3)
     np.testing.assert_allclose(agent.policy(moved)(2.0 * raw_obs + 3.0)[0], agent.policy(state)(raw_obs)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("actions", ["clipped", "squashed"])
+def test_a_policy_read_from_a_file_acts_as_it_did(tmp_path, actions):
+    state = vg.init(jax.random.key(0), SPEC, SETTINGS)
+    (tmp_path / "policy.npz").write_bytes(npz_bytes({"actor": state.actor}))
+    config = dataclasses.replace(cpu("hopper"), value_gradient=SETTINGS, env=EnvConfig(actions=actions))
+    read = make_policy_apply(config, SPEC)(load_npz(tmp_path / "policy.npz")["actor"], states(9))
+    ours = vg.make_policy_apply(SPEC, SETTINGS, actions=actions)(state.actor, states(9))
+    np.testing.assert_array_equal(read, ours)
+
+
+def test_no_policy_over_observations_is_made_of_dreamers():
+    config = dataclasses.replace(cpu("hopper"), agent="dreamer", world_model="dreamer")
+    with pytest.raises(ConfigError, match="agent is dreamer; allowed: one whose policy reads observations"):
+        make_policy_apply(config, SPEC)
 
 
 def test_values_keep_within_what_the_rewards_allow():
