@@ -10,7 +10,7 @@ DEVIATION from MBPO and from its PyTorch version, which the paper used (github.c
 - Training takes one gradient step at a time on what the replay holds then, as the protocol asks. MBPO stops collecting
   every 250 steps, trains all members until none improves on held-out data, and keeps each member's best epoch.
 - The bootstrap is drawn for every batch. MBPO draws one from all data for each training; the PyTorch version draws none
-  (each member shuffles the data for itself).
+  (each member shuffles the data for itself). As a companion (``companion.py``) ours draws halves of the batch instead.
 - The held-out transitions follow from their row numbers and never train during a run; their loss is a running average
   over updates. MBPO splits at random for every training, so that every transition trains at some time.
 - Channels are changes of normalised observations, and normalised rewards, so that units do not matter. MBPO
@@ -115,6 +115,12 @@ def bootstrap(key: Array, members: int, shape: tuple[int, int]) -> Array:
     return counts.reshape(members, *shape)
 
 
+def halves(key: Array, members: int, size: int) -> Array:
+    """``[E, max(size // 2, 1)]``: the half of a batch that each member learns from, none of it twice."""
+    keys = jax.random.split(key, members)
+    return jax.vmap(lambda key: jax.random.permutation(key, size)[: max(size // 2, 1)].astype(jnp.int32))(keys)
+
+
 # --- the loss of one member ------------------------------------------------------------------------------------------
 
 
@@ -174,7 +180,8 @@ def make_ensemble(config: Config, spec: EnvSpec, chunk: int | None = None) -> Wo
 
     Args:
       chunk: states of each window that one gradient step learns from, so that long windows give several steps; None
-        takes one step on all.
+        takes one step on all. In such steps every member sees half of the batch (:func:`halves`) in place of a
+        bootstrap: as many independent draws (a bootstrap's n weigh like n / 2) at half of the work.
 
     ``update`` takes windows of any length and raises ConfigError where they have no row numbers.
     """
@@ -213,21 +220,30 @@ def make_ensemble(config: Config, spec: EnvSpec, chunk: int | None = None) -> Wo
     def descend(state: EnsembleState, given: tuple[Lesson, Array, Array]) -> tuple[EnsembleState, Metrics]:
         """Take one gradient step on a lesson ``[B, H]``, of which ``held [B, H]`` only measures."""
         lesson, held, key = given
-        counts = bootstrap(key, config.ensemble.members, held.shape) * (1.0 - held)[None]
+        members, each = config.ensemble.members, None
+        if chunk is None:
+            counts = bootstrap(key, members, held.shape) * (1.0 - held)[None]
+        else:
+            chosen, each = halves(key, members, held.shape[0]), 0
+            lesson, held = jax.tree.map(lambda x: x[chosen], (lesson, held))
+            counts = 1.0 - held
 
-        def learn(params: Params, counts: Array) -> tuple[Array, tuple[Metrics, Array]]:
+        def learn(params: Params, counts: Array, lesson: Lesson, held: Array) -> tuple[Array, tuple[Metrics, Array]]:
             return _member_loss(predict_one(params, lesson.inputs), params, lesson, counts, held, config.ensemble)
 
-        gradients, (metrics, errors) = jax.vmap(jax.grad(learn, has_aux=True))(state.params, counts)
+        learn_all = jax.vmap(jax.grad(learn, has_aux=True), in_axes=(0, 0, each, each))
+        gradients, (metrics, errors) = learn_all(state.params, counts, lesson, held)
         # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
         with jax.numpy_dtype_promotion("standard"):
             changes, adam_state = adam.update(gradients, state.adam)
-        decay = HELDOUT_DECAY
+        decay, heldout_steps = HELDOUT_DECAY, (held * lesson.known[..., 0]).sum()
+        if chunk is not None:
+            heldout_steps /= members  # their mean: halves differ by little
         state = EnsembleState(
             params=optax.apply_updates(state.params, changes),
             adam=adam_state,
             heldout_error=decay * state.heldout_error + errors,
-            heldout_steps=decay * state.heldout_steps + (held * lesson.known[..., 0]).sum(),
+            heldout_steps=decay * state.heldout_steps + heldout_steps,
         )
         return state, metrics
 
