@@ -147,7 +147,7 @@ _CPU: dict[str, Any] = {
     "ensemble.hidden_size": 200,
     "ensemble.hidden_layers": 3,
     "model_training.updates_per_env_step": 0.5,
-    "value_gradient.path_length": 5,
+    "value_gradient.path_length": 3,
     "value_gradient.critics": 3,
     "value_gradient.hidden_size": 128,
     "value_gradient.hidden_layers": 2,
@@ -223,7 +223,7 @@ def cpu(env: str) -> Config:
 
     Command: ``make train ENV=hopper PRESET=cpu``. What differs from ``cpu_a2c``, and why:
 
-    - Agent: value gradients through five steps of a small ensemble from the states that PolyGRAD imagines. A2C's
+    - Agent: value gradients through three steps of a small ensemble from the states that PolyGRAD imagines. A2C's
       gradient over nine steps is too noisy for this budget, even with MuJoCo itself as the model.
     - World model: the denoiser predicts how states change from the first one and is shown actions as executed. On its
       first steps it is five times as exact, with half of the blocks.
