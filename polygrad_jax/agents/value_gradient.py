@@ -72,6 +72,7 @@ class ValueGradientState:
     actor_adam: Any
     critic_adam: Any
     temperature_adam: Any
+    averaged_actor: Params | None = None  # exponential average of ``actor``, where ``actor_ema`` asks for one
 
 
 Step = Callable[[Array, Array, Array], Prediction]
@@ -139,14 +140,19 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         imagine=imagine,
         update=learn,
         policy=lambda state: Policy(state.actor, policy_apply),
-        evaluated_policy=lambda state: Policy(state.actor, policy_apply),
+        evaluated_policy=lambda state: Policy(evaluated_actor(state), policy_apply),
         acting=lambda state, model_state: state.actor,
-        evaluated=lambda state, model_state: state.actor,
+        evaluated=lambda state, model_state: evaluated_actor(state),
         decide=decide,
         remember=lambda memory, actions: None,
         trajectories=settings.trajectories if imagines else 0,
         windows=None if imagines else (stored, 1),
     )
+
+
+def evaluated_actor(state: ValueGradientState) -> Params:
+    """Return the actor to evaluate: the averaged one where ``actor_ema`` asks for it, else the newest."""
+    return state.actor if state.averaged_actor is None else state.averaged_actor
 
 
 # --- the networks ----------------------------------------------------------------------------------------------------
@@ -163,10 +169,14 @@ def init(key: Array, spec: EnvSpec, config: ValueGradientConfig, precision: str 
     log_temperature = jnp.log(jnp.float32(INITIAL_TEMPERATURE))
     adam = optax.adam(config.learning_rate)
     identity = {"mean": jnp.zeros(spec.observation_size), "std": jnp.ones(spec.observation_size)}
+    params = {"network": actor, "observations": identity}
+    # Copies: a state whose buffers are shared cannot be donated.
+    averaged = jax.tree.map(jnp.copy, params) if config.actor_ema > 0 else None
     return ValueGradientState(
-        actor={"network": actor, "observations": identity},
+        actor=params,
+        averaged_actor=averaged,
         critic=critic,
-        target_critic=jax.tree.map(jnp.copy, critic),  # a copy: a state whose buffers are shared cannot be donated
+        target_critic=jax.tree.map(jnp.copy, critic),
         log_temperature=log_temperature,
         value_bounds=jnp.zeros(2),
         updates=jnp.int32(0),
@@ -402,11 +412,16 @@ def update(
         actor_change, actor_adam = adam.update(gradients, state.actor_adam)
         critic_change, critic_adam = adam.update(q_gradients, state.critic_adam)
         temperature_change, temperature_adam = adam.update(temperature_gradient, state.temperature_adam)
-    critic, rate = optax.apply_updates(state.critic, critic_change), config.target_rate
+    actor = state.actor | {"network": optax.apply_updates(state.actor["network"], actor_change)}
+    critic = optax.apply_updates(state.critic, critic_change)
+    averaged = state.averaged_actor
+    if averaged is not None:  # the statistics of observations are the newest: they are no parameters
+        averaged = actor | {"network": followed(averaged["network"], actor["network"], 1.0 - config.actor_ema)}
     learnt = state.replace(
-        actor=state.actor | {"network": optax.apply_updates(state.actor["network"], actor_change)},
+        actor=actor,
+        averaged_actor=averaged,
         critic=critic,
-        target_critic=jax.tree.map(lambda t, s: t + rate * (s - t), state.target_critic, critic),
+        target_critic=followed(state.target_critic, critic, config.target_rate),
         log_temperature=state.log_temperature + temperature_change,
         value_bounds=bounds,
         updates=state.updates + 1,
@@ -429,6 +444,11 @@ def update(
         "agent/path_alive": path.alive[-1].mean(),
         "agent/path_reward": (path.rewards * path.alive[:-1]).sum() / path.alive[:-1].sum(),
     }
+
+
+def followed(averaged: Params, newest: Params, rate: float) -> Params:
+    """Return ``averaged``, moved towards ``newest`` by ``rate`` of the distance."""
+    return jax.tree.map(lambda a, b: a + rate * (b - a), averaged, newest)
 
 
 def actor_loss(

@@ -392,6 +392,12 @@ class ValueGradientConfig:
     gamma: float = option(0.995, "Discount factor.", BELOW_1)
     learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)
     target_rate: float = option(0.005, "Rate at which the target networks follow the Q functions.", UNIT)
+    actor_ema: float = option(
+        0.0,
+        "Decay, per gradient step, of the averaged policy that is evaluated in place of the policy that acts and "
+        "imagines. 0 evaluates the policy itself.",
+        BELOW_1,
+    )
     target_entropy: float = option(
         -1.0,
         "Entropy per dimension of the executed action at which the temperature aims, in nats.",

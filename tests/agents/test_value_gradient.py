@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from polygrad_jax.agents import value_gradient as vg
 from polygrad_jax.agents.agent_table import make_policy_apply
@@ -129,6 +130,7 @@ def learnt(step, updates: int = 1, actions: str = "clipped", **fields):
     groups = {f"value_gradient.{name}": value for name, value in fields.items()}
     sizes = {"value_gradient.hidden_size": 16, "value_gradient.hidden_layers": 2, "value_gradient.critics": 2}
     sizes |= {"agent": "value_gradient", "value_gradient.starts": "replay", "env.actions": actions}
+    sizes |= {"value_gradient.actor_ema": 0.0}
     config = override(cpu("hopper"), sizes | groups)
     agent = vg.make_value_gradient(config, SPEC, world_model(step))
     update = jax.jit(agent.update)
@@ -202,6 +204,26 @@ def test_no_policy_over_observations_is_made_of_dreamers():
     config = dataclasses.replace(cpu("hopper"), agent="dreamer", world_model="dreamer")
     with pytest.raises(ConfigError, match="agent is dreamer; allowed: one whose policy reads observations"):
         make_policy_apply(config, SPEC)
+
+
+def test_an_averaged_policy_is_evaluated_and_the_newest_acts():
+    np.testing.assert_allclose(vg.followed(jnp.float32(1.0), jnp.float32(5.0), 0.25), 2.0)
+    agent, state, _ = learnt(linear_step, actor_ema=0.9)
+    begun = agent.init(jax.random.key(0))
+    first, newest, averaged = (
+        jax.tree.leaves(x["network"]) for x in (begun.actor, state.actor, state.averaged_actor)
+    )
+    for a, b, c in zip(first, newest, averaged, strict=True):
+        moved, followed = np.abs(b - a).max(), np.abs(c - a).max()
+        assert 0.1 * moved < followed < 0.6 * moved, "eight steps at a decay of 0.9 make up to 1 - 0.9^8 of the way"
+    assert tiny.all_equal(agent.acting(state, None), state.actor)
+    assert tiny.all_equal(agent.evaluated(state, None), state.averaged_actor)
+    assert tiny.all_equal(agent.evaluated_policy(state).params, state.averaged_actor)
+    assert tiny.all_equal(state.averaged_actor["observations"], state.actor["observations"])
+    _, alone, _ = learnt(linear_step)
+    assert alone.averaged_actor is None
+    for a, b in zip(jax.tree.leaves(alone.actor), jax.tree.leaves(state.actor), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg="the average changed the actor")
 
 
 def test_values_keep_within_what_the_rewards_allow():

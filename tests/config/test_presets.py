@@ -85,7 +85,11 @@ CPU = {
     "preset": "cpu",
     "agent": "value_gradient",
     "env.actions": "squashed",
+    "diffusion.prediction": "change",
     "guidance.rule": "correlated",
+    "guidance.relaxation": 0.5,
+    "denoiser.num_blocks": 3,
+    "denoiser.shown_actions": "executed",
     "ensemble.elites": 5,
     "ensemble.hidden_size": 200,
     "ensemble.hidden_layers": 3,
@@ -96,7 +100,8 @@ CPU = {
     "value_gradient.hidden_layers": 2,
     "value_gradient.gamma": 0.99,
     "value_gradient.target_rate": 0.01,
-    "loop.total_env_steps": 50_000,
+    "value_gradient.actor_ema": 0.999,
+    "loop.total_env_steps": 80_000,
     "loop.prefill_env_steps": 2_500,
 }
 """Differences between cpu and what cpu_a2c is on Hopper."""
