@@ -42,8 +42,10 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	  done; echo "no Python found; allowed: 3.11 or 3.12 with venv (Debian: apt install python3-venv)" >&2; exit 2; }
 	@echo $(JAX) > $(VENV)/jax-build
 	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 0.9 GB on disk) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt \
 	  $(if $(filter-out cpu,$(JAX)),"jax[$(JAX)]")
+	@# pip compiles on one core: half of what installing takes. Templates that are no Python are no error.
+	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -103,7 +105,7 @@ $(VENV_DOCS)/installed: requirements-docs.txt
 	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then \
 	    exec $$python -m venv --clear $(VENV_DOCS); fi; \
 	done; echo "no Python found; allowed: 3.11 or newer with venv (Debian: apt install python3-venv)" >&2; exit 2
-	@$(VENV_DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@$(VENV_DOCS)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
 docs: $(VENV_DOCS)/installed

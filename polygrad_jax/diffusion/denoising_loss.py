@@ -75,7 +75,7 @@ def clean_from_output(
 
     DEVIATION from paper and official code where ``prediction`` is ``change``: the network need not copy the last known
     state, which it is shown, through its layers. On Hopper one-step errors become a fifth, and errors of nine steps two
-    thirds (``results/world_models``).
+    thirds (``results/archive/value_gradient_search``).
     """
     if prediction == "clean":
         return output

@@ -16,8 +16,8 @@ import pytest
 
 from polygrad_jax.runs.checkpoints import Checkpoints
 
-KILLS = int(os.environ.get("POLYGRAD_KILLS", "2"))
-TOTAL_ENV_STEPS = 1_900 + 400 * max(KILLS - 2, 0)
+KILLS = int(os.environ.get("POLYGRAD_KILLS", "1"))
+TOTAL_ENV_STEPS = 1_500 + 400 * max(KILLS - 1, 0)
 FIELDS = (
     f"--env hopper --preset smoke --seed 7 --loop.total-env-steps {TOTAL_ENV_STEPS} "
     "--loop.checkpoint-every-env-steps 150 --loop.eval-every-env-steps 300 --loop.log-every-env-steps 50"
