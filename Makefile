@@ -44,7 +44,7 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 0.9 GB on disk) ..."
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt \
 	  $(if $(filter-out cpu,$(JAX)),"jax[$(JAX)]")
-	@# pip compiles on one core: half of what installing takes. Templates that are no Python are no error.
+	@# pip compiles on one core, this on all. Templates that are no Python are no error.
 	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -33,10 +33,10 @@ def make_policy_apply(config: Config, spec: EnvSpec) -> PolicyApply:
     """Make ``(actor, raw_obs [..., O]) -> (mean [..., A], std [..., A])`` of the agent that ``config.agent`` names.
 
     Raises:
-      ConfigError: the agent's policy reads latent states.
+      ConfigError: the agent is another than a2c and value_gradient, whose policies read observations.
     """
-    if config.agent == "dreamer":
-        raise ConfigError("agent is dreamer; allowed: one whose policy reads observations")
+    if config.agent == "a2c":
+        return a2c.make_policy_apply(spec, config.a2c, config.precision)
     if config.agent == "value_gradient":
         return value_gradient.make_policy_apply(spec, config.value_gradient, config.precision, config.env.actions)
-    return a2c.make_policy_apply(spec, config.a2c, config.precision)
+    raise ConfigError(f"agent is {config.agent}; allowed: a2c, value_gradient, whose policies read observations")

@@ -25,6 +25,7 @@ import optax
 from jax import lax
 
 from polygrad_jax.agents import gaussian
+from polygrad_jax.agents.a2c import evaluated_actor, follow
 from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
 from polygrad_jax.data.normaliser import executed, normalise
 from polygrad_jax.networks.state_gaussian_and_q import QFunction, StateGaussian
@@ -148,11 +149,6 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         trajectories=settings.trajectories if imagines else 0,
         windows=None if imagines else (stored, 1),
     )
-
-
-def evaluated_actor(state: ValueGradientState) -> Params:
-    """Return the actor to evaluate: the averaged one where ``actor_ema`` asks for it, else the newest."""
-    return state.actor if state.averaged_actor is None else state.averaged_actor
 
 
 # --- the networks ----------------------------------------------------------------------------------------------------
@@ -416,12 +412,12 @@ def update(
     critic = optax.apply_updates(state.critic, critic_change)
     averaged = state.averaged_actor
     if averaged is not None:  # the statistics of observations are the newest: they are no parameters
-        averaged = actor | {"network": followed(averaged["network"], actor["network"], 1.0 - config.actor_ema)}
+        averaged = actor | {"network": follow(averaged["network"], actor["network"], config.actor_ema)}
     learnt = state.replace(
         actor=actor,
         averaged_actor=averaged,
         critic=critic,
-        target_critic=followed(state.target_critic, critic, config.target_rate),
+        target_critic=follow(state.target_critic, critic, 1.0 - config.target_rate),
         log_temperature=state.log_temperature + temperature_change,
         value_bounds=bounds,
         updates=state.updates + 1,
@@ -444,11 +440,6 @@ def update(
         "agent/path_alive": path.alive[-1].mean(),
         "agent/path_reward": (path.rewards * path.alive[:-1]).sum() / path.alive[:-1].sum(),
     }
-
-
-def followed(averaged: Params, newest: Params, rate: float) -> Params:
-    """Return ``averaged``, moved towards ``newest`` by ``rate`` of the distance."""
-    return jax.tree.map(lambda a, b: a + rate * (b - a), averaged, newest)
 
 
 def actor_loss(

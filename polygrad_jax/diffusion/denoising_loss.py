@@ -74,8 +74,8 @@ def clean_from_output(
     ``normed_obs`` are the known states as :func:`set_initial_state` takes them.
 
     DEVIATION from paper and official code where ``prediction`` is ``change``: the network need not copy the last known
-    state, which it is shown, through its layers. On Hopper one-step errors become a fifth, and errors of nine steps two
-    thirds (``results/archive/value_gradient_search``).
+    state, which it is shown, through its layers. On Hopper one-step errors become a fifth, and errors of nine steps
+    three quarters (``results/archive/value_gradient_search``).
     """
     if prediction == "clean":
         return output

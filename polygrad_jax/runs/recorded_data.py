@@ -117,7 +117,7 @@ def _open_run(folder: Path) -> RecordedData:
     RunFolder(folder).check_has_policy()
     run = read_saved(folder)
     # A policy that reads latents cannot act in another world model.
-    actor = run.arrays["agent"]["actor"] if run.config.agent != "dreamer" else None
+    actor = run.arrays["agent"]["actor"] if run.config.agent in ("a2c", "value_gradient") else None
     return RecordedData(folder.name, run.transitions, run.config.env, run.config, actor)
 
 
