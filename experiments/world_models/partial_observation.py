@@ -101,12 +101,15 @@ def hidden(where: str) -> tuple[RecordedData, float]:
     """Return the dataset with its velocities hidden, and a policy that does without them, with what that explains.
 
     Raises:
-      ConfigError: see ``open_data``; or the data are of no named task, lack a policy, or hide their velocities already.
+      ConfigError: see ``open_data``; or the data are of no named task, lack a policy of A2C, or hide their
+        velocities already.
     """
     data = open_data(where)
     if (reason := data.why_not_judged()) is not None:
         raise ConfigError(f"dataset {where}: {reason}; allowed: the folder of a run on a MuJoCo task")
     assert data.env is not None and data.collector is not None
+    if data.collector.agent != "a2c":  # whose network is regressed anew
+        raise ConfigError(f"dataset {where} is of agent {data.collector.agent}; allowed: a2c")
     if data.env.hide_velocities:
         raise ConfigError(f"dataset {where} hides its velocities already; allowed: one that has them")
     task = dataclasses.replace(data.env, hide_velocities=True)
