@@ -1,6 +1,6 @@
 """A killed run that is resumed is the run that was never killed: bit for bit, arrays and records.
 
-``POLYGRAD_KILLS=5`` kills more often than ``make test`` has time for.
+The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills more often than ``make test`` has time for.
 """
 
 import json
@@ -20,7 +20,10 @@ KILLS = int(os.environ.get("POLYGRAD_KILLS", "1"))
 TOTAL_ENV_STEPS = 1_500 + 400 * max(KILLS - 1, 0)
 FIELDS = (
     f"--env hopper --preset smoke --seed 7 --loop.total-env-steps {TOTAL_ENV_STEPS} "
-    "--loop.checkpoint-every-env-steps 150 --loop.eval-every-env-steps 300 --loop.log-every-env-steps 50"
+    "--loop.checkpoint-every-env-steps 150 --loop.eval-every-env-steps 300 --loop.log-every-env-steps 50 "
+    "--agent value_gradient --env.actions squashed --value-gradient.actor-ema 0.9 --value-gradient.hidden-size 16 "
+    "--value-gradient.critics 2 --value-gradient.updates 2 --value-gradient.batch-size 16 "
+    "--value-gradient.trajectories 16"
 ).split()
 
 
@@ -125,10 +128,10 @@ def test_half_then_half_is_the_whole_and_sigterm_says_how_to_resume(uninterrupte
 def test_another_configuration_is_refused_in_one_line(uninterrupted):
     whole, cache = uninterrupted
     done = subprocess.run(
-        command(whole, "--a2c.gamma", "0.5"), env=environment(cache), capture_output=True, text=True, timeout=120
+        command(whole, "--value-gradient.gamma", "0.5"), env=environment(cache), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "a2c.gamma (0.99, now 0.5)" in done.stderr
+    assert "value_gradient.gamma (0.995, now 0.5)" in done.stderr
 
 
