@@ -53,6 +53,8 @@ INITIAL_TEMPERATURE = 0.1
 """Weight of the entropy at the start (DHMBPO)."""
 MIN_STD = 1e-5
 """Least std of the policy, raw action units."""
+DISCOUNT_UPDATES = 25_000
+"""Gradient steps over which the discount factor grows from ``gamma`` to ``final_gamma``."""
 PAIR = 2
 """Target networks of which a target takes the least."""
 MAX_STD = 1.0
@@ -360,7 +362,9 @@ def walk(actor: Params, raw_obs: Array, key: Array, length: int, setting: Settin
     )
 
 
-def path_value(path: Path, last_value: Array, temperature: Array, gamma: float, first_entropy: bool) -> Array:
+def path_value(
+    path: Path, last_value: Array, temperature: Array, gamma: Array | float, first_entropy: bool
+) -> Array:
     """Sum the discounted soft rewards of a path and the value of its last state and action, ``[B]``."""
     length = path.rewards.shape[0]
     soft = jnp.concatenate([path.rewards, last_value[None]])
@@ -429,6 +433,7 @@ def update(
         "agent/actor_loss": loss,
         "agent/actor_gradient_norm": optax.tree.norm(gradients),
         "agent/critic_loss": q_loss / config.critics,
+        "agent/discount": discount(state.updates, config),
         "agent/critic_gradient_norm": optax.tree.norm(q_gradients),
         "agent/value_mean": values.mean(),
         "agent/value_spread": values.std(0).mean(),
@@ -447,6 +452,7 @@ def actor_loss(
 ) -> tuple[Array, tuple[Path, Array]]:
     """Return minus the mean value of the paths from the ``drawn [B]`` starts; also the paths and the values' bounds."""
     config, temperature = setting.config, jnp.exp(state.log_temperature)
+    gamma = discount(state.updates, config)
     actor = state.actor | {"network": network}
     path_key, value_key = jax.random.split(key)
     if config.path_length == 0:  # the Q functions' targets still go one step through the model
@@ -463,14 +469,29 @@ def actor_loss(
         value = q_values(state.critic, raw_obs, executed(raw, setting.how), statistics, bounds, setting).mean(0)
         return -(value - temperature * log_prob).mean(), (path, bounds)
     last = q_values(state.critic, path.observations[-1], path.actions[-1], statistics, bounds, setting).mean(0)
-    return -path_value(path, last, temperature, config.gamma, first_entropy=True).mean(), (path, bounds)
+    return -path_value(path, last, temperature, gamma, first_entropy=True).mean(), (path, bounds)
+
+
+def discount(updates: Array, config: ValueGradientConfig) -> Array:
+    """Return the discount factor of gradient step ``updates``: its horizon grows linearly (Francois-Lavet et al. 2015).
+
+    A short horizon is learnt fast. It does not tell a policy that falls once in several horizons from one that never
+    does; a long one does.
+    """
+    if config.final_gamma == 0:
+        return jnp.float32(config.gamma)
+    first, last = 1.0 / (1.0 - config.gamma), 1.0 / (1.0 - config.final_gamma)
+    share = jnp.minimum(updates.astype(jnp.float32) / DISCOUNT_UPDATES, 1.0)
+    return 1.0 - 1.0 / (first + share * (last - first))
 
 
 def bounds_of(state: ValueGradientState, soft_rewards: Array, config: ValueGradientConfig) -> Array:
     """Return the running bounds ``[2]`` of values, given soft rewards ``[T, B]``; 0 is within: an episode may end."""
-    low, high = jnp.quantile(soft_rewards, jnp.array(REWARD_QUANTILES)) / (1.0 - config.gamma)
+    gamma, before = discount(state.updates, config), discount(state.updates - 1, config)
+    low, high = jnp.quantile(soft_rewards, jnp.array(REWARD_QUANTILES)) / (1.0 - gamma)
     seen = jnp.stack([jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)])
-    return jnp.where(state.updates == 0, seen, state.value_bounds + BOUND_RATE * (seen - state.value_bounds))
+    known = state.value_bounds if config.final_gamma == 0 else state.value_bounds * (1.0 - before) / (1.0 - gamma)
+    return jnp.where(state.updates == 0, seen, known + BOUND_RATE * (seen - known))
 
 
 def q_values(
@@ -492,7 +513,8 @@ def target_values(state: ValueGradientState, path: Path, bounds: Array, key: Arr
     params = jax.tree.map(lambda x: x[pair], state.target_critic)
     given = path.observations[-1], path.actions[-1], state.actor["observations"]
     last = jnp.clip(q_values(params, *given, bounds, setting).min(0), bounds[0], bounds[1])
-    return path_value(path, last, jnp.exp(state.log_temperature), config.gamma, first_entropy=False)
+    gamma = discount(state.updates, config)
+    return path_value(path, last, jnp.exp(state.log_temperature), gamma, first_entropy=False)
 
 
 def critic_loss(

@@ -153,8 +153,9 @@ _CPU: dict[str, Any] = {
     "value_gradient.hidden_size": 128,
     "value_gradient.hidden_layers": 2,
     "value_gradient.gamma": 0.99,
+    "value_gradient.final_gamma": 0.995,
     "value_gradient.target_rate": 0.01,
-    "value_gradient.actor_ema": 0.999,
+    "value_gradient.actor_ema": 0.9995,
     "loop.total_env_steps": 80_000,
     "loop.prefill_env_steps": 2_500,
 }
@@ -233,8 +234,10 @@ def cpu(env: str) -> Config:
       all states. Relaxed by half, because the policy is steep: states and actions agree after sixteen steps, and the
       error of nine steps is a fifth.
     - Actions are squashed: an entropy bonus on a Gaussian that is clipped pays for nothing but a larger deviation.
-    - An average over about the last thousand gradient steps is evaluated: from one evaluation to the next the acting
-      policy of Hopper goes from whole episodes to a third of one and back.
+    - The discount's horizon grows from 100 steps to 200. With 100 a fast gait that falls once in 350 steps is worth as
+      much as one that never falls, and Hopper stays with it; with 200 from the start it stands still first.
+    - An average over about the last two thousand gradient steps is evaluated: from one evaluation to the next the
+      acting policy of Hopper goes from whole episodes to a third of one and back.
     - Learning begins after 2,500 random steps and 1,000 in which the models alone learn.
 
     One list of settings serves all tasks.

@@ -390,6 +390,12 @@ class ValueGradientConfig:
     hidden_size: int = option(256, "Width of the hidden layers of policy and Q functions.", AT_LEAST_1)
     hidden_layers: int = option(3, "Their number.", AT_LEAST_1)
     gamma: float = option(0.995, "Discount factor.", BELOW_1)
+    final_gamma: float = option(
+        0.0,
+        "Discount factor after 25,000 gradient steps. Until then the horizon 1 / (1 - gamma) grows linearly. 0 keeps "
+        "gamma constant.",
+        BELOW_1,
+    )
     learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)
     target_rate: float = option(0.005, "Rate at which the target networks follow the Q functions.", UNIT)
     actor_ema: float = option(

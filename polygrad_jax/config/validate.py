@@ -148,6 +148,11 @@ def _contradictions_of_paths(config: Config) -> Iterator[str]:
         )
     if settings.path == "imagined" and settings.starts != "imagined":
         yield f"value_gradient.starts is {settings.starts} with value_gradient.path imagined; allowed: imagined"
+    if 0 < settings.final_gamma < settings.gamma:
+        yield (
+            f"value_gradient.final_gamma is {settings.final_gamma}; allowed: 0, or at least value_gradient.gamma "
+            f"({settings.gamma})"
+        )
 
 
 def _contradictions_of_passes(config: Config) -> Iterator[str]:

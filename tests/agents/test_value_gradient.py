@@ -99,6 +99,22 @@ def test_a_path_counts_nothing_behind_its_end():
     np.testing.assert_allclose(without_first, with_bonus + 0.5)
 
 
+def test_the_discounts_horizon_grows_evenly_and_the_bounds_of_values_with_it():
+    growing = dataclasses.replace(SETTINGS, gamma=0.99, final_gamma=0.9975)
+    steps = jnp.array([0, vg.DISCOUNT_UPDATES // 2, vg.DISCOUNT_UPDATES, 3 * vg.DISCOUNT_UPDATES])
+    np.testing.assert_allclose(1 / (1 - vg.discount(steps, growing)), [100, 250, 400, 400], rtol=1e-3)
+    constant = dataclasses.replace(SETTINGS, gamma=0.99)
+    np.testing.assert_array_equal(vg.discount(steps[2], constant), np.float32(0.99))
+    # Rewards of 1 bound values by the horizon, at every step of its growth.
+    state = vg.init(jax.random.key(0), SPEC, growing)
+    for updates in (0, 1, 1_000, vg.DISCOUNT_UPDATES):
+        state = state.replace(updates=jnp.int32(updates))
+        before = vg.discount(state.updates - 1, growing)
+        state = state.replace(value_bounds=jnp.array([0.0, 1.0]) / (1 - before))
+        bounds = vg.bounds_of(state, jnp.ones((3, 4)), growing)
+        np.testing.assert_allclose(bounds, [0, 1 / (1 - vg.discount(state.updates, growing))], rtol=1e-5)
+
+
 def test_starts_are_drawn_evenly_from_the_states_that_were_reached():
     weights = jnp.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
     drawn = vg.draw(weights, jax.random.key(0), 3_000)

@@ -99,8 +99,9 @@ CPU = {
     "value_gradient.hidden_size": 128,
     "value_gradient.hidden_layers": 2,
     "value_gradient.gamma": 0.99,
+    "value_gradient.final_gamma": 0.995,
     "value_gradient.target_rate": 0.01,
-    "value_gradient.actor_ema": 0.999,
+    "value_gradient.actor_ema": 0.9995,
     "loop.total_env_steps": 80_000,
     "loop.prefill_env_steps": 2_500,
 }

@@ -94,6 +94,10 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             {"value_gradient.path": "imagined", "value_gradient.starts": "replay"},
             "value_gradient.starts is replay with value_gradient.path imagined; allowed: imagined",
         ),
+        (
+            {"value_gradient.gamma": 0.99, "value_gradient.final_gamma": 0.9},
+            "value_gradient.final_gamma is 0.9; allowed: 0, or at least value_gradient.gamma (0.99)",
+        ),
         ({"env.actions": "executed"}, "env.actions is executed; allowed: clipped, squashed"),
         ({"agent": "dreamer"}, "agent is dreamer with world_model polygrad; allowed: a2c, or world_model dreamer"),
     ],

@@ -1,6 +1,7 @@
 """A killed run that is resumed is the run that was never killed: bit for bit, arrays and records.
 
-The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills more often than ``make test`` has time for.
+The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills more often
+than ``make test`` has time for.
 """
 
 import json
@@ -128,7 +129,11 @@ def test_half_then_half_is_the_whole_and_sigterm_says_how_to_resume(uninterrupte
 def test_another_configuration_is_refused_in_one_line(uninterrupted):
     whole, cache = uninterrupted
     done = subprocess.run(
-        command(whole, "--value-gradient.gamma", "0.5"), env=environment(cache), capture_output=True, text=True, timeout=120
+        command(whole, "--value-gradient.gamma", "0.5"),
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
