@@ -1,7 +1,7 @@
 """A killed run that is resumed is the run that was never killed: bit for bit, arrays and records.
 
-The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills more often
-than ``make test`` has time for.
+The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills
+more often than ``make test`` has time for.
 """
 
 import json
