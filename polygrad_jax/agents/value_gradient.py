@@ -53,8 +53,8 @@ INITIAL_TEMPERATURE = 0.1
 """Weight of the entropy at the start (DHMBPO)."""
 MIN_STD = 1e-5
 """Least std of the policy, raw action units."""
-DISCOUNT_UPDATES = 25_000
-"""Gradient steps over which the discount factor grows from ``gamma`` to ``final_gamma``."""
+DISCOUNT_GROWS = (20_000, 40_000)
+"""Gradient steps between which the discount factor grows from ``gamma`` to ``final_gamma``."""
 PAIR = 2
 """Target networks of which a target takes the least."""
 MAX_STD = 1.0
@@ -473,15 +473,16 @@ def actor_loss(
 
 
 def discount(updates: Array, config: ValueGradientConfig) -> Array:
-    """Return the discount factor of gradient step ``updates``: its horizon grows linearly (Francois-Lavet et al. 2015).
+    """Return the discount factor of gradient step ``updates``; it grows, as in Francois-Lavet et al. (2015).
 
-    A short horizon is learnt fast. It does not tell a policy that falls once in several horizons from one that never
-    does; a long one does.
+    A short horizon is learnt fast, and Hopper does not stand still for it. It does not tell a gait that falls once in
+    several horizons from one that never does; a long one does. Between DISCOUNT_GROWS the horizon grows linearly.
     """
     if config.final_gamma == 0:
         return jnp.float32(config.gamma)
     first, last = 1.0 / (1.0 - config.gamma), 1.0 / (1.0 - config.final_gamma)
-    share = jnp.minimum(updates.astype(jnp.float32) / DISCOUNT_UPDATES, 1.0)
+    begin, end = DISCOUNT_GROWS
+    share = jnp.clip((updates.astype(jnp.float32) - begin) / (end - begin), 0.0, 1.0)
     return 1.0 - 1.0 / (first + share * (last - first))
 
 

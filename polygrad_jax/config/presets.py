@@ -234,8 +234,8 @@ def cpu(env: str) -> Config:
       all states. Relaxed by half, because the policy is steep: states and actions agree after sixteen steps, and the
       error of nine steps is a fifth.
     - Actions are squashed: an entropy bonus on a Gaussian that is clipped pays for nothing but a larger deviation.
-    - The discount's horizon grows from 100 steps to 200. With 100 a fast gait that falls once in 350 steps is worth as
-      much as one that never falls, and Hopper stays with it; with 200 from the start it stands still first.
+    - The discount's horizon grows from 100 steps to 200, late. With 100 a fast gait that falls once in 350 steps is
+      worth as much as one that never falls, and Hopper keeps it. With 200 early on, Hopper first stands still.
     - An average over about the last two thousand gradient steps is evaluated: from one evaluation to the next the
       acting policy of Hopper goes from whole episodes to a third of one and back.
     - Learning begins after 2,500 random steps and 1,000 in which the models alone learn.

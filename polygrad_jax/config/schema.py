@@ -392,8 +392,8 @@ class ValueGradientConfig:
     gamma: float = option(0.995, "Discount factor.", BELOW_1)
     final_gamma: float = option(
         0.0,
-        "Discount factor after 25,000 gradient steps. Until then the horizon 1 / (1 - gamma) grows linearly. 0 keeps "
-        "gamma constant.",
+        "Discount factor from gradient step 40,000 on. It is gamma up to step 20,000; between them the horizon "
+        "1 / (1 - gamma) grows linearly. 0 keeps gamma constant.",
         BELOW_1,
     )
     learning_rate: float = option(3e-4, "Learning rate of Adam.", POSITIVE)

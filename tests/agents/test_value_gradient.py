@@ -101,13 +101,14 @@ def test_a_path_counts_nothing_behind_its_end():
 
 def test_the_discounts_horizon_grows_evenly_and_the_bounds_of_values_with_it():
     growing = dataclasses.replace(SETTINGS, gamma=0.99, final_gamma=0.9975)
-    steps = jnp.array([0, vg.DISCOUNT_UPDATES // 2, vg.DISCOUNT_UPDATES, 3 * vg.DISCOUNT_UPDATES])
-    np.testing.assert_allclose(1 / (1 - vg.discount(steps, growing)), [100, 250, 400, 400], rtol=1e-3)
+    begin, end = vg.DISCOUNT_GROWS
+    steps = jnp.array([0, begin, (begin + end) // 2, end, 3 * end])
+    np.testing.assert_allclose(1 / (1 - vg.discount(steps, growing)), [100, 100, 250, 400, 400], rtol=1e-3)
     constant = dataclasses.replace(SETTINGS, gamma=0.99)
     np.testing.assert_array_equal(vg.discount(steps[2], constant), np.float32(0.99))
     # Rewards of 1 bound values by the horizon, at every step of its growth.
     state = vg.init(jax.random.key(0), SPEC, growing)
-    for updates in (0, 1, 1_000, vg.DISCOUNT_UPDATES):
+    for updates in (0, 1, begin + 1, begin + 1_000, end):
         state = state.replace(updates=jnp.int32(updates))
         before = vg.discount(state.updates - 1, growing)
         state = state.replace(value_bounds=jnp.array([0.0, 1.0]) / (1 - before))
