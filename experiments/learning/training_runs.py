@@ -32,6 +32,7 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 import argparse
 import itertools
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -281,21 +282,38 @@ def curves_of(rows: list[grid.Row], metric: str) -> dict[str, list[list[tuple[in
 def draw_curves(rows: list[grid.Row], runs: list[grid.Row], path: Path) -> None:
     """Draw return, and distance where there is one, against environment steps: a line per seed, thick the mean."""
     metrics = [metric for metric in SHOWN_METRICS if any(row["metric"] == metric for row in rows)]
-    settings = dict.fromkeys(row["exp_name"].removesuffix(AGAIN) for row in rows)
-    colours = dict(zip(settings, itertools.cycle(figures.PALETTE), strict=False))
+    colours, others = colours_of(rows)
     with figures.figure(path, columns=len(metrics), size=(0.8 + 4.4 * len(metrics), 3.4)) as (figure, axes):
         for axis, metric in zip(axes[0], metrics, strict=True):
             for setting, curves in curves_of(rows, metric).items():
-                draw_setting(axis, setting, curves, colours[setting.removesuffix(AGAIN)])
+                colour = colours[setting.removesuffix(AGAIN)]
+                draw_setting(axis, setting, curves, colour, named=not others or colour != figures.GREY)
             axis.set_ylabel(SHOWN_METRICS[metric])
             draw_step_axis(axis, last_step=max(int(row["env_step"]) for row in rows))
         lines = "thin: a seed, thick: the mean (number of seeds)"
+        if others:
+            lines += f", grey: {others} others"
         if any(row["exp_name"].endswith(AGAIN) for row in rows):
             lines += ", dashed: a run repeated"
         figure.suptitle(f"{rows[0]['env_name']}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
 
 
-def draw_setting(axis: Any, setting: str, curves: list[list[tuple[int, float]]], colour: str) -> None:
+def colours_of(rows: list[grid.Row]) -> tuple[dict[str, str], int]:
+    """Return every setting's colour, and how many are grey: of many, those with the best evaluations are told apart."""
+    best: dict[str, float] = {}
+    for row in rows:
+        setting = row["exp_name"].removesuffix(AGAIN)
+        value = float(row["value"]) if row["metric"] == "return_mean" else -math.inf
+        best[setting] = max(best.get(setting, -math.inf), value)
+    bright = [colour for colour in figures.PALETTE if colour != figures.GREY]
+    shown = set(sorted(best, key=best.get, reverse=True)[: len(bright)]) if len(best) > len(figures.PALETTE) else None
+    if shown is None:
+        return dict(zip(best, figures.PALETTE, strict=False)), 0
+    colour = iter(bright)
+    return {s: next(colour) if s in shown else figures.GREY for s in best}, len(best) - len(shown)
+
+
+def draw_setting(axis: Any, setting: str, curves: list[list[tuple[int, float]]], colour: str, named: bool) -> None:
     """Draw a setting's curves and, as far as all of them go, their named mean; a repetition is dashed and has none."""
     if setting.endswith(AGAIN):
         for curve in curves:
@@ -303,6 +321,8 @@ def draw_setting(axis: Any, setting: str, curves: list[list[tuple[int, float]]],
         return
     for curve in curves:
         axis.plot(*zip(*curve, strict=True), color=colour, alpha=0.35, linewidth=1)
+    if not named:
+        return
     length = min(len(curve) for curve in curves)
     steps = [step for step, _ in curves[0][:length]]
     mean = np.mean([[value for _, value in curve[:length]] for curve in curves], axis=0)
