@@ -313,7 +313,9 @@ def colours_of(rows: list[grid.Row]) -> tuple[dict[str, str], int]:
     return {s: next(colour) if s in shown else figures.GREY for s in best}, len(best) - len(shown)
 
 
-def draw_setting(axis: Any, setting: str, curves: list[list[tuple[int, float]]], colour: str, named: bool) -> None:
+def draw_setting(
+    axis: Any, setting: str, curves: list[list[tuple[int, float]]], colour: str, named: bool = True
+) -> None:
     """Draw a setting's curves and, as far as all of them go, their named mean; a repetition is dashed and has none."""
     if setting.endswith(AGAIN):
         for curve in curves:
