@@ -18,6 +18,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import tasks
+from polygrad_jax.envs.checked_task import CheckedTask
 from polygrad_jax.envs.mujoco_state import has_simulator_state, set_state
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
 
@@ -204,7 +205,7 @@ class SideBySide:
                 "the film: hopper, walker2d, halfcheetah, inverted_pendulum and their like"
             )
         # Without the time limit: the trajectories go on past the end of an episode.
-        self._stepped = gym.wrappers.RescaleAction(self._env.unwrapped, np.float32(-1.0), np.float32(1.0))
+        self._stepped = CheckedTask(self._env.unwrapped)
 
     def frames(self, raw_obs: np.ndarray, actions: np.ndarray, simulator_state: np.ndarray) -> Iterator[np.ndarray]:
         """H frames ``[height, 2 * width, 3]`` of an imagined trajectory ``[H, O]``, ``[H, A]`` from a state ``[S]``."""

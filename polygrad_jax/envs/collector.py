@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import EnvConfig, EnvSpec
 from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
 
 TRAINING_STREAM = 1
 EVALUATION_STREAM = 2
 PREFILL_STREAM = 3
 
 
-class EnvStepError(RuntimeError):
-    """The environment failed or returned a number that is not finite; the message names seed and step."""
+HOW_TO_GO_ON = (
+    "seed and actions must determine an episode: let reset(seed=...) renew everything that the task remembers (random "
+    "generators, counters, statistics), use the versions in environment.json, or begin anew in another folder"
+)
 
 
 class EnvRestartError(RuntimeError):
@@ -80,6 +84,7 @@ class Collector:
 
         Raises:
             ConfigError: see `tasks.make`.
+            EnvStepError: the reset failed, see `CheckedTask`.
         """
         self._env = tasks.make(env_config)
         self._execution = env_config.actions
@@ -88,9 +93,14 @@ class Collector:
         self._begin_episode(0)
 
     @property
-    def env(self) -> gym.Env:
+    def env(self) -> CheckedTask:
         """Return the environment; do not step it."""
         return self._env
+
+    @property
+    def steps_of_episode(self) -> int:
+        """Return the steps that the open episode has taken."""
+        return len(self._executed)
 
     @property
     def spec(self) -> EnvSpec:
@@ -106,7 +116,7 @@ class Collector:
         """Take one step with a raw action ``[A]``; reset the environment if the step ended the episode.
 
         Raises:
-            EnvStepError: the environment raised, or action, observation or reward are not finite.
+            EnvStepError: the action is not finite, or the task's answer is refused, see `CheckedTask`.
         """
         action = np.array(action, np.float32)
         if not np.all(np.isfinite(action)):  # MuJoCo would take it for zero and go on
@@ -120,7 +130,7 @@ class Collector:
         after = self.observation
         episode = None
         if terminal or truncated:
-            episode = self._summary(info)
+            episode = self._summary()
             self._begin_episode(self._episode_index + 1)
         return Step(
             observation=before,
@@ -156,10 +166,23 @@ class Collector:
         for action in snapshot["executed_actions"]:
             _, terminal, truncated, _ = self._execute(action)
             if terminal or truncated:
-                raise EnvRestartError(f"{self._where()} ended while it was replayed; it was still open when saved")
+                was = "ended while it was replayed; it was still open when saved"
+                raise EnvRestartError(f"{self._where()} {was}; {HOW_TO_GO_ON}")
         if not np.array_equal(self.observation, snapshot["observation"], equal_nan=True):
             worst = np.max(np.abs(self.observation - snapshot["observation"]))
-            raise EnvRestartError(f"{self._where()}: replayed and saved observation differ by up to {worst:.3g}")
+            differ = f"replayed and saved observation differ by up to {worst:.3g}"
+            raise EnvRestartError(f"{self._where()}: {differ}; {HOW_TO_GO_ON}")
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[CheckedTask]:
+        """Lend the environment for other episodes; afterwards it is where it was.
+
+        Raises:
+            EnvRestartError: see `restore`.
+        """
+        snapshot = self.snapshot()
+        yield self._env
+        self.restore(snapshot)
 
     def close(self) -> None:
         """Free the environment."""
@@ -170,31 +193,23 @@ class Collector:
         self._seed = episode_seed(self._run_seed, TRAINING_STREAM, index)
         self._executed: list[np.ndarray] = []
         self._return = 0.0
-        observation, info = self._env.reset(seed=self._seed)
+        observation, _ = self._env.reset(seed=self._seed)
         self.observation = np.array(observation, np.float32)  # a copy: the environment may go on writing to its own
-        self._start = tasks.start_of(info)
 
     def _execute(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
-        try:
-            observation, reward, terminal, truncated, info = self._env.step(action)
-        except Exception as error:
-            raise EnvStepError(f"{self._where()} failed: {type(error).__name__}: {error}") from error
-        observation = np.array(observation, np.float32)
-        if not (np.isfinite(reward) and np.all(np.isfinite(observation))):
-            returned = " ".join(f"reward {reward} and observation {observation}".split())
-            raise EnvStepError(f"{self._where()} gave {returned}; both must be finite")
-        self.observation = observation
+        observation, reward, terminal, truncated, info = self._env.step(action)
+        self.observation = np.array(observation, np.float32)
         self._executed.append(action)
-        self._return += float(reward)
-        return float(reward), bool(terminal), bool(truncated), info
+        self._return += reward
+        return reward, terminal, truncated, info
 
-    def _summary(self, info: dict[str, Any]) -> Episode:
+    def _summary(self) -> Episode:
         return Episode(
             index=self._episode_index,
             episode_return=self._return,
             length=len(self._executed),
-            distance=tasks.distance(info) - self._start,
+            distance=self._env.distance,
         )
 
     def _where(self) -> str:
-        return f"{self._env.spec.id} episode {self._episode_index} (seed {self._seed}), step {len(self._executed)}"
+        return f"{self._env.name} episode {self._episode_index} (seed {self._seed}), step {len(self._executed)}"

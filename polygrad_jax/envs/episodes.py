@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
-from polygrad_jax.config import EnvConfig
+from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import tasks
-from polygrad_jax.envs.collector import EVALUATION_STREAM, EnvStepError, episode_seed
+from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
+from polygrad_jax.envs.collector import EVALUATION_STREAM, episode_seed
 
 MOST_STEPS = 10_000
 """Steps after which an episode of a task without a time limit is cut, as a policy may never fail."""
+
+Act = Callable[[np.ndarray], np.ndarray]
+"""Observations ``[E, O]`` float32 raw to raw actions ``[E, A]``."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,27 @@ class EpisodeResults:
 
     returns: np.ndarray  # [E] float64, sums of raw rewards
     lengths: np.ndarray  # [E] int64, environment steps
-    distances: np.ndarray  # [E] float64, metres travelled; NaN where the environment has no x_position
+    distances: np.ndarray  # [E] float64, metres travelled; NaN where the last step tells no x_position
+    remarks: tuple[str, ...] = ()
+    """What a reader of the numbers must know: episodes that were cut, copies that could not be made."""
 
 
 def run_episodes(
     env_config: EnvConfig,
-    act: Callable[[np.ndarray], np.ndarray],
+    act: Act,
     episodes: int,
     seed: int,
     on_frame: Callable[[np.ndarray], None] | None = None,
+    *,
+    restart: Callable[[], None] = lambda: None,
+    spare: Callable[[], AbstractContextManager[CheckedTask]] | None = None,
+    most_steps: int = 0,
 ) -> EpisodeResults:
     """Run ``episodes`` (E) episodes side by side; ``seed`` and ``act`` determine the results.
 
-    Episodes of a task without a time limit are cut after MOST_STEPS.
+    A task that cannot have E copies at once runs its episodes one group after another, in as many copies as there are;
+    the results are the same. Episodes of a task without a time limit are cut after MOST_STEPS, or after ``most_steps``
+    where that is more.
 
     Args:
         env_config: which task.
@@ -42,42 +55,74 @@ def run_episodes(
         episodes: E, at least 1.
         seed: of the run; the episodes' seeds are not those of training.
         on_frame: called with every frame ``[height, width, 3]`` uint8 of the first episode, from the reset on.
+        restart: called before every group of episodes, so that ``act`` forgets those before.
+        spare: lends a copy that exists already, for a task of which no other can be made.
+        most_steps: length of an episode that the task is known to end itself.
 
     Raises:
         ConfigError: see `tasks.make`.
-        EnvStepError: an environment raised; the message names the episode's seed and the step.
+        EnvStepError: an action is not finite, or the task failed; the message names the episode's seed and the step.
         ValueError: ``episodes`` is below 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; allowed is 1 or more")
-    render_modes = ["rgb_array" if on_frame is not None and e == 0 else None for e in range(episodes)]
-    envs = [tasks.make(env_config, mode) for mode in render_modes]
-    seeds = [episode_seed(seed, EVALUATION_STREAM, e) for e in range(episodes)]
-    observations = np.empty((episodes, tasks.spec_of(envs[0]).observation_size), np.float32)
-    starts, unlimited = np.empty(episodes), envs[0].spec.max_episode_steps is None
-    for e, env in enumerate(envs):
-        observations[e], info = env.reset(seed=seeds[e])
-        starts[e] = tasks.start_of(info)
-    returns, distances = np.zeros(episodes), np.full(episodes, np.nan)
-    lengths, running = np.zeros(episodes, np.int64), np.ones(episodes, bool)
-    if on_frame is not None:
-        on_frame(envs[0].render())
-    while running.any():
-        first_is_running = running[0]
-        # A copy: a device array may share the memory of ``observations``, which is written to below.
-        actions = tasks.executed(act(observations.copy()), env_config.actions)
-        for e in np.flatnonzero(running):
-            try:
-                observations[e], reward, terminal, truncated, info = envs[e].step(actions[e])
-            except Exception as error:
-                where = f"{envs[e].spec.id} evaluation episode {e} (seed {seeds[e]}), step {lengths[e]}"
-                raise EnvStepError(f"{where} failed: {type(error).__name__}: {error}") from error
-            returns[e] += reward
-            lengths[e] += 1
-            distances[e] = tasks.distance(info) - starts[e]
-            running[e] = not (terminal or truncated or (unlimited and lengths[e] == MOST_STEPS))
-        if on_frame is not None and first_is_running:
-            on_frame(envs[0].render())
-    for env in envs:
-        env.close()
-    return EpisodeResults(returns=returns, lengths=lengths, distances=distances)
+    with ExitStack() as opened:
+        envs, remarks = _copies(env_config, episodes, on_frame is not None, spare, opened)
+        name, limit = envs[0].name, envs[0].time_limit or max(MOST_STEPS, most_steps)
+        observations = np.zeros((episodes, tasks.spec_of(envs[0]).observation_size), np.float32)
+        returns, distances = np.zeros(episodes), np.full(episodes, np.nan)
+        lengths, cut = np.zeros(episodes, np.int64), False
+        for first in range(0, episodes, len(envs)):
+            restart()
+            running = dict(zip(range(first, episodes), envs, strict=False))
+            for e, env in running.items():
+                observations[e], _ = env.reset(seed=episode_seed(seed, EVALUATION_STREAM, e))
+            if on_frame is not None and first == 0:
+                on_frame(envs[0].render())
+            while running:
+                first_is_running = 0 in running
+                # A copy: a device array may share the memory of ``observations``, which is written to below.
+                actions = tasks.executed(act(observations.copy()), env_config.actions)
+                for e, env in list(running.items()):
+                    if not np.isfinite(actions[e]).all():  # MuJoCo would take it for zero and go on
+                        where = f"{name} (seed {episode_seed(seed, EVALUATION_STREAM, e)}), step {lengths[e]}"
+                        raise EnvStepError(f"{where}: the evaluated policy's action is {actions[e]}; it must be finite")
+                    observations[e], reward, terminal, truncated, _ = env.step(actions[e])
+                    returns[e] += reward
+                    lengths[e] += 1
+                    over = terminal or truncated
+                    if over or lengths[e] == limit:
+                        distances[e], cut = env.distance, cut or not over
+                        del running[e]
+                if on_frame is not None and first_is_running:
+                    on_frame(envs[0].render())
+    if cut:
+        why = f"{name} has no time limit (max_episode_steps)"
+        remarks.append(f"warning: {why}: an evaluation episode was cut after {limit:,} steps")
+    return EpisodeResults(returns, lengths, distances, tuple(remarks))
+
+
+def _copies(
+    env_config: EnvConfig,
+    wanted: int,
+    with_frames: bool,
+    spare: Callable[[], AbstractContextManager[CheckedTask]] | None,
+    opened: ExitStack,
+) -> tuple[list[CheckedTask], list[str]]:
+    """Make as many copies of a task as it allows, up to ``wanted``, which ``opened`` closes; say where it allows fewer.
+
+    Raises:
+        ConfigError: not one can be made, and none is spare.
+    """
+    envs: list[CheckedTask] = []
+    for e in range(wanted):
+        try:
+            envs.append(tasks.make(env_config, "rgb_array" if with_frames and e == 0 else None))
+        except ConfigError as error:
+            if not envs and spare is None:
+                raise
+            why, where = error, "in turn" if envs else "in turn, in the copy that training collects from"
+            envs = envs or [opened.enter_context(spare())]
+            return envs, [f"evaluation runs episodes {where}: no more than {len(envs)} at once ({why})"]
+        opened.callback(envs[-1].close)
+    return envs, []

@@ -17,6 +17,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import tasks
+from polygrad_jax.envs.checked_task import CheckedTask
 
 STEPS_PER_THREAD = 16
 """Least copies per thread: waking a thread for fewer takes longer than stepping them."""
@@ -259,8 +260,8 @@ def _replay_env(env_config: EnvConfig, number: int = 0) -> gym.Env:
     env = tasks.make(env_config)
     require_state(env)
     env.reset(seed=0)
-    env = gym.wrappers.RescaleAction(env.unwrapped, np.float32(-1.0), np.float32(1.0))
-    return tasks.without_velocities(env, env_config) if env_config.hide_velocities else env
+    base = env.unwrapped
+    return CheckedTask(tasks.without_velocities(base, env_config) if env_config.hide_velocities else base)
 
 
 def _parts() -> int:

@@ -6,14 +6,18 @@ Host only: nothing in this folder imports jax.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
+import os
+import sys
 import warnings
-from typing import Any
+from importlib.machinery import PathFinder
 
 import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
+from polygrad_jax.envs.checked_task import CheckedTask, layers_of
 
 NAMED_TASKS = {
     "hopper": "Hopper",
@@ -53,7 +57,7 @@ def gymnasium_id(config: EnvConfig) -> str:
     raise ConfigError(f"env.name is {config.name!r}; allowed is one of {named} or an installed Gymnasium id{hint}")
 
 
-def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
+def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
     """Make an environment whose actions ``[A]`` span [-1, 1] in every dimension and whose observations are flat.
 
     Args:
@@ -61,22 +65,53 @@ def make(config: EnvConfig, render_mode: str | None = None) -> gym.Env:
         render_mode: Gymnasium's, ``rgb_array`` for videos.
 
     Raises:
-        ConfigError: unknown task, an observation that is not one flat vector of numbers, or an action that is not
-            one bounded vector.
+        ConfigError: unknown task, one that does not start, an observation that is not one flat vector of numbers, an
+            action that is not one bounded vector of floats, or a wrapper with running statistics.
     """
     name = gymnasium_id(config)
     _keep_mujoco_from_writing_files()
+    _find_modules_here(name)
     with warnings.catch_warnings():
         # The configuration names an older version, and nobody can change the bounds of its spaces.
         warnings.filterwarnings("ignore", message=".*is out of date.*")
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
         try:
-            env = gym.make(name, render_mode=render_mode, disable_env_checker=True)
-        except (gym.error.Error, ImportError) as error:
-            raise ConfigError(f"env.name is {name!r}, which does not start: {_one_line(error)}") from error
-        _check_spaces(env, name)
-        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-        return without_velocities(env, config) if config.hide_velocities else env
+            env = _started(name, render_mode)
+        except Exception as error:  # a task's constructor, or the module that registers it, raises anything
+            raise ConfigError(f"env.name is {name!r}, which does not start: {_why(name, error)}") from error
+        check_spaces(f"env.name {name}", env)
+        _check_no_running_statistics(env, name)
+        return CheckedTask(without_velocities(env, config) if config.hide_velocities else env)
+
+
+def _started(name: str, render_mode: str | None) -> gym.Env:
+    start = functools.partial(gym.make, name, disable_env_checker=True)
+    try:
+        return start(render_mode=render_mode)
+    except TypeError as error:
+        if render_mode is not None or "render_mode" not in str(error):
+            raise
+    return start()  # its constructor has no such argument
+
+
+def _find_modules_here(name: str) -> None:
+    """Let ``module:id`` name a module in the working directory, as ``python -m`` would."""
+    module, colon, _ = name.partition(":")
+    package, here = module.partition(".")[0], os.getcwd()
+    if not colon or package in sys.modules or PathFinder.find_spec(package) is not None:
+        return
+    if here not in sys.path and PathFinder.find_spec(package, [here]) is not None:
+        sys.path.append(here)  # last, so that nothing that is installed is hidden
+
+
+def _why(name: str, error: Exception) -> str:
+    """Say in one line why a task did not start."""
+    missing, module = getattr(error.__cause__, "name", None), name.partition(":")[0]
+    if isinstance(error, ModuleNotFoundError) and missing and f"{module}.".startswith(f"{missing}."):
+        error = error.__cause__
+        return f"{error}; allowed: a module of the Python path (PYTHONPATH) or of the folder {os.getcwd()}"
+    kind = "" if isinstance(error, (gym.error.Error, ImportError)) else f"{type(error).__name__}: "
+    return kind + _one_line(error)
 
 
 def without_velocities(env: gym.Env, config: EnvConfig) -> gym.Env:
@@ -126,29 +161,51 @@ def raw_of(executed_actions: np.ndarray, how: Execution) -> np.ndarray:
     return np.arctanh(np.clip(executed_actions, -LARGEST_EXECUTED, LARGEST_EXECUTED))
 
 
-def distance(info: dict[str, Any]) -> float:
-    """Return the position of the body along the track in metres (``x_position``); NaN where the info has none."""
-    return float(info.get("x_position", np.nan))
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def start_of(info: dict[str, Any]) -> float:
-    """Return the position in metres at which an episode starts, from the info of its reset.
+def check_spaces(what: str, env: gym.Env) -> None:
+    """Refuse spaces that are not one flat vector each.
 
-    The v4 tasks start within 0.1 m of 0, which their info does not contain.
+    Raises:
+        ConfigError: names ``what``, the space, and what is allowed.
     """
-    return float(info.get("x_position", 0.0))
-
-
-def _check_spaces(env: gym.Env, name: str) -> None:
-    observations, actions = env.observation_space, env.action_space
-    numeric = isinstance(observations, gym.spaces.Box) and np.issubdtype(observations.dtype, np.floating)
-    if not numeric or len(observations.shape) != 1:
-        allowed = "allowed is a Box of floats of shape (O,), e.g. by gymnasium.wrappers.FlattenObservation"
-        raise ConfigError(f"env.name {name}: observation space is {_one_line(observations)}; {allowed}")
-    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1:
-        raise ConfigError(f"env.name {name}: action space is {_one_line(actions)}; allowed is a Box of shape (A,)")
+    observations, actions = (getattr(env, f"{name}_space", None) for name in ("observation", "action"))
+    if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1 or 0 in observations.shape:
+        allowed = "a Box of numbers of shape (O,), O above 0, e.g. by gymnasium.wrappers.FlattenObservation"
+        raise ConfigError(f"{what}: observation space is {_one_line(observations)}; allowed is {allowed}")
+    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or 0 in actions.shape:
+        allowed = "a Box of floats of shape (A,), A above 0"
+        raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed is {allowed}")
+    if actions.dtype not in (np.float16, np.float32, np.float64):
+        allowed = "a Box of floats: an action is any number between its bounds (a wrapper may round it)"
+        raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed is {allowed}")
     if not (np.all(np.isfinite(actions.low)) and np.all(np.isfinite(actions.high))):
-        raise ConfigError(f"env.name {name}: action space is {_one_line(actions)}; allowed are finite bounds only")
+        raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed are finite bounds only")
+    if np.any(actions.low > actions.high):
+        raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed are lower bounds up to the upper")
+
+
+def _check_no_running_statistics(env: gym.Env, name: str) -> None:
+    """Refuse wrappers under which what the policy sees depends on the episodes before.
+
+    Evaluation would begin with statistics of its own, the replay would hold the same state as different numbers, and no
+    resumed run could come back to where it was.
+    """
+    for layer in layers_of(env):
+        found = [attribute for attribute, value in vars(layer).items() if _is_running_statistic(value)]
+        if found and getattr(layer, "update_running_mean", True):
+            raise ConfigError(
+                f"env.name {name}: {type(layer).__name__} keeps running statistics ({found[0]}), which evaluation and "
+                "a resumed run would lack; allowed: the task without it (world models normalise what they learn from; "
+                "for the policy: --a2c.normalise-observations), or with statistics that stay (update_running_mean = "
+                "False)"
+            )
+
+
+def _is_running_statistic(value: object) -> bool:
+    numbers = [getattr(value, name, None) for name in ("mean", "var", "count")]
+    return callable(getattr(value, "update", None)) and not any(n is None or callable(n) for n in numbers)
 
 
 def _one_line(thing: object) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -11,8 +13,10 @@ import numpy as np
 from polygrad_jax.config import EnvConfig
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
+from polygrad_jax.envs.checked_task import CheckedTask
 from polygrad_jax.envs.episodes import EpisodeResults, run_episodes
-from polygrad_jax.training.collecting import Decide, on_the_host
+from polygrad_jax.runs.console import announce
+from polygrad_jax.training.collecting import Decide, HostMemory, on_the_host
 from polygrad_jax.training.train_state import TrainState, key_for
 from polygrad_jax.types import Agent, Array, Params, Segment, WorldModel
 
@@ -24,17 +28,31 @@ def evaluation_seed(seed: int, env_step: int) -> int:
     return int(np.random.SeedSequence([seed, EVALUATION_STREAM, env_step]).generate_state(1)[0])
 
 
-def mean_actions(agent: Agent, decide: Decide, params: Params, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the actor for :func:`run_episodes`: the mean action at every step of episodes that begin together."""
-    params, memory, steps = on_the_host(params), None, 0
+@dataclass
+class MeanActions:
+    """The actor for :func:`run_episodes`: the mean action at every step of episodes that begin together."""
 
-    def act(raw_obs: np.ndarray) -> np.ndarray:
-        nonlocal memory, steps
-        mean, _, seen = decide(params, memory, raw_obs, (seed, steps))
-        memory, steps = agent.remember(seen, mean), steps + 1
+    agent: Agent
+    decide: Decide
+    params: Params  # on the host
+    seed: int
+    memory: HostMemory = None
+    steps: int = 0
+
+    def __call__(self, raw_obs: np.ndarray) -> np.ndarray:
+        """Return the mean actions ``[E, A]`` at ``raw_obs [E, O]``, the observations of the episodes' next step."""
+        mean, _, seen = self.decide(self.params, self.memory, raw_obs, (self.seed, self.steps))
+        self.memory, self.steps = self.agent.remember(seen, mean), self.steps + 1
         return mean
 
-    return act
+    def restart(self) -> None:
+        """Forget the episodes so far: others begin."""
+        self.memory, self.steps = None, 0
+
+
+def mean_actions(agent: Agent, decide: Decide, params: Params, seed: int) -> MeanActions:
+    """Make the actor that shows the mean action."""
+    return MeanActions(agent, decide, on_the_host(params), seed)
 
 
 def evaluate_policy(
@@ -45,22 +63,37 @@ def evaluate_policy(
     episodes: int,
     seed: int,
     on_frame: Callable[[np.ndarray], None] | None = None,
+    spare: Callable[[], AbstractContextManager[CheckedTask]] | None = None,
+    most_steps: int = 0,
 ) -> EpisodeResults:
-    """Run whole episodes with the mean action: returns, lengths and distances, ``[episodes]`` each."""
-    return run_episodes(config, mean_actions(agent, decide, params, seed), episodes, seed, on_frame)
+    """Run whole episodes with the mean action: returns, lengths and distances, ``[episodes]`` each.
+
+    What a reader of the numbers must know is said aloud, once. For ``spare`` and ``most_steps`` see
+    :func:`run_episodes`.
+    """
+    act = mean_actions(agent, decide, params, seed)
+    known = {"restart": act.restart, "spare": spare, "most_steps": most_steps}
+    results = run_episodes(config, act, episodes, seed, on_frame, **known)
+    for remark in results.remarks:
+        _announce_once(remark)
+    return results
 
 
-def evaluation_row(episodes: EpisodeResults) -> dict[str, Any]:
-    """Return the columns of ``eval.csv``; distances only where the environment tells positions."""
-    row = {
+@functools.cache
+def _announce_once(remark: str) -> None:
+    announce(remark)
+
+
+def evaluation_row(episodes: EpisodeResults) -> dict[str, float | None]:
+    """Return the columns of ``eval.csv``; None for distances where an episode has none."""
+    distances = episodes.distances if np.isfinite(episodes.distances).all() else None
+    return {
         "return_mean": float(episodes.returns.mean()),
         "return_std": float(episodes.returns.std()),
         "length_mean": float(episodes.lengths.mean()),
+        "distance_mean": None if distances is None else float(distances.mean()),
+        "distance_std": None if distances is None else float(distances.std()),
     }
-    if np.isfinite(episodes.distances).all():
-        row["distance_mean"] = float(episodes.distances.mean())
-        row["distance_std"] = float(episodes.distances.std())
-    return row
 
 
 ImagineFromReplay = Callable[[TrainState, Array], Segment]
