@@ -238,7 +238,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], evaluations: Mapping[str,
             _scale(ax)
     else:
         _draw_evaluations(axes[0, 0], evaluations, "return", "evaluation return (mean, std over episodes)")
-        if "distance_mean" in evaluations or not evaluations:
+        if not evaluations or np.isfinite(evaluations.get("distance_mean", np.nan)).any():
             _draw_evaluations(axes[0, 1], evaluations, "distance", "evaluation distance, m (mean, std over episodes)")
         else:
             _draw_column(axes[0, 1], evaluations, "length_mean", "length of an evaluation episode, steps", step)

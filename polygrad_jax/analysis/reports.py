@@ -17,6 +17,7 @@ from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
+from polygrad_jax.runs.metrics_log import append_csv_row, csv_columns
 from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.runs.saved_run import SavedRun
 from polygrad_jax.training.collecting import make_decide
@@ -62,7 +63,7 @@ def title(run: OpenedRun) -> str:
 def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None) -> dict[str, Any]:
     """Measure returns, lengths and distances of whole episodes with the mean action; ``video`` films the first.
 
-    Standard deviations are over episodes (population). ``distance_*`` is missing where the environment reports none.
+    Standard deviations are over episodes (population). ``distance_*`` is None where an episode has none.
 
     Raises:
       ConfigError: a video that cannot be made here; nothing was run.
@@ -79,8 +80,9 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
     row: dict[str, Any] = {"env_steps": run.env_steps, "which": run.which, "seed": seed, "episodes": episodes}
     for name in ("return", "length", "distance"):
         values = getattr(results, f"{name}s")
-        if np.isfinite(values).all():
-            row |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std())}
+        known = np.isfinite(values).all()
+        row[f"{name}_mean"] = float(values.mean()) if known else None
+        row[f"{name}_std"] = float(values.std()) if known else None
     return row
 
 
@@ -96,7 +98,7 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
         f"return {row['return_mean']:.1f} ± {row['return_std']:.1f} over {episodes} episodes, mean action",
         f"length {row['length_mean']:.1f} ± {row['length_std']:.1f} environment steps",
     ]
-    if "distance_mean" in row:
+    if row["distance_mean"] is not None:
         lines.append(f"distance {row['distance_mean']:.2f} ± {row['distance_std']:.2f} m")
     path = append_evaluation(run, row)
     return [*lines, f"added to {path}" + (f"; video {video}" if video else "")]
@@ -105,12 +107,12 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
 def append_evaluation(run: OpenedRun, row: Mapping[str, Any]) -> Path:
     """Add a row to ``evaluations.csv`` of the run folder (``eval.csv`` is the training's own); its path."""
     path = run.folder / EVALUATIONS_FILE
-    text = csv_text({name: [value] for name, value in row.items()})
-    header, line = text.splitlines(keepends=True)
-    before = path.read_text() if path.is_file() else ""
-    if before and before.splitlines()[0] + "\n" != header:
-        raise ConfigError(f"{path} has other columns; allowed: a file that this command wrote, or none")
-    write_text_atomically(path, (before or header) + line)
+    strange = set(csv_columns(path)) - set(row)
+    if strange:
+        raise ConfigError(
+            f"{path} has other columns ({', '.join(sorted(strange))}); allowed: a file that this command wrote, or none"
+        )
+    append_csv_row(path, row)
     return path
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.run_folder import one_line_on_disk_trouble
+from polygrad_jax.runs.run_folder import one_line_on_disk_trouble, write_text_atomically
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -92,18 +92,12 @@ class MetricsLog:
     def write_evaluation(self, env_steps: int, results: Mapping[str, Any]) -> None:
         """One line of ``eval.csv`` (the first one brings the header), and events under ``evaluation/``.
 
-        Raises:
-          ValueError: other columns than in the lines before.
+        What is None is absent: an empty cell and no event.
         """
         self._forward(env_steps)
-        numbers = {name: float(np.asarray(value).item()) for name, value in results.items()}
-        columns = [self._step, *numbers]
-        new = not self.evaluations.exists() or self.evaluations.stat().st_size == 0
-        if not new and (before := self._columns()) != columns:
-            raise ValueError(f"eval.csv has the columns {before}, not {columns}")
-        cells = [self._finite_or_none(f"evaluation/{name}", n, env_steps) for name, n in numbers.items()]
-        line = _csv_line([int(env_steps), *("" if c is None else repr(c) for c in cells)])
-        _append(self.evaluations, ((_csv_line(columns) if new else "") + line).encode())
+        numbers = {name: float(np.asarray(value).item()) for name, value in results.items() if value is not None}
+        cells = {name: self._finite_or_none(f"evaluation/{name}", n, env_steps) for name, n in numbers.items()}
+        append_csv_row(self.evaluations, {self._step: int(env_steps)} | dict.fromkeys(results) | cells)
         self._write_events(env_steps, {f"evaluation/{name}": n for name, n in numbers.items()}, {})
 
     def _forward(self, env_steps: int) -> None:
@@ -118,10 +112,6 @@ class MetricsLog:
             self._named_non_finite.add(name)
             self._say(f"warning: {name} is {number} at {_one(self._step)} {env_steps}; written as null")
         return None
-
-    def _columns(self) -> list[str]:
-        with open(self.evaluations, newline="") as file:
-            return next(csv.reader(file))
 
     def _write_events(self, env_steps: int, numbers: dict[str, float], histograms: dict[str, Histogram]) -> None:
         from tensorboardX import summary as tb_summary
@@ -153,6 +143,37 @@ class MetricsLog:
                 _cut(path, ends(path.read_bytes()), env_steps)
         for path in event_files(self.folder):
             _cut(path, ((end, event.step) for end, event in _records(path.read_bytes())), env_steps)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names in a table's header; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def append_csv_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line to a table, all of it or nothing; the first one brings the header, and None is an empty cell.
+
+    A column that the table lacks is added to it, with empty cells in the lines before.
+    """
+    before = csv_columns(path)
+    columns = [*before, *(name for name in row if name not in before and (row[name] is not None or not before))]
+    if before and columns != before:
+        _add_columns(path, columns)
+    line = _csv_line([row.get(name) for name in columns])
+    _append(path, (line if before else _csv_line(columns) + line).encode())
+
+
+def _add_columns(path: Path, columns: list[str]) -> None:
+    with open(path, newline="") as file:
+        _, *lines = csv.reader(file)
+    padded = [line + [""] * (len(columns) - len(line)) for line in lines]
+    write_text_atomically(path, "".join(_csv_line(line) for line in [columns, *padded]))
 
 
 # --- the ends of files -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import imageio.v2 as imageio
@@ -313,6 +314,20 @@ def test_evaluation_is_whole_episodes_with_the_mean_action(run, hopper, tmp_path
     assert f"length {expected.lengths.mean():.1f} ±" in said and "distance" in said
     assert cli.evaluate_command([str(folder), "--episodes", "1", "--which", "best"]) == 0
     assert [row["which"] for row in table_row(folder / "evaluations.csv")] == ["newest", "best"]
+
+
+@pytest.mark.parametrize("distances", [(None, 1.0), (1.0, None), (None, None), (1.0, 2.0)])
+def test_evaluations_are_one_table_whether_or_not_a_position_was_told(distances, tmp_path):
+    run, path = SimpleNamespace(folder=tmp_path), tmp_path / "evaluations.csv"
+    row = {"env_steps": 5, "which": "newest", "seed": 0, "episodes": 2, "return_mean": 1.5, "return_std": 0.5}
+    for distance in distances:
+        assert reports.append_evaluation(run, row | {"distance_mean": distance}) == path
+    assert [r["distance_mean"] for r in table_row(path)] == ["" if d is None else repr(d) for d in distances]
+    assert all(r["return_std"] == "0.5" for r in table_row(path))
+    path.write_text("mine,return_mean\n1,2\n")
+    with pytest.raises(ConfigError, match="has other columns .mine.; allowed: a file that this command wrote"):
+        reports.append_evaluation(run, row)
+    assert path.read_text() == "mine,return_mean\n1,2\n"
 
 
 def table_row(path: Path) -> list[dict[str, str]]:

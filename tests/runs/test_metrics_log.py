@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import warnings
@@ -13,6 +14,7 @@ import pytest
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, event_files, histogram_of, read_rows
+from polygrad_jax.runs.saved_run import read_evaluations
 
 X = "(x: env steps)"
 
@@ -103,8 +105,46 @@ def test_eval_csv_has_one_header_over_restarts(tmp_path):
         ["10", repr(10 / 3), "-1.0"],
         ["20", repr(20 / 3), "-1.0"],
     ]
-    with pytest.raises(ValueError, match="columns"):
-        MetricsLog(tmp_path).write_evaluation(30, {"return": 1.0})
+
+
+@pytest.mark.parametrize("distances", [*itertools.product([None, 1.5], repeat=3)], ids=str)
+def test_what_is_absent_is_an_empty_cell_whatever_came_before(tmp_path, distances):
+    """Each row by a program of its own. The header never changes, and only what is there becomes an event."""
+    said = []
+    for step, distance in enumerate(distances):
+        log = MetricsLog(tmp_path, say=said.append)
+        log.truncate(step)
+        log.write_evaluation(step, {"return": 2.0, "distance": distance})
+        log.close()
+    with open(tmp_path / "eval.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["env_steps", "return", "distance"]
+    assert [row[2] for row in rows[1:]] == ["" if d is None else "1.5" for d in distances]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"] and said == []
+    columns = read_evaluations(tmp_path)
+    np.testing.assert_array_equal(columns["distance"], [np.nan if d is None else d for d in distances])
+    events = read_events(tmp_path)
+    known = [step for step, d in enumerate(distances) if d is not None]
+    assert [e.step for e in events.Scalars(f"evaluation/return {X}")] == [0, 1, 2]
+    if known:
+        assert [e.step for e in events.Scalars(f"evaluation/distance {X}")] == known
+    else:
+        assert f"evaluation/distance {X}" not in events.Tags()["scalars"]
+
+
+def test_a_table_without_a_column_goes_on(tmp_path):
+    """Tables of before have no column for what no episode had; they get it when there is something to write."""
+    (tmp_path / "eval.csv").write_text("env_steps,return\n1,2.0\n")
+    log = MetricsLog(tmp_path)
+    log.write_evaluation(2, {"return": 3.0, "distance": None})
+    assert (tmp_path / "eval.csv").read_text() == "env_steps,return\n1,2.0\n2,3.0\n"
+    log.write_evaluation(3, {"return": 4.0, "distance": 0.5})
+    log.write_evaluation(4, {"return": 5.0})
+    text = "env_steps,return,distance\n1,2.0,\n2,3.0,\n3,4.0,0.5\n4,5.0,\n"
+    assert (tmp_path / "eval.csv").read_text() == text
+    log.truncate(3)
+    assert (tmp_path / "eval.csv").read_text() == text[: text.index("4,5.0")]
+    log.close()
 
 
 def test_steps_never_go_back(tmp_path):
