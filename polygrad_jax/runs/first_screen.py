@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from polygrad_jax import config as configs
@@ -18,6 +19,7 @@ def describe(config: Config, spec: EnvSpec, folder: Path, why: str) -> str:
     Args:
       why: why this preset.
     """
+    quoted = shlex.quote(str(folder))
     lines = {
         "task": f"{tasks.gymnasium_id(config.env)}: {spec.observation_size} observations, {spec.action_size} actions; "
         f"world model {config.world_model}, agent {config.agent}",
@@ -25,7 +27,7 @@ def describe(config: Config, spec: EnvSpec, folder: Path, why: str) -> str:
         "device": _device(config),
         "work": _work(config, RunFolder(folder).newest_step()),
         "folder": str(folder),
-        "look": f"make tensorboard RUN={folder}   or   polygrad plot {folder}",
+        "look": f"make tensorboard RUN={quoted}   or   polygrad plot {quoted}",
     }
     text = "\n".join(f"{name:<8}{line}" for name, line in lines.items())
     different = configs.non_default(config)

@@ -87,12 +87,33 @@ class RecordedData:
         return None
 
 
+FORMATS = (
+    "the folder of a run or of a Minari dataset (the one that holds data/), the id of a local Minari dataset, or the "
+    "official code's .npy (or the same arrays as .npz)"
+)
+
+
 def open_data(where: str | Path) -> RecordedData:
     """Open a dataset: the folder of a run or of a Minari dataset, the id of a local one, or the official code's file.
 
     Raises:
-      ConfigError: there is none, or it cannot be read.
+      ConfigError: there is none, it cannot be read, or it holds numbers that are not finite.
     """
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is refused below
+        data = _opened(where)
+    for name in ("observations", "actions", "rewards"):
+        array = getattr(data.transitions, name)
+        finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            value = " ".join(str(array[row]).split())
+            raise ConfigError(
+                f"dataset {where}: {name} of transition {row} are {value}; allowed: finite numbers (float32)"
+            )
+    return data
+
+
+def _opened(where: str | Path) -> RecordedData:
     path = Path(where)
     if minari_dataset.is_minari_dataset(path):
         return _open_minari(path)
@@ -107,10 +128,9 @@ def open_data(where: str | Path) -> RecordedData:
 
             if minari_dataset.is_minari_dataset(local := Path(get_dataset_path(str(where)))):
                 return _open_minari(local)
-    raise ConfigError(
-        f"dataset {where} is not there; allowed: the folder of a run or of a Minari dataset, the id of a local Minari "
-        "dataset, or the official code's .npy (or the same arrays as .npz)"
-    )
+        raise ConfigError(f"dataset {where} is not there; allowed: {FORMATS}")
+    kind = "a folder of something else" if path.is_dir() else f"a file that is not read ({path.suffix or 'no suffix'})"
+    raise ConfigError(f"dataset {where} is {kind}; allowed: {FORMATS}")
 
 
 def _open_run(folder: Path) -> RecordedData:

@@ -22,6 +22,9 @@ from polygrad_jax.training.train_state import Counters, TrainState
 from polygrad_jax.types import Agent, Array, Params, Transitions
 
 EXPLORATION_STREAM = 1
+UNENDED_STEPS, UNENDED_PREFILLS = 20_000, 10
+"""A task without a time limit whose episode is longer than both, the second in prefills, is taken for one that never
+ends: nothing is learnt from an episode before its end."""
 
 HostMemory = dict[str, np.ndarray] | None
 """What the agent remembers of an episode, float32 ``[B, ...]`` each; None before its first step."""
@@ -117,6 +120,7 @@ class Collecting:
         self.at.env_steps += 1
         if step.episode is not None:
             e = step.episode
+            self.at.longest_episode = max(self.at.longest_episode, e.length)
             self.finished_episodes.append({"return": e.episode_return, "length": e.length, "distance": e.distance})
         return step.episode is not None
 
@@ -158,7 +162,7 @@ class Collecting:
         The actions that are executed are uniform; stored is the raw action that is executed so.
 
         Raises:
-          ConfigError: whole episodes took as many steps as the run may have.
+          ConfigError: whole episodes took as many steps as the run may have, or nothing ends an episode.
           KeyboardInterrupt: ``interrupted`` said so; there is nothing worth saving yet.
         """
         chunk, ended = self.new_chunk(INSERT_CHUNK), False
@@ -168,6 +172,7 @@ class Collecting:
                 raise KeyboardInterrupt
             action = uniform_action(self.config.seed, at.env_steps, self.spec.action_size)
             ended = self.take_step(chunk, tasks.raw_of(action, self.config.env.actions))
+            self._require_an_end()
             if chunk.length == INSERT_CHUNK:
                 state, chunk = insert(state, self.record(chunk)), self.new_chunk(INSERT_CHUNK)
         at.prefill_env_steps = at.env_steps
@@ -178,6 +183,15 @@ class Collecting:
                 f"loop.total_env_steps is {loop.total_env_steps}; allowed: more than {took if ended else unended}"
             )
         return insert(state, self.record(chunk)) if chunk.length else state
+
+    def _require_an_end(self) -> None:
+        steps, task = self.collector.steps_of_episode, self.collector.env
+        longest = max(UNENDED_STEPS, UNENDED_PREFILLS * self.config.loop.prefill_env_steps)
+        if task.time_limit is None and steps > longest:
+            raise ConfigError(
+                f"env.name {task.name}: an episode of random actions has not ended after {steps:,} steps, and the task "
+                "has no time limit; allowed: one with a limit, gymnasium.register(..., max_episode_steps=1000)"
+            )
 
     def refill(
         self, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState], env_steps: int

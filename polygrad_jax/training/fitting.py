@@ -489,6 +489,8 @@ class Training:
             raise NonFiniteError(f"not finite after update {self.at.updates}: world model; {self._last_good()}")
 
     def _last_good(self) -> str:
+        if not self.checkpoints.steps():
+            return "no checkpoint was saved before"
         return f"the last good checkpoint is in {self.folder / 'checkpoints'}"
 
     def _save(self, state: Any) -> None:

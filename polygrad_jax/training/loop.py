@@ -27,6 +27,7 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
 from polygrad_jax.envs.collector import Collector
+from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import has_simulator_state
 from polygrad_jax.envs.prediction_error import simulator_errors
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
@@ -170,6 +171,11 @@ def begin(config: Config, folder: Path) -> Run:
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
     world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
+    if collector.env.time_limit is None:
+        announce(
+            f"warning: {collector.env.name} has no time limit (max_episode_steps): an episode is learnt from once the "
+            f"task itself has ended it, and evaluation cuts one after {MOST_STEPS:,} steps"
+        )
     lock = run_folder.lock()
     run_folder.record(config, environment)
     transitions = TransitionLog(folder / "replay")
@@ -186,9 +192,14 @@ def require_windows(run: Run, state: TrainState) -> None:
       ConfigError: no stored stretch of steps is as long as the horizon.
     """
     if int(replays.num_windows(state.replay)) == 0:
+        horizon, longest = run.config.horizon, run.at.longest_episode
+        allowed, episodes = "a larger loop.replay_capacity or loop.prefill_env_steps", ""
+        if 0 < longest < (run.world_model.window or horizon):
+            allowed = f"a horizon of {longest} or less" if longest > 1 else "a task with longer episodes"
+            episodes = f" (the longest episode has {longest})"
         raise ConfigError(
-            f"horizon is {run.config.horizon}, and none of the {run.at.env_steps} stored steps begins a window of that "
-            "length; allowed: a shorter horizon, a larger loop.replay_capacity or loop.prefill_env_steps"
+            f"horizon is {horizon}, and none of the {run.at.env_steps} stored steps begins a window of that length"
+            f"{episodes}; allowed: {allowed}"
         )
 
 
@@ -309,7 +320,8 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: ImagineFromReplay
     at, config, agent = run.at, run.config, run.agent
     params = jax.device_get(agent.evaluated(state.agent, state.world_model))
     seed, episodes = evaluation_seed(config.seed, at.env_steps), config.loop.eval_episodes
-    row = evaluation_row(evaluate_policy(config.env, agent, run.collecting.decide, params, episodes, seed))
+    known = {"spare": run.collecting.collector.lent, "most_steps": at.longest_episode}
+    row = evaluation_row(evaluate_policy(config.env, agent, run.collecting.decide, params, episodes, seed, **known))
     at.last_return = row["return_mean"]
     if at.best_return is None or at.last_return > at.best_return:
         at.best_return = at.last_return

@@ -107,6 +107,8 @@ class Counters:
 
     env_steps: int = 0
     prefill_env_steps: int = 0
+    longest_episode: int = 0
+    """Environment steps of the longest episode that ended in training."""
     last_return: float | None = None
     best_return: float | None = None
     clock: Clock = field(default_factory=Clock)

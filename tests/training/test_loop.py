@@ -4,6 +4,7 @@ import csv
 import json
 from types import SimpleNamespace
 
+import gymnasium as gym
 import jax
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import ConfigError, EnvSpec, override, smoke, validate
 from polygrad_jax.data import replay as replays
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
-from polygrad_jax.training import loop
+from polygrad_jax.training import collecting, loop
 from polygrad_jax.training.collecting import empty_chunk
+from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
 from polygrad_jax.training.step import compile_learn, make_model_update, make_steps
 from polygrad_jax.training.train_state import Counters
@@ -179,6 +181,100 @@ def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
     run.close()
 
 
+class Walk(gym.Env):
+    """Ends after ``length`` steps; one copy at a time may be open."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    opened = 0
+
+    def __init__(self, length=10**9):
+        assert Walk.opened == 0, "no second one"
+        self.length, Walk.opened = length, 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.at = 0, self.np_random.uniform()
+        return np.array([self.at]), {}
+
+    def step(self, action):
+        self.count, self.at = self.count + 1, self.at + float(action[0])
+        return np.array([self.at]), self.at, self.count == self.length, False, {}
+
+    def close(self):
+        Walk.opened = 0
+
+
+def walk(length=10**9, **register):
+    name = f"PolygradWalk{length}_{register.get('max_episode_steps', 0)}-v0"
+    gym.registry.pop(name, None)
+    gym.register(name, entry_point=Walk, kwargs={"length": length}, **register)
+    return name
+
+
+def test_a_task_that_nothing_ends_is_refused_long_before_its_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collecting, "UNENDED_STEPS", 700)
+    for name, prefill, message in (
+        (walk(), 50, "an episode of random actions has not ended after 701 steps"),
+        (walk(), 100, "has not ended after 1,001 steps"),  # ten prefills
+        (walk(800), 50, "has not ended after 701 steps"),
+        (walk(800), 100, None),  # it ends itself
+        (walk(max_episode_steps=1_500), 50, None),
+    ):
+        config = small(name, prefill_env_steps=prefill, total_env_steps=100_000)
+        run = loop.begin(config, tmp_path / f"{name}-{prefill}")
+        warned = "has no time limit (max_episode_steps): an episode is learnt from once" in capsys.readouterr().err
+        assert warned == (run.collecting.collector.env.time_limit is None)
+        if message is None:
+            run.collecting.prefill(None, lambda state, chunk: state)
+        else:
+            with pytest.raises(ConfigError, match=f"env.name {name}: .*{message}, .*; allowed: .*max_episode_steps"):
+                run.collecting.prefill(None, lambda state, chunk: state)
+        run.close()
+
+
+def test_training_evaluates_in_its_own_copy_where_there_can_be_no_other(tmp_path, capsys):
+    """The evaluation of a task of one copy is that of twenty copies side by side, and collecting goes on unmoved."""
+    name = walk(30)
+    config = override(small(name, prefill_env_steps=35, eval_episodes=3), {"a2c.hidden_size": 8})
+    run = loop.begin(config, tmp_path / "run")
+    for k in range(35):
+        run.collecting.take_step(run.collecting.new_chunk(1), np.full(1, 0.01 * k))
+    before = run.collecting.collector.snapshot()
+    agent = jax.jit(run.agent.init)(jax.random.key(0))
+    state = SimpleNamespace(agent=agent, world_model={}, replay=SimpleNamespace(moments={}))
+    loop.evaluate(run, state, None)
+    assert "evaluation runs episodes in turn, in the copy that training collects from" in capsys.readouterr().err
+    after = run.collecting.collector.snapshot()
+    for part in before:
+        np.testing.assert_array_equal(before[part], after[part])
+    run.close()
+    row = (tmp_path / "run" / "eval.csv").read_text().splitlines()[1]
+
+    class Many(Walk):
+        def __init__(self, length):
+            self.length = length
+
+    gym.registry[name].entry_point = Many
+    params = jax.device_get(run.agent.evaluated(agent, {}))
+    seed = evaluation_seed(config.seed, 35)
+    wanted = evaluation_row(evaluate_policy(config.env, run.agent, run.collecting.decide, params, 3, seed))
+    assert row == f"35,{wanted['return_mean']!r},{wanted['return_std']!r},30.0,,"
+
+
+@pytest.mark.parametrize(
+    ("longest", "allowed"),
+    [(1, "a task with longer episodes"), (4, "a horizon of 4 or less"), (50, "a larger loop.replay_capacity")],
+)
+def test_the_advice_for_episodes_that_are_too_short_can_be_followed(longest, allowed):
+    config = small("inverted_pendulum")
+    state = SimpleNamespace(replay=replays.init(EnvSpec(4, 1), 64, config.horizon))
+    at = Counters(env_steps=40, longest_episode=longest)
+    run = SimpleNamespace(config=config, at=at, world_model=SimpleNamespace(window=None))
+    with pytest.raises(ConfigError, match=f"horizon is 10, and none of the 40 stored.*allowed: {allowed}"):
+        loop.require_windows(run, state)
+
+
 @pytest.mark.parametrize(
     ("field", "component"),
     [("denoiser.learning_rate", "imagined trajectory|loss|world model"), ("a2c.critic_lr", "loss|actor")],
@@ -202,16 +298,16 @@ def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_p
     if averaged:
         learnt = learnt.replace(averaged_actor=learnt.averaged_actor | {"log_std": np.full(2, 7.0)})
 
-    def evaluate_policy(env, agent, decide, params, episodes, seed):
+    def evaluate_policy(env, agent, decide, params, episodes, seed, **known):
         evaluated.append(params)
         return SimpleNamespace(returns=np.ones(2), lengths=np.ones(2), distances=np.full(2, np.nan))
 
     monkeypatch.setattr(loop, "evaluate_policy", evaluate_policy)
     monkeypatch.setattr(loop, "export_npz", lambda path, tree: kept.append(agent.evaluated(tree["agent"], {})))
     metrics = SimpleNamespace(write_evaluation=lambda *_: None)
-    collecting = SimpleNamespace(decide=None)
+    host = SimpleNamespace(decide=None, collector=SimpleNamespace(lent=None))
     run = SimpleNamespace(
-        at=Counters(env_steps=5), config=config, agent=agent, collecting=collecting, metrics=metrics, folder=tmp_path
+        at=Counters(env_steps=5), config=config, agent=agent, collecting=host, metrics=metrics, folder=tmp_path
     )
     state = SimpleNamespace(agent=learnt, world_model={}, replay=SimpleNamespace(moments={}))
     loop.evaluate(run, state, None)
