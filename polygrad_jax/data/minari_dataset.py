@@ -186,12 +186,26 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
 
 def _bounds(folder: Path, observations: gym.Space, actions: gym.Space) -> tuple[np.ndarray, np.ndarray]:
     for name, space in (("observation", observations), ("action", actions)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or 0 in space.shape:
             words = " ".join(str(space).split())
-            raise ConfigError(f"dataset {folder}: {name} space is {words}; allowed: a Box with one axis")
+            raise ConfigError(f"dataset {folder}: {name} space is {words}; allowed: a Box with one axis, not empty")
     if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
         raise ConfigError(f"dataset {folder}: action space has infinite bounds; allowed: finite ones")
+    if (actions.low > actions.high).any():
+        raise ConfigError(f"dataset {folder}: action space has a lower bound above the upper; allowed: up to the upper")
     return np.asarray(actions.low, np.float64), np.asarray(actions.high, np.float64)
+
+
+def to_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Rescale actions ``[T, A]`` from their bounds ``[A]`` to [-1, 1]; 0 in a dimension whose bounds are equal.
+
+    The inverse of what ``envs/checked_task.py`` does when it executes actions.
+    """
+    if np.all(low == -1.0) and np.all(high == 1.0):
+        return np.asarray(actions)
+    width = high / 2.0 - low / 2.0  # halves, because the whole may be more than a float64 holds
+    above = np.asarray(actions, np.float64) / 2.0 - low / 2.0
+    return np.where(width > 0, 2.0 * np.divide(above, width, out=np.full(above.shape, 0.5), where=width > 0) - 1.0, 0.0)
 
 
 def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> TransitionRecord:
@@ -203,10 +217,8 @@ def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> Tr
     truncations[-1] = not terminals[-1]
     if SAMPLED_ACTIONS in infos:
         actions = np.asarray(infos[SAMPLED_ACTIONS])[:count]
-    elif np.all(low == -1.0) and np.all(high == 1.0):
-        actions = np.asarray(episode.actions)
     else:
-        actions = 2.0 * (np.asarray(episode.actions, np.float64) - low) / (high - low) - 1.0
+        actions = to_unit(episode.actions, low, high)
     states = np.asarray(infos[SIMULATOR_STATES])[:count] if SIMULATOR_STATES in infos else np.empty((count, 0))
     return TransitionRecord(
         observations=np.asarray(episode.observations, np.float32)[:count],

@@ -43,6 +43,8 @@ def read(path: Path) -> TransitionRecord:
     lengths = _lengths(path, arrays)
     rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], False for padding
     ends = np.cumsum(lengths) - 1
+    if not np.isfinite(arrays["terminals"][rows]).all():
+        raise ConfigError(f"{path}: terminals are not all finite; allowed: 0 and 1")
     terminals = arrays["terminals"][rows].reshape(-1) > 0
     if (terminals.sum() != terminals[ends].sum()) or not len(lengths):
         raise ConfigError(f"{path} has terminals inside of episodes, or no episode; allowed: only last steps terminal")
@@ -71,7 +73,7 @@ def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
         if len(shape) != 3 or shape != (episodes, longest, *width) or 0 in shape:
             wanted = f"[{episodes}, {longest}, {1 if name in widths else '1 or more'}]"
             raise ConfigError(f"{path}: {name} have shape {list(shape)}; allowed: {wanted}")
-    lengths = arrays["path_lengths"].astype(np.int64)
+    lengths = np.nan_to_num(arrays["path_lengths"], nan=0.0).astype(np.int64)
     if lengths.shape != (episodes,) or lengths.min(initial=1) < 1 or lengths.max(initial=1) > longest:
         raise ConfigError(f"{path}: path_lengths are not {episodes} numbers from 1 to {longest}; allowed: such")
     return lengths

@@ -20,6 +20,7 @@ from polygrad_jax.analysis import dataset_export
 from polygrad_jax.analysis.opened_run import open_run
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data import minari_dataset, official_npy, pickled_arrays
+from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import EnvRestartError
@@ -267,6 +268,23 @@ def test_someone_elses_dataset(minari, tmp_path):
     assert t.simulator_states.shape == (6, 0) and "no simulator states" in data.why_not_judged()
 
 
+def test_a_dimension_of_one_value_is_read_as_0(minari, tmp_path):
+    """[1, 1] has no way back to [-1, 1]; the other dimension, of [0, 4], has."""
+    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    bounds = gym.spaces.Box(np.array([1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
+    episode = minari.data_collector.EpisodeBuffer(
+        observations=np.zeros((3, 2)),
+        actions=np.array([[1.0, 1.0], [1.0, 4.0]]),
+        rewards=[0.0, 1.0],
+        terminations=[False, True],
+        truncations=[False, False],
+    )
+    data = open_data(others(minari, tmp_path, box, bounds, [episode]))
+    np.testing.assert_array_equal(data.transitions.actions, [[0.0, -0.5], [0.0, 1.0]])
+    statistics = to_normaliser(data.replay(2).moments).actions
+    assert np.isfinite(statistics.std).all() and (np.asarray(statistics.std) > 0).all()
+
+
 def test_spaces_that_are_not_flat_boxes_are_refused(minari, tmp_path):
     episode = minari.data_collector.EpisodeBuffer(
         observations=np.zeros((2, 3)), actions=np.array([1]), rewards=[0.0], terminations=[True], truncations=[False]
@@ -278,6 +296,12 @@ def test_spaces_that_are_not_flat_boxes_are_refused(minari, tmp_path):
     unbounded = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
     with pytest.raises(ConfigError, match="infinite bounds"):
         minari_dataset._bounds(path, box, unbounded)
+    with pytest.raises(ConfigError, match="action space is Box.*not empty"):
+        minari_dataset._bounds(path, box, gym.spaces.Box(-1.0, 1.0, (0,), np.float64))
+    reversed_bounds = gym.spaces.Box(-1.0, 1.0, (1,), np.float64)
+    reversed_bounds.low += 3.0
+    with pytest.raises(ConfigError, match="a lower bound above the upper"):
+        minari_dataset._bounds(path, box, reversed_bounds)
 
 
 def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, capsys, folder, tmp_path):
@@ -382,6 +406,53 @@ def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
     ours, same = (vars(official_npy.read(p)) for p in (path, tmp_path / "official.npz"))
     for name in ours:
         np.testing.assert_array_equal(ours[name], same[name])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+def test_numbers_that_are_not_finite_are_refused_where_they_enter(tmp_path, name, value, capsys):
+    arrays = {part: np.asarray(array, np.float64) for part, array in official().items()}
+    arrays[name][1, 1, 0] = value  # transition 4; what pads an episode is not read
+    arrays[name][1, 3, 0] = np.nan
+    np.savez(tmp_path / "official.npz", **arrays)
+    with pytest.raises(ConfigError, match=f"official.npz: {name} of transition 4 are .*; allowed: finite numbers"):
+        open_data(tmp_path / "official.npz")
+    assert cli.main(["fit", "--dataset", str(tmp_path / "official.npz"), "--preset", "smoke"]) == cli.BAD_INPUT
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["terminals", "path_lengths"])
+def test_ends_that_are_not_finite_are_refused(tmp_path, name):
+    arrays = {part: np.asarray(array, np.float64) for part, array in official().items()}
+    arrays[name][0] = np.nan
+    np.savez(tmp_path / "official.npz", **arrays)
+    with pytest.raises(ConfigError, match=f"{name} are not"):
+        open_data(tmp_path / "official.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("d4rl.hdf5", "is a file that is not read (.hdf5)"),
+        ("data/main_data.h5", "is a file that is not read (.h5)"),
+        ("table.csv", "is a file that is not read (.csv)"),
+        ("README", "is a file that is not read (no suffix)"),
+        ("folder/", "is a folder of something else"),
+        ("absent.hdf5", "is not there"),
+        ("absent", "is not there"),
+    ],
+)
+def test_what_is_no_dataset_is_told_what_is(tmp_path, name, words, capsys):
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    elif "absent" not in name:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"HDF")
+    assert cli.main(["fit", "--dataset", str(path), "--preset", "smoke"]) == cli.BAD_INPUT
+    [line] = capsys.readouterr().err.splitlines()
+    for word in (str(path), words, "the folder of a run or of a Minari dataset", ".npz"):
+        assert word in line, line
 
 
 class Malicious:
