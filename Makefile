@@ -29,6 +29,12 @@ INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
 .DEFAULT_GOAL := install
 unexport ENV
 
+# One word of the shell, whatever is in it: $(call option,--run,$(RUN)) is nothing where RUN is empty. ARGS stay words.
+# Not every shell expands the ~ of RUN=~/name.
+at_home = $(if $(filter ~/%,$(firstword $(1))),$(patsubst ~/%,$(HOME)/%,$(1)),$(1))
+quoted = '$(subst ','\'',$(call at_home,$(1)))'
+option = $(if $(2),$(1) $(call quoted,$(2)))
+
 install: $(INSTALLED)
 
 # ensurepip is what Debian's python3-venv adds; a venv without pip is left by an interrupted call and is made anew.
@@ -55,20 +61,20 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 
 # exec: a SIGTERM that make passes on reaches the program, not a shell in between.
 train: $(INSTALLED)
-	@exec $(BIN)/polygrad train $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) $(if $(SEED),--seed $(SEED)) \
-	  $(if $(RUN),--run $(RUN)) $(if $(WORLD_MODEL),--world-model $(WORLD_MODEL)) $(ARGS)
+	@exec $(BIN)/polygrad train $(call option,--env,$(ENV)) $(call option,--preset,$(PRESET)) \
+	  $(call option,--seed,$(SEED)) $(call option,--run,$(RUN)) $(call option,--world-model,$(WORLD_MODEL)) $(ARGS)
 
 fit: $(INSTALLED)
-	@exec $(BIN)/polygrad fit $(if $(DATASET),--dataset $(DATASET)) $(if $(PRESET),--preset $(PRESET)) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(RUN),--out $(RUN)) $(if $(WORLD_MODEL),--world-model $(WORLD_MODEL)) $(ARGS)
+	@exec $(BIN)/polygrad fit $(call option,--dataset,$(DATASET)) $(call option,--preset,$(PRESET)) \
+	  $(call option,--seed,$(SEED)) $(call option,--out,$(RUN)) $(call option,--world-model,$(WORLD_MODEL)) $(ARGS)
 
 $(INSTALLED_MINARI): setup.cfg $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[minari]"
 	@touch $@
 
 dataset: $(INSTALLED_MINARI)
-	@exec $(BIN)/polygrad dataset $(if $(ENV),--env $(ENV)) $(if $(PRESET),--preset $(PRESET)) \
-	  $(if $(SEED),--seed $(SEED)) $(if $(RUN),--run $(RUN)) $(ARGS)
+	@exec $(BIN)/polygrad dataset $(call option,--env,$(ENV)) $(call option,--preset,$(PRESET)) \
+	  $(call option,--seed,$(SEED)) $(call option,--run,$(RUN)) $(ARGS)
 
 # One file of tests goes to one worker, so that its compiled functions are compiled once.
 test: $(INSTALLED_DEV)
@@ -113,7 +119,7 @@ docs: $(VENV_DOCS)/installed
 	@echo "documentation: site/index.html (its search needs a server: python3 -m http.server --directory site)"
 
 tensorboard: $(INSTALLED)
-	@$(BIN)/polygrad tensorboard $(RUN)
+	@$(BIN)/polygrad tensorboard $(call option,,$(RUN))
 
 benchmark: $(INSTALLED)
 	@$(BIN)/python benchmarks/rollout_speed.py $(ARGS)

@@ -251,7 +251,8 @@ def train_command(arguments: Sequence[str]) -> int:
     if result.stopped_by is None:
         last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
         print(f"finished: {result.env_steps:,} environment steps; {last}")
-        print(f"look at it: {sys.argv[0]} imagine {result.folder}   or   make tensorboard RUN={result.folder}")
+        where = shlex.quote(str(result.folder))
+        print(f"look at it: {sys.argv[0]} imagine {where}   or   make tensorboard RUN={where}")
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
     print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Resume with:")
@@ -391,8 +392,12 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
 
 def _export(run: Path, out: Path) -> int:
     from polygrad_jax.analysis.dataset_export import export
+    from polygrad_jax.envs.collector import EnvStepError
 
-    written = export(run, out)
+    try:
+        written = export(run, out)
+    except EnvStepError as error:
+        return _say(error, FAILED)
     name = written.relative_to(out).as_posix()
     print(f"dataset {name} written to {written}")
     print(f'read it by MINARI_DATASETS_PATH={out} and minari.load_dataset("{name}")')
@@ -453,11 +458,15 @@ def imagine_command(arguments: Sequence[str]) -> int:
     run = _open(options)
 
     from polygrad_jax.analysis import reports
+    from polygrad_jax.envs.collector import EnvStepError
 
     film, no_film = reports.choose_film(run, options.film, out)
     shown = min(options.shown, options.trajectories)
     print(reports.title(run))
-    print(*reports.report_imagination(run, out, options.trajectories, options.seed, film, shown), sep="\n")
+    try:
+        print(*reports.report_imagination(run, out, options.trajectories, options.seed, film, shown), sep="\n")
+    except EnvStepError as error:
+        return _say(error, FAILED)
     if no_film:
         print(no_film)
     return 0
