@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -71,12 +72,13 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
     """
     acting = jax.device_put(run.acting, jax.local_devices(backend="cpu")[0])
     given = (run.config.env, run.agent, make_decide(run.agent), acting, episodes, seed)
+    longest = _longest_episode(run)
     if video is None:
-        results = evaluate_policy(*given)
+        results = evaluate_policy(*given, most_steps=longest)
     else:
         films.require_rendering(run.config.env)
         with films.film(video, films.frames_per_second_of(run.config.env)) as on_frame:
-            results = evaluate_policy(*given, on_frame)
+            results = evaluate_policy(*given, on_frame, most_steps=longest)
     row: dict[str, Any] = {"env_steps": run.env_steps, "which": run.which, "seed": seed, "episodes": episodes}
     for name in ("return", "length", "distance"):
         values = getattr(results, f"{name}s")
@@ -84,6 +86,19 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
         row[f"{name}_mean"] = float(values.mean()) if known else None
         row[f"{name}_std"] = float(values.std()) if known else None
     return row
+
+
+def _longest_episode(run: OpenedRun) -> int:
+    """Return the steps of the longest stored episode, by which a task without a time limit is known to end; else 0."""
+    with contextlib.closing(tasks.make(run.config.env)) as env:
+        if env.time_limit is not None:
+            return 0
+    try:
+        t = run.transitions
+    except ConfigError:  # parameters alone were kept of the run; that an episode is cut is said
+        return 0
+    ends = np.flatnonzero(t.terminals | t.truncations)
+    return int(np.diff(ends, prepend=-1).max(initial=0))
 
 
 def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | None = None) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from importlib.machinery import PathFinder
+from inspect import getattr_static
 
 import gymnasium as gym
 import numpy as np
@@ -54,7 +55,8 @@ def gymnasium_id(config: EnvConfig) -> str:
     near = difflib.get_close_matches(config.name, allowed, n=4, cutoff=0.5)
     hint = f"; near: {', '.join(near)}" if near else ""
     named = ", ".join(NAMED_TASKS)
-    raise ConfigError(f"env.name is {config.name!r}; allowed is one of {named} or an installed Gymnasium id{hint}")
+    ids = "an installed Gymnasium id (module:id imports the module that registers it)"
+    raise ConfigError(f"env.name is {config.name!r}; allowed is one of {named} or {ids}{hint}")
 
 
 def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
@@ -170,7 +172,7 @@ def check_spaces(what: str, env: gym.Env) -> None:
     Raises:
         ConfigError: names ``what``, the space, and what is allowed.
     """
-    observations, actions = (getattr(env, f"{name}_space", None) for name in ("observation", "action"))
+    observations, actions = _space_of(env, "observation_space"), _space_of(env, "action_space")
     if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1 or 0 in observations.shape:
         allowed = "a Box of numbers of shape (O,), O above 0, e.g. by gymnasium.wrappers.FlattenObservation"
         raise ConfigError(f"{what}: observation space is {_one_line(observations)}; allowed is {allowed}")
@@ -184,6 +186,13 @@ def check_spaces(what: str, env: gym.Env) -> None:
         raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed are finite bounds only")
     if np.any(actions.low > actions.high):
         raise ConfigError(f"{what}: action space is {_one_line(actions)}; allowed are lower bounds up to the upper")
+
+
+def _space_of(env: gym.Env, name: str) -> object:
+    try:
+        return getattr(env, name, None)
+    except Exception as error:  # a property that the task cannot answer yet
+        return f"not known ({type(error).__name__}: {error})"
 
 
 def _check_no_running_statistics(env: gym.Env, name: str) -> None:
@@ -204,8 +213,8 @@ def _check_no_running_statistics(env: gym.Env, name: str) -> None:
 
 
 def _is_running_statistic(value: object) -> bool:
-    numbers = [getattr(value, name, None) for name in ("mean", "var", "count")]
-    return callable(getattr(value, "update", None)) and not any(n is None or callable(n) for n in numbers)
+    mean, var, count, update = (getattr_static(value, name, None) for name in ("mean", "var", "count", "update"))
+    return callable(update) and not any(number is None or callable(number) for number in (mean, var, count))
 
 
 def _one_line(thing: object) -> str:

@@ -18,6 +18,7 @@ from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
+from polygrad_jax.runs.console import announce
 from polygrad_jax.training.train_state import Counters, TrainState
 from polygrad_jax.types import Agent, Array, Params, Transitions
 
@@ -142,13 +143,14 @@ class Collecting:
         """Take one step's environment steps under the Gaussian policy; actions are stored as sampled."""
         length = self.config.loop.env_steps_per_policy_update
         noise = exploration_noise(self.config.seed, self.at.env_steps, (length, self.spec.action_size))
-        chunk = self.new_chunk(length)
+        chunk, steps_before = self.new_chunk(length), self.collector.steps_of_episode
         for row in range(length):
             draw = (self.config.seed, self.at.env_steps)
             mean, std, memory = self.decide(acting, self.memory, self.collector.observation[None], draw)
             action = mean + std * noise[row]
             ended = self.take_step(chunk, action[0])
             self.memory = None if ended else self.agent.remember(memory, action)
+        self._warn_of_no_end(steps_before)
         return self.record(chunk)
 
     def prefill(
@@ -172,11 +174,13 @@ class Collecting:
                 raise KeyboardInterrupt
             action = uniform_action(self.config.seed, at.env_steps, self.spec.action_size)
             ended = self.take_step(chunk, tasks.raw_of(action, self.config.env.actions))
-            self._require_an_end()
+            self._require_an_end(max(UNENDED_STEPS, UNENDED_PREFILLS * loop.prefill_env_steps))
             if chunk.length == INSERT_CHUNK:
                 state, chunk = insert(state, self.record(chunk)), self.new_chunk(INSERT_CHUNK)
         at.prefill_env_steps = at.env_steps
         if at.env_steps >= loop.total_env_steps:
+            if not ended:
+                self._require_an_end(0)
             took = f"{at.env_steps}, which the prefill took in whole episodes"
             unended = f"the prefill takes in whole episodes; one has not ended at step {at.env_steps}"
             raise ConfigError(
@@ -184,13 +188,22 @@ class Collecting:
             )
         return insert(state, self.record(chunk)) if chunk.length else state
 
-    def _require_an_end(self) -> None:
+    def _require_an_end(self, longest: int) -> None:
+        """Refuse a task without a time limit whose open episode has more than ``longest`` steps."""
         steps, task = self.collector.steps_of_episode, self.collector.env
-        longest = max(UNENDED_STEPS, UNENDED_PREFILLS * self.config.loop.prefill_env_steps)
         if task.time_limit is None and steps > longest:
             raise ConfigError(
                 f"env.name {task.name}: an episode of random actions has not ended after {steps:,} steps, and the task "
                 "has no time limit; allowed: one with a limit, gymnasium.register(..., max_episode_steps=1000)"
+            )
+
+    def _warn_of_no_end(self, steps_before: int) -> None:
+        """Say once of an episode that has become long that nothing of it is learnt from before it ends."""
+        task = self.collector.env
+        if task.time_limit is None and steps_before < UNENDED_STEPS <= self.collector.steps_of_episode:
+            announce(
+                f"warning: an episode of {task.name} has not ended after {UNENDED_STEPS:,} steps; nothing of it is "
+                "learnt from before its end, and the task has no time limit (max_episode_steps)"
             )
 
     def refill(

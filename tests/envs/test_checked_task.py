@@ -155,6 +155,14 @@ def test_what_flatten_observation_makes_is_taken():
     assert [step.observation.tolist() for step in steps] == [[1, 0, 0, 0], [0, 1, 0, 0]]
 
 
+def test_spaces_that_a_task_cannot_tell_are_refused():
+    def unknown(self):
+        raise RuntimeError("not before\nreset")
+
+    refused_alike(bring(observation_space=property(unknown)), ConfigError, "observation space is", "not before reset")
+    refused_alike(bring(action_space=property(unknown)), ConfigError, "action space is", "not before reset")
+
+
 # --- rescaling -------------------------------------------------------------------------------------------------------
 
 

@@ -214,14 +214,15 @@ def walk(length=10**9, **register):
 
 def test_a_task_that_nothing_ends_is_refused_long_before_its_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(collecting, "UNENDED_STEPS", 700)
-    for name, prefill, message in (
-        (walk(), 50, "an episode of random actions has not ended after 701 steps"),
-        (walk(), 100, "has not ended after 1,001 steps"),  # ten prefills
-        (walk(800), 50, "has not ended after 701 steps"),
-        (walk(800), 100, None),  # it ends itself
-        (walk(max_episode_steps=1_500), 50, None),
+    for name, prefill, total, message in (
+        (walk(), 50, 100_000, "an episode of random actions has not ended after 701 steps"),
+        (walk(), 100, 100_000, "has not ended after 1,001 steps"),  # ten prefills
+        (walk(), 51, 300, "has not ended after 300 steps"),
+        (walk(800), 50, 100_000, "has not ended after 701 steps"),
+        (walk(800), 100, 100_000, None),  # it ends itself
+        (walk(max_episode_steps=1_500), 50, 100_000, None),
     ):
-        config = small(name, prefill_env_steps=prefill, total_env_steps=100_000)
+        config = small(name, prefill_env_steps=prefill, total_env_steps=total)
         run = loop.begin(config, tmp_path / f"{name}-{prefill}")
         warned = "has no time limit (max_episode_steps): an episode is learnt from once" in capsys.readouterr().err
         assert warned == (run.collecting.collector.env.time_limit is None)
@@ -230,6 +231,18 @@ def test_a_task_that_nothing_ends_is_refused_long_before_its_budget(tmp_path, mo
         else:
             with pytest.raises(ConfigError, match=f"env.name {name}: .*{message}, .*; allowed: .*max_episode_steps"):
                 run.collecting.prefill(None, lambda state, chunk: state)
+        run.close()
+
+
+def test_an_episode_that_a_policy_does_not_end_is_warned_of_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collecting, "UNENDED_STEPS", 41)
+    for name, warnings in ((walk(), 1), (walk(30), 0), (walk(max_episode_steps=90), 0)):
+        run = loop.begin(small(name), tmp_path / name)
+        act = lambda params, memory, raw_obs, draw: (raw_obs, raw_obs, None)  # noqa: E731
+        run.collecting.decide, run.collecting.agent = act, SimpleNamespace(remember=lambda *_: None)
+        for _ in range(20):  # of four steps
+            run.collecting.collect(None)
+        assert capsys.readouterr().err.count("has not ended after 41 steps; nothing of it is learnt from") == warnings
         run.close()
 
 
