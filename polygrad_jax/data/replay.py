@@ -167,7 +167,8 @@ def sample_contexts(state: ReplayState, key: Array, batch: int, length: int = 1)
     """Draw first states of windows as `sample` does, each with the steps before: ``Segment [B, length]``.
 
     With length 1 these are the paper's initial states. Where fewer than ``length`` steps of the episode are stored, the
-    first stored step is repeated in front with action and reward 0; ``observed`` is False for the repeated steps.
+    first stored step is repeated in front with action, reward and terminal 0; ``observed`` is False for the repeated
+    steps.
     """
     return _read_contexts(state, _draw_starts(state, key, batch), length)
 
@@ -185,7 +186,7 @@ def _read_contexts(state: ReplayState, last: Array, length: int) -> Segment:
         observations=state.observations[slots],
         actions=jnp.where(observed[..., None], state.actions[slots], jnp.float32(0.0)),
         rewards=jnp.where(observed, state.rewards[slots], jnp.float32(0.0)),
-        terminals=state.terminals[slots],
+        terminals=jnp.where(observed, state.terminals[slots], jnp.float32(0.0)),
         rows=rows,
         observed=observed,
     )
@@ -238,7 +239,10 @@ def _account(books: _Bookkeeping, row: Transitions, oldest: Array, horizon: int)
     ended = terminal | (row.valid & (row.truncations > 0))
     # A terminated episode of length L has starts 0 .. L - 2 and its windows are padded past the end; a truncated
     # one has starts 0 .. L - H: what came after its last state is not known.
-    new_starts = jnp.maximum(jnp.where(terminal, length - 1, length - horizon + 1), 0)
+    # DEVIATION from the official code, which has no window of an episode that ends at its first step: such an end is
+    # then never learnt, and never imagined. Here that one step begins a window, which is padded like the others.
+    of_ended = jnp.maximum(length - 1, 1)
+    new_starts = jnp.maximum(jnp.where(terminal, of_ended, length - horizon + 1), 0)
     new_starts = jnp.where(ended, new_starts, 0)
     # Of an episode as long as the ring, the first starts are gone before they were ever counted.
     first_row = total - length

@@ -33,7 +33,7 @@ class Oracle:
         oldest = len(self.rows) - self.capacity
         found = []
         for begin, end, terminated in self.episodes:
-            last = end - 2 if terminated else end - self.horizon
+            last = max(end - 2, begin) if terminated else end - self.horizon
             found += [start for start in range(begin, last + 1) if start >= oldest]
         return found
 
@@ -178,6 +178,43 @@ def test_padding_by_hand():
     assert got.actions[0, :, 0].tolist() == [-2, -3, -3, -3, -3, -3]
     assert got.rewards[0].tolist() == [1, 1, 0, 0, 0, 0]
     assert got.terminals[0].tolist() == [0, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, CHUNK])
+@pytest.mark.parametrize("horizon", [2, 6])
+def test_an_episode_that_ends_at_its_first_step_is_a_window(horizon, chunk):
+    """Starts of episodes of 1, 3 and 1 that end, one of 1 that a limit cuts, and one of 1: rows 0, 1, 2, 4 and 6.
+
+    The window of row 0 is that row repeated, with its reward once.
+    """
+    rows = episode(1, "terminal") + episode(3, "terminal", 10.0) + episode(1, "terminal", 20.0)
+    rows += episode(1, "truncated", 30.0) + episode(1, "terminal", 40.0)
+    state = filled(rows, 20, horizon, chunk)
+    assert live_starts(state).tolist() == [0, 1, 2, 4, 6]
+    for start in (0, 4, 6):
+        got = read_windows(state, jnp.asarray([start], jnp.int32), horizon)
+        assert got.rows[0].tolist() == [start] * horizon
+        assert got.rewards[0].tolist() == [1.0] + [0.0] * (horizon - 1)
+        assert got.terminals[0].tolist() == [1.0] * horizon
+
+
+@pytest.mark.parametrize("history", [1, 4])
+def test_what_pads_the_front_has_not_ended(history):
+    """Before an episode of one step stands nothing that happened: no terminal, no reward, no action, not observed.
+
+    Of an episode of two steps the same; there the first step has not ended either way.
+    """
+    for rows in (episode(1, "terminal", 5.0), episode(2, "terminal", 5.0)):
+        state = filled(rows, 20, 6)
+        with_history = replay.sample(state, jax.random.key(0), 3, 6, history=history)
+        contexts = sample_contexts(state, jax.random.key(0), 3, history + 1)
+        for got, last in ((with_history, -6), (contexts, -1)):
+            before = jax.tree.map(lambda x, last=last: np.asarray(x)[:, :last], got)
+            assert not before.observed.any() and not before.terminals.any() and not before.rewards.any()
+            assert (before.observations == 5.0).all()
+        drawn = replay.draw_padded_actions(state, jax.random.key(1), with_history)
+        real = slice(0, history + 1)  # the history, and the step that was taken
+        np.testing.assert_array_equal(drawn.actions[:, real], with_history.actions[:, real])
 
 
 def test_truncation_is_never_terminal_nor_padded():
