@@ -126,17 +126,34 @@ def replay_for(window: int) -> replays.ReplayState:
     return jax.jit(replays.add, static_argnums=2)(replays.init(SPEC, 256, window), rows, window)
 
 
-def batch_for(model: WorldModel, seed: int) -> Segment:
+@functools.cache
+def replay_of_first_ends(window: int) -> replays.ReplayState:
+    """64 episodes that end at their first step."""
+    rng, count = np.random.default_rng(1), 64
+    rows = Transitions(
+        observations=rng.standard_normal((count, O)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (count, A)).astype(np.float32),
+        rewards=np.ones(count, np.float32),
+        terminals=np.ones(count, np.float32),
+        truncations=np.zeros(count, np.float32),
+        valid=np.ones(count, bool),
+    )
+    replay = jax.jit(replays.add, static_argnums=2)(replays.init(SPEC, 256, window), rows, window)
+    assert int(replays.num_windows(replay)) == count  # of none, a draw is meaningless
+    return replay
+
+
+def batch_for(model: WorldModel, seed: int, replay_of=replay_for) -> Segment:
     """A training batch as the loop draws it."""
     window = model.window or H
     sample = jax.jit(replays.sample, static_argnums=(2, 3, 4, 5, 6))
-    return sample(replay_for(window), jax.random.key(seed), model.batch_size or B, window, 0, 1, model.history)
+    return sample(replay_of(window), jax.random.key(seed), model.batch_size or B, window, 0, 1, model.history)
 
 
-def contexts_for(model: WorldModel, seed: int) -> Segment:
+def contexts_for(model: WorldModel, seed: int, replay_of=replay_for) -> Segment:
     """Contexts as the loop draws them."""
     draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
-    return draw(replay_for(model.window or H), jax.random.key(seed), B, model.context_length)
+    return draw(replay_of(model.window or H), jax.random.key(seed), B, model.context_length)
 
 
 def same_shapes(a, b) -> bool:

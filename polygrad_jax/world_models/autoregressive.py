@@ -46,8 +46,8 @@ def single_steps(windows: Segment, key: Array) -> Segment:
     """``[B, 2]`` to ``[B, 2]``: B of the transitions that the windows hold, each as the beginning of a window.
 
     DEVIATION from the official code, whose windows never begin with a terminal step, so that a one-step model cannot
-    learn when episodes end. Here a second step that ended its episode joins the first steps, padded as the replay pads,
-    and every transition of an episode is drawn with the same probability.
+    learn when episodes end. Here a second step that ended its episode joins the first steps, padded as the replay pads
+    (as it pads an episode of one step), and every transition of an episode is drawn with the same probability.
     """
     batch = windows.terminals.shape[0]
     padded = jax.tree.map(lambda x: x[:, [1, 1]], windows)

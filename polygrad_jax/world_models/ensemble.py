@@ -42,7 +42,8 @@ from polygrad_jax.world_models.terminal_classifier import happened
 
 WINDOW = 2
 """States per training window: one whole transition each, drawn uniformly as MBPO does; longer ones would fill a batch
-with neighbours. The second state's reward and terminal are learnt from too: no window begins with an episode's end."""
+with neighbours. The second state's reward and terminal are learnt from too: no window begins with an episode's end,
+unless the episode ends at its first step."""
 HELDOUT_SHARE = 0.1
 """Share of all transitions that never train."""
 HELDOUT_DECAY = 0.99

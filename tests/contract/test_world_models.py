@@ -10,7 +10,7 @@ import tiny
 import traced
 from tiny import A, B, H, O
 
-from polygrad_jax.types import Prediction, Segment
+from polygrad_jax.types import MeanStd, Prediction, Segment
 from polygrad_jax.world_models.model_table import SIMULATOR
 
 LEARNING = tuple(name for name in tiny.EVERY_MODEL if name != SIMULATOR)
@@ -96,6 +96,27 @@ def test_terminals_are_absorbing(tried):
     assert set(np.unique(terminals)) == {0.0, 1.0}
     assert np.all(np.diff(terminals, axis=1) >= 0)
     assert np.any(np.diff(terminals, axis=1) > 0), "no trajectory ended on its way"
+
+
+def test_ends_at_the_first_step_are_learnt(tried):
+    """Where every episode ends at its first step, that is what is imagined; an untrained model imagines fewer ends."""
+    if tried.name == SIMULATOR:
+        pytest.skip("the simulator learns nothing")
+
+    # An output of 0 is no end: what is untrained says small numbers.
+    normaliser = tiny.NORMALISER.replace(terminals=MeanStd(jnp.full(1, 0.1), jnp.full(1, 0.3)))
+
+    def share_of_first_ends(state) -> float:
+        contexts = tiny.contexts_for(tried.model, 7, tiny.replay_of_first_ends)
+        given = (tiny.policy(0.5).params, contexts, normaliser, jax.random.key(7))
+        return float(np.mean(tried._imagine(state, *given)[0].terminals[:, 0]))
+
+    state = tried.state
+    for k in range(60):
+        batch = tiny.batch_for(tried.model, k, tiny.replay_of_first_ends)
+        state, _ = tried.update(state, batch, normaliser, jax.random.key(k))
+    assert tiny.all_finite(state)
+    assert share_of_first_ends(state) >= 0.9 > share_of_first_ends(tried.state)
 
 
 def test_nothing_is_rewarded_behind_an_end(tried):
