@@ -109,12 +109,3 @@ def _padded(rows: np.ndarray) -> np.ndarray:
     padded = np.zeros((CHUNK, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return padded
-
-
-def require_windows(replay: replays.ReplayState, horizon: int) -> None:
-    """Raise ConfigError where the replay holds no window to learn from."""
-    if int(replays.num_windows(replay)) == 0:
-        raise ConfigError(
-            f"no episode is long enough for a window of horizon {horizon}; allowed: an episode of at least {horizon} "
-            "transitions, or a terminated one of at least 2"
-        )

@@ -115,6 +115,25 @@ def num_windows(state: ReplayState) -> Array:
     return state.tail - state.head
 
 
+def uncovered(state: ReplayState, horizon: int) -> tuple[Array, Array]:
+    """Count the stored transitions of finished episodes that no window holds, and all of them: ``[] int32`` each.
+
+    ``horizon`` is the one given to `add`. The work is O(C): for reports, not for every step.
+    """
+    capacity = state.rewards.shape[0]
+    stored = jnp.minimum(state.total, capacity)
+    positions = state.head + jnp.arange(capacity, dtype=jnp.int32)
+    starts = state.starts[positions % capacity]
+    ends_at = state.terminals[starts % capacity] > 0
+    ends_behind = state.terminals[(starts + 1) % capacity] > 0
+    # The windows of an episode start one behind the other: each adds its first transition, the last one also the rest.
+    rest = jnp.where(ends_at, 1, jnp.where(ends_behind, 2, horizon)).astype(jnp.int32)
+    another = (positions + 1 < state.tail) & (jnp.roll(starts, -1) == starts + 1)
+    covered = jnp.where(positions < state.tail, jnp.where(another, 1, rest), 0).sum(dtype=jnp.int32)
+    finished = jnp.maximum(stored - state.open_length, 0)
+    return finished - covered, finished
+
+
 def sample(
     state: ReplayState, key: Array, batch: int, horizon: int, recent: int = 0, recent_windows: int = 1, history: int = 0
 ) -> Segment:

@@ -25,7 +25,7 @@ from polygrad_jax.agents.agent_table import make_policy_apply
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.recordings import Episode, replay_of, require_windows, transitions_of
+from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.prediction_error import simulator_errors
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
@@ -34,7 +34,7 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
-from polygrad_jax.training.loop import crossed
+from polygrad_jax.training.loop import crossed, require_windows, say_uncovered, uncovered_share, window_of
 from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
 from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, WorldModel
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model
@@ -71,10 +71,10 @@ def fit(
     """
     if updates < 1:
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
-    window = world_model.window or config.horizon
+    window = window_of(config, world_model)
     rows = transitions_of(episodes)
     rows = rows.replace(actions=tasks.raw_of(rows.actions, config.env.actions))
-    replay = replay_of(rows, window)
+    replay = replay_of(rows, window.states)
     require_windows(replay, window)
     normaliser = normalisers.to_normaliser(replay.moments)
     init_key, update_key = jax.random.split(key)
@@ -327,9 +327,11 @@ class Training:
         data = data.executed_as(config.env.actions)
         judged_from = None if judged_from is None else judged_from.executed_as(config.env.actions)
         self.model = make_world_model(config, data.spec)
-        window = self.model.window or config.horizon
-        self.replay = data.replay(window)
+        window = window_of(config, self.model)
+        self.replay = data.replay(window.states)
         require_windows(self.replay, window)
+        say_uncovered(self.replay, window)
+        self.uncovered = uncovered_share(self.replay, window)
         self.normaliser = jax.jit(normalisers.to_normaliser)(self.replay.moments)
         judged = schedule.early_stopping or data.why_not_judged() is None
         self.judge = Judge(judged_from or data, config, self.model, schedule.contexts) if judged else None
@@ -481,7 +483,8 @@ class Training:
         self.sums, self.summed = {}, 0
         times = {n.removesuffix("_seconds"): x for n, x in dataclasses.asdict(self.at).items() if "_seconds" in n}
         clock = {f"seconds/{name}": value for name, value in times.items()}
-        self.metrics.write(self.at.updates, row | clock | {"fit/updates_per_second": 1.0 / seconds_per_update})
+        rate = {"fit/updates_per_second": 1.0 / seconds_per_update}
+        self.metrics.write(self.at.updates, row | clock | rate | self.uncovered)
         return row
 
     def _check_finite(self, state: Any) -> None:

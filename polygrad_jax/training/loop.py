@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError
+from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import has_simulator_state
@@ -106,6 +106,11 @@ class Run:
     interval: Interval = field(default_factory=Interval)
 
     @property
+    def window(self) -> Window:
+        """What a training window is."""
+        return window_of(self.config, self.world_model)
+
+    @property
     def at(self) -> Counters:
         """Where the run is."""
         return self.collecting.at
@@ -146,10 +151,11 @@ def train(config: Config, folder: Path | str) -> Result:
             restored = restore(run, state, insert)
             if restored is None:
                 state = run.collecting.prefill(state, insert, lambda: stop.requested)
-                require_windows(run, state)
+                require_windows(state.replay, run.window)
                 save(run, state)
             else:
                 state = restored
+            say_uncovered(state.replay, run.window)
             return learn(run, steps, programs, state, stop)
     finally:
         run.close()
@@ -176,6 +182,7 @@ def begin(config: Config, folder: Path) -> Run:
             f"warning: {collector.env.name} has no time limit (max_episode_steps): an episode is learnt from once the "
             f"task itself has ended it, and evaluation cuts one after {MOST_STEPS:,} steps"
         )
+    say_short_limit(collector.env.time_limit, window_of(config, world_model))
     lock = run_folder.lock()
     run_folder.record(config, environment)
     transitions = TransitionLog(folder / "replay")
@@ -185,22 +192,89 @@ def begin(config: Config, folder: Path) -> Run:
     return Run(lock, config, spec, folder, world_model, agent, collecting, checkpoints, metrics)
 
 
-def require_windows(run: Run, state: TrainState) -> None:
+# --- training windows ------------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """How many states a training window has, and the field that says so."""
+
+    states: int
+    field: str | None = "horizon"  # None where the world model alone says it
+    beyond: int = 0  # states of a window beyond the field's value
+
+    def __str__(self) -> str:
+        said = "" if self.field is None else f" ({self.field} {self.states - self.beyond})"
+        return f"a training window of {self.states} states{said}"
+
+    def at_most(self, steps: int) -> str:
+        """Say what makes a window fit ``steps`` steps of an episode."""
+        if self.field is None:
+            return f"a world model with windows of at most {steps} states"
+        return f"{self.field} of at most {steps - self.beyond}"
+
+
+WINDOW_FIELDS = {"transformer": ("transformer.context_length", 1), "dreamer": ("dreamer.window", 0)}
+"""By world model, where the horizon does not say how long a window is: the field, and ``Window.beyond``."""
+
+
+def window_of(config: Config, world_model: WorldModel) -> Window:
+    """Return the training window of a world model."""
+    if world_model.window is None:
+        return Window(config.horizon)
+    return Window(world_model.window, *WINDOW_FIELDS.get(config.world_model, (None, 0)))
+
+
+def say_short_limit(limit: int | None, window: Window) -> None:
+    """Say that nothing is learnt from episodes that a time limit of ``limit`` steps cuts off, where that is so."""
+    if limit is not None and limit < window.states:
+        announce(
+            f"warning: the task's time limit is {limit} steps: an episode that it cuts off is shorter than {window} "
+            f"and nothing is learnt from it; {_what_helps(limit, window)}"
+        )
+
+
+def say_uncovered(replay: replays.ReplayState, window: Window) -> None:
+    """Say how many stored transitions are in no window, where there are any."""
+    outside, stored = map(int, _uncovered(replay, window.states))
+    if outside:
+        announce(f"warning: {outside:,} of {stored:,} stored transitions are in no training window ({window})")
+
+
+def uncovered_share(replay: replays.ReplayState, window: Window) -> dict[str, float]:
+    """Return the share of the stored transitions that are in no window, under its name as a metric."""
+    outside, stored = map(int, _uncovered(replay, window.states))
+    return {"replay/uncovered_share": outside / max(stored, 1)}
+
+
+_uncovered = jax.jit(replays.uncovered, static_argnums=1)
+
+
+def require_windows(replay: replays.ReplayState, window: Window) -> None:
     """Refuse to learn where the replay holds nothing to learn from.
 
     Raises:
-      ConfigError: no stored stretch of steps is as long as the horizon.
+      ConfigError: no stored stretch of steps is a window.
     """
-    if int(replays.num_windows(state.replay)) == 0:
-        horizon, longest = run.config.horizon, run.at.longest_episode
-        allowed, episodes = "a larger loop.replay_capacity or loop.prefill_env_steps", ""
-        if 0 < longest < (run.world_model.window or horizon):
-            allowed = f"a horizon of {longest} or less" if longest > 1 else "a task with longer episodes"
-            episodes = f" (the longest episode has {longest})"
-        raise ConfigError(
-            f"horizon is {horizon}, and none of the {run.at.env_steps} stored steps begins a window of that length"
-            f"{episodes}; allowed: {allowed}"
-        )
+    if int(replays.num_windows(replay)) > 0:
+        return
+    capacity, total = replay.rewards.shape[0], int(replay.total)
+    slots = np.arange(max(total - capacity, 0), total - int(replay.open_length)) % capacity
+    lengths = np.asarray(replay.steps)[slots] + 1
+    longest = int(lengths.max(initial=0))
+    if longest == 0 or longest >= window.states or np.asarray(replay.terminals)[slots].any():
+        why = "the episode that has not ended has overwritten the others"
+        remedy = f"allowed: loop.replay_capacity of more than {capacity}"
+    else:
+        why = f"the longest episode was cut off after {longest} step{'s' if longest > 1 else ''}"
+        remedy = _what_helps(longest, window)
+    raise ConfigError(f"none of the {min(total, capacity)} stored transitions is in {window}: {why}; {remedy}")
+
+
+def _what_helps(steps: int, window: Window) -> str:
+    """Say what makes windows of episodes of ``steps`` steps that were cut off."""
+    if steps < 2:  # the state behind a step is not stored
+        return "allowed: a task whose episodes go on for 2 steps or more, or end by themselves (terminated)"
+    return f"allowed: {window.at_most(steps)}, or a longer time limit"
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------
@@ -286,7 +360,11 @@ def restore(
     run.collecting.transitions.truncate(env_steps)
     run.metrics.truncate(env_steps)
     refilled = run.collecting.refill(state, insert, env_steps)
-    for counter in ("total", "head", "tail", "open_length"):
+    counters = ("total", "head", "tail", "open_length")
+    more = int(refilled.replay.tail) - int(saved.replay.tail)
+    if more > 0 and more == first_ends(run.collecting.transitions.load(env_steps)):
+        counters = ("total", "open_length")  # saved by a version in which these episodes had no window
+    for counter in counters:
         have, want = int(getattr(refilled.replay, counter)), int(getattr(saved.replay, counter))
         if have != want:
             raise TransitionLogError(
@@ -295,6 +373,13 @@ def restore(
             )
     run.collecting.restore(host["collecting"])
     return with_rows(saved, refilled)
+
+
+def first_ends(transitions: TransitionRecord) -> int:
+    """Count the episodes that ended at their first step."""
+    ended = transitions.terminals | transitions.truncations
+    begins = np.concatenate([[True], ended[:-1]])
+    return int((transitions.terminals & begins).sum())
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -418,10 +503,11 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
                 for every in (loop.eval_every_env_steps, loop.log_every_env_steps, loop.checkpoint_every_env_steps)
             )
             if evaluate_now or log_now or save_now:
-                require_windows(run, state)  # a small replay may have lost what it had
+                require_windows(state.replay, run.window)  # a small replay may have lost what it had
                 check_finite(finite(state), FINITE_STATES, at.env_steps, folder)
             looks = evaluate(run, state, imagine_from_replay) if evaluate_now else {}
             if log_now or evaluate_now:
+                looks |= uncovered_share(state.replay, run.window)
                 seconds = time.perf_counter() - session_began
                 row = log_row(run, looks, (at.env_steps - session_first_step) / seconds)
                 progress.update(at.env_steps, at.last_return, row.get("guidance/delta"), row.get("guidance/sigma"))

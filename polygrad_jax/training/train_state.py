@@ -74,7 +74,7 @@ def without_rows(state: TrainState) -> TrainState:
 
 def with_rows(saved: TrainState, refilled: TrainState) -> TrainState:
     """Return a saved state with the rows of the replay that was filled again from the transition log."""
-    names = ("observations", "actions", "rewards", "terminals", "steps", "starts")
+    names = ("observations", "actions", "rewards", "terminals", "steps", "starts", "head", "tail")
     rows = {name: getattr(refilled.replay, name) for name in names}
     return saved.replace(replay=saved.replay.replace(**rows))
 

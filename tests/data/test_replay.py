@@ -37,6 +37,12 @@ class Oracle:
             found += [start for start in range(begin, last + 1) if start >= oldest]
         return found
 
+    def uncovered(self) -> tuple[int, int]:
+        oldest = len(self.rows) - self.capacity
+        stored = {row for begin, end, _ in self.episodes for row in range(begin, end) if row >= oldest}
+        covered = {row for start in self.starts() for row in self.window(start)["rows"]}
+        return len(stored - covered), len(stored)
+
     def window(self, start: int) -> dict:
         end = next(end for begin, end, _ in self.episodes if begin <= start < end)
         rows = [min(start + k, end - 1) for k in range(self.horizon)]
@@ -92,6 +98,7 @@ def sample(state, key, batch, horizon):
     return replay.sample(state, key, batch, horizon)
 
 
+uncovered = jax.jit(replay.uncovered, static_argnums=1)
 read_windows = jax.jit(replay._read_windows, static_argnums=2)
 sample_contexts = jax.jit(replay.sample_contexts, static_argnums=(2, 3))
 
@@ -135,11 +142,27 @@ def test_windows_equal_the_oracle(capacity, horizon, longest, chunk):
         np.testing.assert_array_equal(live_starts(state), expected)
         assert int(replay.num_windows(state)) == len(expected)
         assert int(state.total) == done
+        assert tuple(map(int, uncovered(state, horizon))) == oracle.uncovered()
         if expected:
             start = int(rng.choice(expected))
             got, want = read_windows(state, jnp.asarray([start], jnp.int32), horizon), oracle.window(start)
             for name, value in want.items():
                 np.testing.assert_array_equal(np.asarray(getattr(got, name))[0], np.asarray(value, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([(8, "truncated")] * 3, (24, 24)),  # a limit below the horizon of 10: no window at all
+        ([(8, "truncated"), (3, "terminal"), (1, "terminal"), (1, "truncated")], (9, 13)),
+        ([(12, "truncated"), (9, "truncated")], (9, 21)),
+        ([(12, "truncated"), (9, "none")], (0, 12)),  # the unfinished episode does not count
+        ([(9, "none")], (0, 0)),
+    ],
+)
+def test_what_no_window_covers_by_hand(rows, expected):
+    state = filled([row for length, end in rows for row in episode(length, end)], 40, 10)
+    assert tuple(map(int, uncovered(state, 10))) == expected
 
 
 def test_sampled_windows_are_whole():

@@ -28,7 +28,7 @@ PAIRS = [
     ("dreamer", "dreamer"),
 ]
 WITH_PASSES = {"a2c.search": False, "a2c.learning_rates": "constant", "a2c.minibatches": 2, "a2c.clip_ratio": 0.2}
-OF_THE_HOST = ("error", "env_steps", "memory", "fit")
+OF_THE_HOST = ("error", "env_steps", "memory", "fit", "replay")
 
 
 def page() -> dict[str, str]:
