@@ -132,10 +132,10 @@ def summary(folder: Path, command: str, code: int) -> list[grid.Row]:
     environment = json.loads((folder / "environment.json").read_text())
     env = json.loads((folder / "config.json").read_text())["env"]
     seconds = last_metrics(folder)
-    means = {
-        name: float(np.mean([float(r[name]) for r in rows])) if rows and rows[0].get(name) else float("nan")
-        for name in ("return_mean", "distance_mean", "length_mean")
-    }
+    names = ("return_mean", "distance_mean", "length_mean")
+    # A cell is empty where the number was not finite or is not known: the mean is not either.
+    cells = {name: [float(r.get(name) or "nan") for r in rows] for name in names}
+    means = {name: float(np.mean(values)) if values else float("nan") for name, values in cells.items()}
     row = {
         "env_name": gymnasium_id(EnvConfig(name=env["name"], version=env["version"])),
         "env_steps": rows[-1]["env_steps"] if rows else 0,

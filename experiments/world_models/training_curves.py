@@ -82,10 +82,10 @@ def gather(options: argparse.Namespace) -> None:
 
 
 def least_so_far(rows: list[dict[str, str]]) -> tuple[list[float], np.ndarray]:
-    """Return ``(seconds, errors)`` of one training, each error the least until then."""
+    """Return ``(seconds, errors)`` of one training, each error the least until then of those that are numbers."""
     rows = sorted(rows, key=lambda r: float(r["training_seconds"]))
-    errors = np.array([float(r["five_step_error"]) for r in rows])
-    return [float(r["training_seconds"]) for r in rows], np.minimum.accumulate(errors)
+    errors = np.array([float(r["five_step_error"] or "nan") for r in rows])
+    return [float(r["training_seconds"]) for r in rows], np.fmin.accumulate(errors)
 
 
 def gains(rows: list[dict[str, str]]) -> dict[str, tuple[float, float]]:

@@ -53,7 +53,7 @@ class SavedRun:
         ``polygrad fit`` saves a world model alone.
 
         Raises:
-          ConfigError: nothing is saved yet, or it cannot be read.
+          ConfigError: nothing is saved yet, it cannot be read, or the best evaluation is not a finite one.
         """
         return self._stored[1]
 
@@ -138,7 +138,20 @@ def _read_best(folder: Path) -> tuple[int, dict[str, Any]]:
     tree.setdefault("world_model", {})  # the simulator's state has no arrays
     if "actor" in tree:
         tree["agent"] = {"actor": tree.pop("actor")}
+    _require_finite_evaluation(folder, env_steps)
     return env_steps, tree
+
+
+def _require_finite_evaluation(folder: Path, step: int) -> None:
+    """Refuse what was kept for an evaluation that ``eval.csv`` has no number of (earlier versions kept such)."""
+    evaluations = read_evaluations(folder)
+    steps = next(iter(evaluations.values()), np.empty(0))
+    for name in ("return_mean", "five_step_error"):
+        if name in evaluations and not np.isfinite(evaluations[name][steps == step]).all():
+            raise ConfigError(
+                f"{folder / BEST_FILE} is of step {step}, whose {name} is not finite; allowed: newest, or a run whose "
+                "evaluations are finite"
+            )
 
 
 def _at(tree: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from polygrad_jax.config import EnvConfig
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.envs.checked_task import CheckedTask
+from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
 from polygrad_jax.envs.episodes import EpisodeResults, run_episodes
 from polygrad_jax.runs.console import announce
 from polygrad_jax.training.collecting import Decide, HostMemory, on_the_host
@@ -70,13 +71,31 @@ def evaluate_policy(
 
     What a reader of the numbers must know is said aloud, once. For ``spare`` and ``most_steps`` see
     :func:`run_episodes`.
+
+    Raises:
+      EnvStepError: the environment failed, or a return is not finite.
     """
     act = mean_actions(agent, decide, params, seed)
     known = {"restart": act.restart, "spare": spare, "most_steps": most_steps}
     results = run_episodes(config, act, episodes, seed, on_frame, **known)
     for remark in results.remarks:
         _announce_once(remark)
+    bad = np.flatnonzero(~np.isfinite(results.returns))
+    if bad.size:
+        length, total = results.lengths[bad[0]], results.returns[bad[0]]
+        raise EnvStepError(
+            f"{config.name} evaluation episode {bad[0]} of {length} steps has return {total}; rewards and their sum "
+            "must be finite"
+        )
     return results
+
+
+def beats(value: float, best: float | None) -> bool:
+    """Return whether a finite value is greater than the best so far.
+
+    There may be none yet, or one that is not finite, which older versions kept.
+    """
+    return math.isfinite(value) and (best is None or not math.isfinite(best) or value > best)
 
 
 @functools.cache

@@ -34,6 +34,7 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
+from polygrad_jax.training.evaluating import beats
 from polygrad_jax.training.loop import crossed, require_windows, say_uncovered, uncovered_share, window_of
 from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
 from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, WorldModel
@@ -467,7 +468,7 @@ class Training:
             state, judged = self.judge(state, self.normaliser, first=at.judged_updates is None)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} after update {at.updates}; {self._last_good()}") from None
-        better = at.best_error is None or judged.five_step_error < at.best_error
+        better = beats(-judged.five_step_error, None if at.best_error is None else -at.best_error)
         at.judged_updates, at.judged_since_best = at.updates, 0 if better else at.judged_since_best + 1
         if better:
             at.best_error, at.best_updates = judged.five_step_error, at.updates

@@ -38,6 +38,7 @@ from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.evaluating import (
     ImagineFromReplay,
+    beats,
     evaluate_policy,
     evaluation_row,
     evaluation_seed,
@@ -408,7 +409,7 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: ImagineFromReplay
     known = {"spare": run.collecting.collector.lent, "most_steps": at.longest_episode}
     row = evaluation_row(evaluate_policy(config.env, agent, run.collecting.decide, params, episodes, seed, **known))
     at.last_return = row["return_mean"]
-    if at.best_return is None or at.last_return > at.best_return:
+    if beats(at.last_return, at.best_return):
         at.best_return = at.last_return
         export_npz(run.folder / "best.npz", learnt(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row)

@@ -51,6 +51,23 @@ def test_a_world_model_alone_and_a_best_evaluation(tmp_path):
     np.testing.assert_array_equal(best.arrays["agent"]["actor"]["w"], np.ones(2))
 
 
+@pytest.mark.parametrize("judged", ["return_mean", "five_step_error"])
+def test_a_best_evaluation_that_is_not_finite_is_refused(tmp_path, judged):
+    """Earlier versions kept the first evaluation whatever it was. The newest checkpoint is not concerned."""
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
+    log = MetricsLog(tmp_path, say=lambda line: None)
+    for step, value in ((9, float("nan")), (20, 1.0)):
+        log.write_evaluation(step, {judged: value, "length_mean": 3.0})
+    log.close()
+    for step, good in ((9, False), (20, True), (30, True)):  # 30: its row is gone
+        export_npz(tmp_path / "best.npz", {"moments": {"m": np.zeros(1)}, "env_steps": step})
+        if good:
+            assert read_saved(tmp_path, "best").env_steps == step
+        else:
+            with pytest.raises(ConfigError, match=f"best.npz is of step 9, whose {judged} is not finite; allowed"):
+                _ = read_saved(tmp_path, "best").arrays
+
+
 def test_evaluations_and_rows_are_columns_and_todays_names(tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
     log = MetricsLog(tmp_path)

@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import flax.struct
 import jax
@@ -30,7 +31,7 @@ from polygrad_jax.runs.console import Progress
 from polygrad_jax.runs.metrics_log import event_files, read_rows
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.training import fitting, loop
-from polygrad_jax.training.fitting import Judge, Progressing, Schedule, Training
+from polygrad_jax.training.fitting import Judge, Judged, Progressing, Schedule, Training
 from polygrad_jax.training.step import NonFiniteError
 from polygrad_jax.types import Segment, WorldModel
 from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
@@ -97,6 +98,7 @@ def config_of(data, name):
     return configs.override(data.collector, {"world_model": name, "model_training.batch_size": 16})
 
 
+NAN, INF = float("nan"), float("inf")
 SCHEDULE = Schedule(updates=60, evaluate_every_updates=20, log_every_updates=10, contexts=40)
 
 
@@ -280,6 +282,30 @@ def test_it_stops_when_the_error_gets_no_better(data, tmp_path):
     outcome = trained(data, tmp_path / "run", name="still", patience=2, updates=10_000)
     assert (outcome.why, outcome.at.updates, outcome.at.best_updates) == ("early stopping", 60, 20)
     assert newest(tmp_path / "run")[0] == 60
+
+
+@pytest.mark.parametrize(
+    ("errors", "best", "since"),
+    [([2.0, NAN, 1.0, 3.0], [1, 3], 1), ([NAN, INF, 4.0], [3], 0), ([3.0, NAN, NAN], [1], 2)],
+)
+@pytest.mark.parametrize("before", [None, NAN])
+def test_only_a_finite_error_is_the_least(errors, best, since, before, tmp_path, monkeypatch):
+    """Also after a checkpoint of an older version that took NaN for it; patience counts what is not finite."""
+    kept, at = [], Progressing(best_error=before)
+    monkeypatch.setattr(fitting, "export_npz", lambda path, tree: kept.append(int(tree["updates"])))
+    for update, error in enumerate(errors, start=1):
+        at.updates = update
+        training = SimpleNamespace(
+            at=at,
+            judge=lambda state, *_, error=error, **__: (state, Judged(error, {"error/reward_mse": 0.0})),
+            normaliser=None,
+            replay=SimpleNamespace(moments={}),
+            folder=tmp_path,
+            metrics=SimpleNamespace(write_evaluation=lambda *_: None),
+        )
+        Training._look(training, {})
+    assert kept == best and at.judged_since_best == since
+    assert at.best_error == min(e for e in errors if np.isfinite(e))
 
 
 def test_seconds_are_those_of_gradient_steps(data, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The whole loop in this process: what it learns on an easy task, how it stops when learning diverges."""
 
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvSpec, override, smoke, validate
+from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvConfig, EnvSpec, override, smoke, validate
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.transition_log import TransitionLogError
+from polygrad_jax.envs.collector import EnvStepError
+from polygrad_jax.envs.episodes import EpisodeResults
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
-from polygrad_jax.training import collecting, loop
+from polygrad_jax.training import collecting, evaluating, loop
 from polygrad_jax.training.collecting import Chunk, empty_chunk
 from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
@@ -436,3 +439,51 @@ def test_the_average_of_the_policy_is_what_is_evaluated_and_kept(averaged, tmp_p
     for seen in (*evaluated, *kept):
         np.testing.assert_array_equal(seen["log_std"], np.full(2, 7.0) if averaged else learnt.actor["log_std"])
     assert len(evaluated) == len(kept) == 1
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def evaluations_of(returns, tmp_path, monkeypatch, at):
+    """Evaluate at steps 5, 6, ... with these returns; give the steps whose parameters were kept as the best."""
+    config, kept = small(), []
+    agent = make_agent(config, EnvSpec(3, 2), make_world_model(config, EnvSpec(3, 2)))
+    monkeypatch.setattr(loop, "export_npz", lambda path, tree: kept.append(int(tree["env_steps"])))
+    monkeypatch.setattr(loop, "evaluate_policy", lambda *_: None)
+    metrics, collecting = SimpleNamespace(write_evaluation=lambda *_: None), SimpleNamespace(decide=None)
+    run = SimpleNamespace(at=at, config=config, agent=agent, collecting=collecting, metrics=metrics, folder=tmp_path)
+    state = SimpleNamespace(
+        agent=SimpleNamespace(actor={}, averaged_actor=None), world_model={}, replay=SimpleNamespace(moments={})
+    )
+    for step, value in enumerate(returns, start=5):
+        monkeypatch.setattr(loop, "evaluation_row", lambda _, value=value: {"return_mean": value})
+        at.env_steps = step
+        loop.evaluate(run, state, None)
+    return kept
+
+
+@pytest.mark.parametrize("before", [None, NAN, INF, -INF])
+@pytest.mark.parametrize(
+    ("returns", "best"),
+    [
+        ([NAN, 1.0, 0.5, 2.0], [6, 8]),
+        ([1.0, NAN, 0.5, 2.0], [5, 8]),
+        ([INF, -3.0, -4.0], [6]),
+        ([-INF, NAN, INF, -3.0], [8]),
+        ([NAN, NAN], []),
+    ],
+)
+def test_only_a_finite_evaluation_is_the_best(returns, best, before, tmp_path, monkeypatch):
+    """Whatever an older version left in the counters."""
+    saved = Counters.from_json(json.loads(json.dumps(dataclasses.asdict(Counters(best_return=before)))))
+    assert evaluations_of(returns, tmp_path, monkeypatch, saved) == best
+    finite = [x for x in returns if np.isfinite(x)]
+    assert not finite or saved.best_return == max(finite)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_an_evaluation_of_rewards_that_are_not_finite_stops_in_one_line(value, monkeypatch):
+    results = EpisodeResults(np.array([1.0, value]), np.array([3, 4]), np.full(2, np.nan))
+    monkeypatch.setattr(evaluating, "run_episodes", lambda *_: results)
+    with pytest.raises(EnvStepError, match=f"evaluation episode 1 of 4 steps has return {value}; .* must be finite$"):
+        evaluating.evaluate_policy(EnvConfig("hopper"), None, None, {}, 2, 7)
