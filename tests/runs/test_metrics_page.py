@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_metrics_log import read_events
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import AGENTS, make_agent
 from polygrad_jax.config import EnvSpec
 from polygrad_jax.envs.episodes import EpisodeResults
+from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.training.collecting import empty_chunk
 from polygrad_jax.training.evaluating import evaluation_row
 from polygrad_jax.training.fitting import Progressing
@@ -93,3 +95,24 @@ def test_the_last_column_says_who_logs_it(logged):
         else:
             continue
         assert said == expected, name
+
+
+def test_no_two_names_become_one_curve(tmp_path):
+    """TensorBoard's writers replace every other character by ``_``, so that names that differ in brackets only are one.
+
+    Also as they are read back: every tag has its own number, of a scalar or of an evaluation.
+    """
+    names = [name.replace("NNN", f"{h:03d}") for name in page() for h in (range(1, 10) if "NNN" in name else (1,))]
+    tags = [f"{name} {axis}" for name in names for axis in ("(x: env steps)", "(x: updates)")]
+    assert all(re.fullmatch(r"[a-z_]+/[a-z0-9_]+", name) for name in names)
+    assert len({re.sub(r"[^-/\w.]", "_", tag).casefold() for tag in tags}) == len(tags)
+    log = MetricsLog(tmp_path)
+    evaluated = [name.removeprefix("evaluation/") for name in names if name.startswith("evaluation/")]
+    numbers = {name: float(k) for k, name in enumerate(names) if not name.startswith("evaluation/")}
+    log.write(3, numbers)
+    log.write_evaluation(3, {name: 1000.0 + k for k, name in enumerate(evaluated)})
+    log.close()
+    numbers |= {f"evaluation/{name}": 1000.0 + k for k, name in enumerate(evaluated)}
+    reader = read_events(tmp_path)
+    read = {tag: [event.value for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    assert read == {f"{name} (x: env steps)": [value] for name, value in numbers.items()}
