@@ -163,19 +163,35 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
     space. Only datasets of ours have simulator states; for others S = 0.
 
     Raises:
-      ConfigError: minari is not installed, the folder is damaged, or a space is not a flat Box (finite for actions).
+      ConfigError: minari is not installed, the folder is damaged, a space is not a flat Box (finite for actions), or
+        the episodes are not those that the metadata tell of.
     """
     minari = require_minari()
     try:
         dataset = minari.MinariDataset(Path(folder) / "data")
         low, high = _bounds(folder, dataset.observation_space, dataset.action_space)
-        parts = [_record(folder, e, low, high) for e in dataset.iterate_episodes()]
+        told, parts, moves = list(dataset.storage.get_episode_metadata(dataset.episode_indices)), [], False
+        for episode, metadata in zip(dataset.iterate_episodes(), told, strict=False):
+            _check_lengths(folder, episode, metadata, dataset.storage.FORMAT)
+            moves |= len(episode.rewards) < 2 or bool(np.any(episode.observations[1:] != episode.observations[-1]))
+            parts.append(_record(folder, episode, low, high))
     except (OSError, ValueError, KeyError, AssertionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"dataset {folder} cannot be read ({error}); allowed: a whole Minari dataset") from error
     if not parts:
         raise ConfigError(f"dataset {folder} has no episode; allowed: at least one")
+    read = len(parts), sum(len(part) for part in parts)
+    if read != (told := (len(told), dataset.total_steps)):
+        raise ConfigError(
+            f"dataset {folder} has {read[0]} episodes of {read[1]} steps, its metadata tell of {told[0]} of {told[1]}; "
+            "allowed: a whole dataset"
+        )
+    if not moves:  # Minari's collector keeps references: of an array that the task fills again, all are its last value
+        raise ConfigError(
+            f"dataset {folder}: the observations of each episode are all the same; allowed: observations that change (a "
+            "task that returns one array again and again must be collected with copies)"
+        )
     if len({part.simulator_states.shape[1] for part in parts}) != 1:
         raise ConfigError(f"dataset {folder} has simulator states in some episodes only; allowed: in all or none")
     names = TransitionRecord.__dataclass_fields__
@@ -206,6 +222,19 @@ def to_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     width = high / 2.0 - low / 2.0  # halves, because the whole may be more than a float64 holds
     above = np.asarray(actions, np.float64) / 2.0 - low / 2.0
     return np.where(width > 0, 2.0 * np.divide(above, width, out=np.full(above.shape, 0.5), where=width > 0) - 1.0, 0.0)
+
+
+def _check_lengths(folder: Path, episode: Any, metadata: dict[str, Any], data_format: str) -> None:
+    """Refuse an episode that is not as long as its metadata tell, or whose arrays differ in length."""
+    steps = int(metadata.get("total_steps", len(episode.rewards)))
+    wanted = dict.fromkeys(("rewards", "actions", "terminations", "truncations"), steps) | {"observations": steps + 1}
+    for name, length in wanted.items():
+        if (found := len(getattr(episode, name))) != length:
+            cut = "" if data_format == "hdf5" else f" (Minari cuts episodes of more than 32,767 steps in {data_format})"
+            raise ConfigError(
+                f"dataset {folder}: episode {episode.id} has {found} {name}, its metadata tell of {steps} steps{cut}; "
+                f"allowed: {length} {name}, e.g. of a dataset written as hdf5"
+            )
 
 
 def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> TransitionRecord:

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import jax
@@ -202,6 +203,7 @@ def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
         np.testing.assert_array_equal(observation.astype(np.float32), episode.observations[k + 1])
     assert ended
     metadata = dataset.storage.metadata
+    assert metadata["data_format"] == "hdf5"  # in which Minari cuts no episode
     assert metadata["final_observations"] == dataset_export.STEPPED
     assert any(line.startswith("mujoco==") for line in metadata["requirements"])
 
@@ -273,7 +275,7 @@ def test_a_dimension_of_one_value_is_read_as_0(minari, tmp_path):
     box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     bounds = gym.spaces.Box(np.array([1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
     episode = minari.data_collector.EpisodeBuffer(
-        observations=np.zeros((3, 2)),
+        observations=np.arange(6.0).reshape(3, 2),
         actions=np.array([[1.0, 1.0], [1.0, 4.0]]),
         rewards=[0.0, 1.0],
         terminations=[False, True],
@@ -283,6 +285,64 @@ def test_a_dimension_of_one_value_is_read_as_0(minari, tmp_path):
     np.testing.assert_array_equal(data.transitions.actions, [[0.0, -0.5], [0.0, 1.0]])
     statistics = to_normaliser(data.replay(2).moments).actions
     assert np.isfinite(statistics.std).all() and (np.asarray(statistics.std) > 0).all()
+
+
+class Theirs:
+    """What Minari gives of a dataset: episodes of these lengths, and what the metadata tell of them."""
+
+    def __init__(self, lengths, told=None, total=None, data_format="arrow", **changes):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space, self.env_spec = gym.spaces.Box(-1.0, 1.0, (1,), np.float64), None
+        told = lengths if told is None else told
+        self.episode_indices, self.total_steps = range(len(told)), sum(told) if total is None else total
+        metadata = [{"id": k, "total_steps": n} for k, n in enumerate(told)]
+        self.storage = SimpleNamespace(FORMAT=data_format, get_episode_metadata=lambda indices: iter(metadata))
+        self.episodes = [self.episode(k, n) | (changes if k == 0 else {}) for k, n in enumerate(lengths)]
+
+    def episode(self, k, n):
+        flags, arrays = np.zeros(n, bool), {"observations": np.arange(2.0 * (n + 1)).reshape(n + 1, 2)}
+        arrays |= {"actions": np.zeros((n, 1)), "rewards": np.zeros(n), "terminations": flags, "truncations": flags}
+        return arrays | {"id": k, "infos": None}
+
+    def iterate_episodes(self):
+        return (SimpleNamespace(**e) for e in self.episodes)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        # Of episodes of 9 and 3 steps, what reads 5 rows at a time makes episodes of 4 and 4.
+        (Theirs([4, 4], [9, 3]), r"episode 0 has 4 rewards, its metadata tell of 9 steps \(Minari cuts .* in arrow\)"),
+        (Theirs([3, 4], [3, 9], data_format="parquet"), r"episode 1 has 4 rewards, .* in parquet\); allowed: 9 rewards"),
+        (Theirs([4], [9], data_format="hdf5"), "its metadata tell of 9 steps; allowed: 9 rewards"),
+        (Theirs([9], [4]), "episode 0 has 9 rewards, its metadata tell of 4"),
+        (Theirs([3, 2], [3, 2, 4]), "has 2 episodes of 5 steps, its metadata tell of 3 of 9; allowed: a whole"),
+        (Theirs([3, 2], total=99), "has 2 episodes of 5 steps, its metadata tell of 2 of 99"),
+        (Theirs([3, 2], observations=np.zeros((3, 2))), "episode 0 has 3 observations, .* allowed: 4 observations"),
+        (Theirs([3, 2], actions=np.zeros((4, 1))), "episode 0 has 4 actions, .* allowed: 3 actions"),
+        (Theirs([3, 2], truncations=np.zeros(2, bool)), "episode 0 has 2 truncations"),
+        (Theirs([3, 2], terminations=np.array([True, False, False])), "episode 0 is empty or ends before its last"),
+        (Theirs([3], observations=np.ones((4, 2))), "the observations of each episode are all the same"),
+        (Theirs([3], observations=np.array([[0, 0], [7, 1], [7, 1], [7, 1.0]])), "each episode are all the same"),
+        (Theirs([]), "has no episode"),
+    ],
+)
+def test_a_dataset_that_does_not_add_up_is_refused_in_one_line(theirs, words, monkeypatch, tmp_path):
+    monkeypatch.setattr(minari_dataset, "require_minari", lambda: SimpleNamespace(MinariDataset=lambda path: theirs))
+    with pytest.raises(ConfigError, match=words) as refused:
+        minari_dataset.read(tmp_path)
+    assert "\n" not in str(refused.value) and "cannot be read" not in str(refused.value)
+
+
+def test_a_dataset_that_adds_up_is_read(monkeypatch, tmp_path):
+    """Also one whose episodes have a single step, and one some of whose episodes stand still."""
+    for theirs in (Theirs([3, 1, 2]), Theirs([1, 1]), Theirs([3, 2], observations=np.ones((4, 2)))):
+        fake = SimpleNamespace(MinariDataset=lambda path, theirs=theirs: theirs)
+        monkeypatch.setattr(minari_dataset, "require_minari", lambda fake=fake: fake)
+        read, task = minari_dataset.read(tmp_path)
+        assert len(read) == theirs.total_steps and task is None
+        ends = np.cumsum([len(e["rewards"]) for e in theirs.episodes]) - 1
+        assert np.flatnonzero(read.truncations).tolist() == ends.tolist()
 
 
 def test_spaces_that_are_not_flat_boxes_are_refused(minari, tmp_path):
