@@ -189,8 +189,8 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
         )
     if not moves:  # Minari's collector keeps references: of an array that the task fills again, all are its last value
         raise ConfigError(
-            f"dataset {folder}: the observations of each episode are all the same; allowed: observations that change (a "
-            "task that returns one array again and again must be collected with copies)"
+            f"dataset {folder}: the observations of each episode are all the same; allowed: observations that change "
+            "(a task that returns one array again and again must be collected with copies)"
         )
     if len({part.simulator_states.shape[1] for part in parts}) != 1:
         raise ConfigError(f"dataset {folder} has simulator states in some episodes only; allowed: in all or none")

@@ -313,7 +313,7 @@ class Theirs:
     [
         # Of episodes of 9 and 3 steps, what reads 5 rows at a time makes episodes of 4 and 4.
         (Theirs([4, 4], [9, 3]), r"episode 0 has 4 rewards, its metadata tell of 9 steps \(Minari cuts .* in arrow\)"),
-        (Theirs([3, 4], [3, 9], data_format="parquet"), r"episode 1 has 4 rewards, .* in parquet\); allowed: 9 rewards"),
+        (Theirs([3, 4], [3, 9], data_format="parquet"), r"episode 1 has 4 rewards, .* in parquet\); allowed: 9"),
         (Theirs([4], [9], data_format="hdf5"), "its metadata tell of 9 steps; allowed: 9 rewards"),
         (Theirs([9], [4]), "episode 0 has 9 rewards, its metadata tell of 4"),
         (Theirs([3, 2], [3, 2, 4]), "has 2 episodes of 5 steps, its metadata tell of 3 of 9; allowed: a whole"),
