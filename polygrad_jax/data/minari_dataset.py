@@ -221,7 +221,7 @@ def to_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
         return np.asarray(actions)
     width = high / 2.0 - low / 2.0  # halves, because the whole may be more than a float64 holds
     above = np.asarray(actions, np.float64) / 2.0 - low / 2.0
-    return np.where(width > 0, 2.0 * np.divide(above, width, out=np.full(above.shape, 0.5), where=width > 0) - 1.0, 0.0)
+    return 2.0 * np.divide(above, width, out=np.full(above.shape, 0.5), where=width > 0) - 1.0
 
 
 def _check_lengths(folder: Path, episode: Any, metadata: dict[str, Any], data_format: str) -> None:

@@ -222,8 +222,6 @@ def rescaling_to(box: gym.spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
     """
     low, high, dtype = box.low, box.high, box.dtype
     gradient, intercept = _gymnasiums_line(box)
-    if _spans_unit(box):
-        return lambda action: np.asarray(action, dtype)
     if _rescale_action_is_exact(box):  # at the bounds, and so, as rounding keeps an order, inside them
         return lambda action: (np.asarray(action, dtype) - intercept) / gradient
     # Not for equal bounds, and not for a width that the dtype does not hold.
