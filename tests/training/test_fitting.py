@@ -342,7 +342,7 @@ def test_chunks_end_where_something_is_due():
 
 
 def test_divergence_leaves_the_last_good_checkpoint(data, tmp_path):
-    with pytest.raises(NonFiniteError, match="not finite after update"):
+    with pytest.raises(NonFiniteError, match="not finite after update .*; no checkpoint was saved before"):
         trained(data, tmp_path / "run", name="wild")
     assert not (tmp_path / "run" / "best.npz").exists()
 
