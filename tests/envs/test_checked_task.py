@@ -342,22 +342,27 @@ def test_infos_that_are_no_dict_are_refused(given):
     refused_alike(bring(inform=lambda self: given), EnvStepError, "reset gave an info", "a dict")
 
 
-@pytest.mark.parametrize("limit", [{}, {"max_episode_steps": 7}])
-@pytest.mark.parametrize(
-    ("parts", "words"),
-    [
-        ({"reset": lambda self, seed=None, options=None: Brought.reset(self)[0]}, ("reset gave", "observation, info")),
-        ({"reset": lambda self, seed=None, options=None: None}, ("reset gave", "NoneType")),
-        ({"reset": lambda self, seed=None, options=None: [np.zeros(2), {}]}, ("reset gave", "list")),
-        ({"reset": lambda self: Brought.reset(self)}, ("reset failed", "'seed'")),
-        ({"reset": breaks}, ("reset failed: ZeroDivisionError: the motor is gone",)),
-        ({"step": lambda self, action: (np.zeros(2), 1.0, False, {})}, ("step gave", "terminated, truncated, info")),
-        ({"step": lambda self, action: None}, ("step",)),
-        ({"step": breaks}, ("step failed: ZeroDivisionError: the motor is gone",)),
-        ({"observe": breaks}, ("reset failed: ZeroDivisionError: the motor is gone",)),
-    ],
-    ids=lambda part: str(part)[:40],
-)
+OLD_OR_BROKEN = {
+    "reset without an info": (
+        {"reset": lambda self, seed=None, options=None: Brought.reset(self)[0]},
+        ("reset gave", "observation, info"),
+    ),
+    "reset gives None": ({"reset": lambda self, seed=None, options=None: None}, ("reset gave", "NoneType")),
+    "reset gives a list": ({"reset": lambda self, seed=None, options=None: [np.zeros(2), {}]}, ("reset gave", "list")),
+    "reset without a seed": ({"reset": lambda self: Brought.reset(self)}, ("reset failed", "'seed'")),
+    "reset breaks": ({"reset": breaks}, ("reset failed: ZeroDivisionError: the motor is gone",)),
+    "step with one end": (
+        {"step": lambda self, action: (np.zeros(2), 1.0, False, {})},
+        ("step gave", "terminated, truncated, info"),
+    ),
+    "step gives None": ({"step": lambda self, action: None}, ("step",)),
+    "step breaks": ({"step": breaks}, ("step failed: ZeroDivisionError: the motor is gone",)),
+    "observing breaks": ({"observe": breaks}, ("reset failed: ZeroDivisionError: the motor is gone",)),
+}
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_episode_steps": 7}], ids=["unlimited", "limited"])
+@pytest.mark.parametrize(("parts", "words"), OLD_OR_BROKEN.values(), ids=list(OLD_OR_BROKEN))
 def test_old_signatures_and_exceptions_are_one_line(parts, words, limit):
     """With Gymnasium's time limit around the task, it is the limit that takes the answer apart."""
     refused_alike(bring(register=limit, **parts), EnvStepError, *words)
