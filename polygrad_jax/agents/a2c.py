@@ -24,7 +24,7 @@ from polygrad_jax.agents.gae import gae
 from polygrad_jax.agents.line_search import search
 from polygrad_jax.agents.minibatches import shuffled_minibatches
 from polygrad_jax.config import A2CConfig, Config, EnvSpec
-from polygrad_jax.data.normaliser import normalise
+from polygrad_jax.data.normaliser import normalise_for_policy
 from polygrad_jax.networks.actor_critic import Actor, Critic
 from polygrad_jax.types import (
     Agent,
@@ -176,7 +176,7 @@ def _network_input(params: Params, raw_obs: Array) -> Array:
     """Standardise ``raw_obs [..., O]`` by the statistics that travel in the parameters, where there are some."""
     if "observations" not in params:
         return raw_obs
-    return normalise(raw_obs, MeanStd(**params["observations"]))
+    return normalise_for_policy(raw_obs, MeanStd(**params["observations"]))
 
 
 def update(

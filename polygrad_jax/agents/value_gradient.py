@@ -27,7 +27,7 @@ from jax import lax
 from polygrad_jax.agents import gaussian
 from polygrad_jax.agents.a2c import evaluated_actor, follow
 from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
-from polygrad_jax.data.normaliser import executed, normalise
+from polygrad_jax.data.normaliser import executed, normalise_for_policy
 from polygrad_jax.networks.state_gaussian_and_q import QFunction, StateGaussian
 from polygrad_jax.types import (
     Agent,
@@ -192,7 +192,7 @@ def make_policy_apply(
     actor = _actor(spec, config, precision, actions)
 
     def apply(params: Params, raw_obs: Array) -> tuple[Array, Array]:
-        normed_obs = normalise(raw_obs, MeanStd(**params["observations"]))
+        normed_obs = normalise_for_policy(raw_obs, MeanStd(**params["observations"]))
         location, std = actor.apply({"params": params["network"]}, normed_obs)
         return mean_of(location, actions), std
 
@@ -502,7 +502,7 @@ def q_values(
 
     The networks answer in units of the distance between the bounds.
     """
-    normed_obs = normalise(raw_obs, MeanStd(**statistics))
+    normed_obs = normalise_for_policy(raw_obs, MeanStd(**statistics))
     values = jax.vmap(lambda p: setting.critic.apply({"params": p}, normed_obs, actions))(params)
     return (bounds[1] - bounds[0]) * values
 

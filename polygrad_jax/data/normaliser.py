@@ -7,6 +7,8 @@ float32, so that a million rows lose no digits.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,23 @@ import jax.numpy as jnp
 from polygrad_jax.config import EnvSpec, Execution
 from polygrad_jax.types import Array, MeanStd, Normaliser
 
-ABSOLUTE_STD_FLOOR = 1e-6
-"""Least standard deviation of a channel, raw units (the official code's epsilon)."""
-RELATIVE_STD_FLOOR = 1e-2
-"""Least standard deviation of a channel, relative to its root mean square."""
+
+class StdFloor(NamedTuple):
+    """Least standard deviation of a channel: so much, raw units, and so much of its root mean square."""
+
+    absolute: float
+    relative: float
+
+
+IN_ANY_UNIT = StdFloor(absolute=1e-12, relative=2.0**-20)
+"""Of observations and rewards: eight times the resolution of float32, so that what rounding leaves of a constant stays
+small, and an offset or a scale changes nothing. The absolute part only keeps the division of zeros by zero defined."""
+IN_KNOWN_UNITS = StdFloor(absolute=1e-6, relative=1e-2)
+"""Of actions, which span [-1, 1], and terminals, which are 0 or 1. Actions that were always the same, as recorded ones
+may be, do not make another action enormous."""
+
+MOST_STDS = 100.0
+"""Normalised observations of a policy and its critics are clipped to this (see :func:`normalise_for_policy`)."""
 
 
 @flax.struct.dataclass
@@ -100,10 +115,10 @@ def add_row(moments: Moments, row: Array) -> Moments:
 def to_normaliser(moments: RunningMoments) -> Normaliser:
     """Return mean and population std of every channel group; the identity where there are no rows yet."""
     return Normaliser(
-        observations=_mean_std(moments.observations),
-        actions=_mean_std(moments.actions),
-        rewards=_mean_std(moments.rewards),
-        terminals=_mean_std(moments.terminals),
+        observations=_mean_std(moments.observations, IN_ANY_UNIT),
+        actions=_mean_std(moments.actions, IN_KNOWN_UNITS),
+        rewards=_mean_std(moments.rewards, IN_ANY_UNIT),
+        terminals=_mean_std(moments.terminals, IN_KNOWN_UNITS),
     )
 
 
@@ -115,6 +130,11 @@ def normalise(x: Array, statistics: MeanStd) -> Array:
     """
     mean, std = _broadcastable(x, statistics)
     return (x - mean) / std
+
+
+def normalise_for_policy(raw_obs: Array, statistics: MeanStd) -> Array:
+    """Normalise ``[..., O]`` within MOST_STDS: a channel that has never moved may move where the policy acts."""
+    return jnp.clip(normalise(raw_obs, statistics), -MOST_STDS, MOST_STDS)
 
 
 def unnormalise(x: Array, statistics: MeanStd) -> Array:
@@ -151,14 +171,12 @@ def _add_to_pair(high: Array, low: Array, increment: Array) -> tuple[Array, Arra
     return total, error
 
 
-def _mean_std(moments: Moments) -> MeanStd:
+def _mean_std(moments: Moments, floor: StdFloor) -> MeanStd:
     variance = moments.m2 / _as_float(jnp.maximum(moments.count, 1))
     root_mean_square = jnp.sqrt(variance + jnp.square(moments.mean))
-    # DEVIATION from the official code, which divides by std + 1e-6: a reward that is always 1.0 would then turn the
-    # zero reward of padding into -1e6. With a floor relative to the root mean square it becomes -100, and a channel
-    # that varies by more than a hundredth of its size does not change.
-    floor = ABSOLUTE_STD_FLOOR + RELATIVE_STD_FLOOR * root_mean_square
-    std = jnp.maximum(jnp.sqrt(variance), floor)
+    # DEVIATION from the official code, which divides by std + 1e-6: a channel in units so small that 1e-6 is much would
+    # vanish, and what rounding leaves of a large constant would become as loud as a signal.
+    std = jnp.maximum(jnp.sqrt(variance), floor.absolute + floor.relative * root_mean_square)
     return MeanStd(mean=moments.mean, std=jnp.where(moments.count > 0, std, jnp.ones_like(std)))
 
 

@@ -20,6 +20,10 @@ Denoise = Callable[[Params, Array, Array, Array], Array]
 """``(params, normed_traj [B, H, O+2], normed_actions [B, H, A], step [B] or [1]) -> [B, H, O+2]``."""
 
 
+FAR_PADDING = 5.0
+"""Standard deviations from the mean reward beyond which the reward 0 of padding is not shown to the denoiser."""
+
+
 def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser:
     """Return the normaliser with terminals divided by ``terminal_std`` (raw units); unchanged where that is 0.
 
@@ -33,12 +37,33 @@ def with_terminal_std(normaliser: Normaliser, terminal_std: float) -> Normaliser
     return normaliser.replace(terminals=terminals)
 
 
+def padding_is_far(normaliser: Normaliser) -> Array:
+    """Return whether the reward 0 of padding lies beyond FAR_PADDING, ``[] bool``."""
+    rewards = normaliser.rewards
+    return jnp.abs(rewards.mean[0]) > FAR_PADDING * rewards.std[0]
+
+
+def behind_ends(terminals: Array) -> Array:
+    """Mark the steps ``[B, H]`` behind the first terminal."""
+    return jnp.cumsum(terminals, axis=1) > terminals
+
+
 def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
-    """Convert a raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``."""
+    """Convert a raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``.
+
+    DEVIATION from the official code where the reward 0 of padding lies far from the mean reward (:data:`FAR_PADDING`):
+    normalised it would drown all else in the loss, at -1e6 where the reward is always the same. Padding stands at the
+    mean there, 0 normalised; :func:`with_padding_rewards` writes the 0 that is known into what is imagined.
+    """
+    normed_rewards = normalise(segment.rewards[..., None], normaliser.rewards)
+    padded = behind_ends(segment.terminals)
+    if segment.observed is not None:
+        padded = padded | ~segment.observed
+    normed_rewards = jnp.where(padded[..., None] & padding_is_far(normaliser), 0.0, normed_rewards)
     normed_traj = jnp.concatenate(
         [
             normalise(segment.observations, normaliser.observations),
-            normalise(segment.rewards[..., None], normaliser.rewards),
+            normed_rewards,
             normalise(segment.terminals[..., None], normaliser.terminals),
         ],
         axis=-1,
@@ -55,6 +80,12 @@ def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) ->
         rewards=unnormalise(normed_traj[..., -2:-1], normaliser.rewards)[..., 0],
         terminals=(terminals > 0.5).astype(jnp.float32),
     )
+
+
+def with_padding_rewards(segment: Segment, normaliser: Normaliser) -> Segment:
+    """Set rewards behind the ends of an imagined segment to 0 where :func:`pack` shows none; else they are diffused."""
+    known = behind_ends(segment.terminals) & padding_is_far(normaliser)
+    return segment.replace(rewards=jnp.where(known, 0.0, segment.rewards))
 
 
 def set_initial_state(normed_traj: Array, normed_obs: Array) -> Array:

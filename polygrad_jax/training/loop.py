@@ -23,6 +23,7 @@ import numpy as np
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
+from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
@@ -57,7 +58,7 @@ from polygrad_jax.training.step import (
     make_steps,
 )
 from polygrad_jax.training.train_state import Counters, TrainState, with_rows, without_optimisers, without_rows
-from polygrad_jax.types import Agent, Transitions, WorldModel
+from polygrad_jax.types import Agent, Normaliser, Transitions, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 HISTOGRAMS = {"guidance/standardised_histogram": ("guidance/standardised_actions", np.linspace(-4.0, 4.0, 41))}
@@ -157,6 +158,7 @@ def train(config: Config, folder: Path | str) -> Result:
             else:
                 state = restored
             say_uncovered(state.replay, run.window)
+            say_units(config, normalisers.to_normaliser(state.replay.moments))
             return learn(run, steps, programs, state, stop)
     finally:
         run.close()
@@ -276,6 +278,45 @@ def _what_helps(steps: int, window: Window) -> str:
     if steps < 2:  # the state behind a step is not stored
         return "allowed: a task whose episodes go on for 2 steps or more, or end by themselves (terminated)"
     return f"allowed: {window.at_most(steps)}, or a longer time limit"
+
+
+# --- units -----------------------------------------------------------------------------------------------------------
+
+ORDINARY_SIZES = (1e-3, 200.0)
+"""Raw observations and rewards whose mean and standard deviation add up to this are learnt from as they are."""
+
+
+def read_raw(config: Config) -> dict[str, str]:
+    """Return which of observations and rewards the agent learns from in raw units, and what standardises them.
+
+    World models standardise both (Dreamer-v3 squashes them, as published).
+    """
+    scaling = "allowed: a wrapper that scales them (gymnasium.wrappers.Transform{})"
+    observations, rewards = scaling.format("Observation"), scaling.format("Reward")
+    if config.agent == "value_gradient":  # against the entropy
+        return {"rewards": rewards}
+    if config.agent == "a2c":
+        observations, rewards = "allowed: --a2c.normalise-observations", "allowed: --a2c.value-scale running"
+        standardised = {"observations": config.a2c.normalise_observations, "rewards": config.a2c.value_scale != "raw"}
+    else:
+        standardised = {}
+    remedies = {"observations": observations, "rewards": rewards}
+    return {name: remedy for name, remedy in remedies.items() if not standardised.get(name)}
+
+
+def say_units(config: Config, normaliser: Normaliser) -> None:
+    """Say where stored observations or rewards are in units in which the agent hardly learns from them."""
+    for name, remedy in read_raw(config).items():
+        statistics = jax.device_get(getattr(normaliser, name))
+        sizes = np.abs(statistics.mean) + statistics.std
+        channel = int(np.argmax(sizes))
+        nothing_yet = not statistics.mean.any() and sizes[channel] <= normalisers.IN_ANY_UNIT.absolute
+        if not (nothing_yet or ORDINARY_SIZES[0] <= sizes[channel] <= ORDINARY_SIZES[1]):
+            mean, std = statistics.mean[channel], statistics.std[channel]
+            announce(
+                f"warning: {name} are around {mean:.3g} with a standard deviation of {std:.3g}, and the agent "
+                f"{config.agent} reads them in raw units, in which it may hardly learn; {remedy}"
+            )
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from polygrad_jax.diffusion.denoising_loss import (
     draw_steps_and_noise,
     pack,
     unpack,
+    with_padding_rewards,
     with_terminal_std,
 )
 from polygrad_jax.diffusion.guidance import (
@@ -232,7 +233,7 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
             # DEVIATION from the official code, whose imagined terminals may return to 0: imagined terminals are
             # absorbing. What follows an end has weight 0 either way, but counts where advantages are standardised.
             terminals = jax.lax.cummax(segment.terminals, axis=1)
-        segment = segment.replace(terminals=terminals)
+        segment = with_padding_rewards(segment.replace(terminals=terminals), normaliser)
 
         # The last state only bootstraps: its action is not trained on and does not count here either.
         gaussian = Gaussian(*policy(segment.observations[:, :-1]))

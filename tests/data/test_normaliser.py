@@ -10,7 +10,7 @@ from polygrad_jax.data import normaliser
 from polygrad_jax.envs import tasks
 from polygrad_jax.types import MeanStd
 
-MILLION = 1_000_000
+MILLION, EPS = 1_000_000, 2.0**-23
 
 
 def empty(size: int) -> normaliser.Moments:
@@ -21,19 +21,20 @@ def from_rows(rows: jax.Array) -> normaliser.Moments:
     return jax.lax.scan(lambda m, row: (normaliser.add_row(m, row), None), empty(rows.shape[1]), rows)[0]
 
 
-def statistics(moments: normaliser.Moments) -> MeanStd:
-    spec = EnvSpec(moments.mean.shape[0], 1)
-    return normaliser.to_normaliser(normaliser.init(spec).replace(observations=moments)).observations
+def statistics(moments: normaliser.Moments, group: str = "observations") -> MeanStd:
+    empty_ones = normaliser.init(EnvSpec(moments.mean.shape[0], 1))
+    return getattr(normaliser.to_normaliser(empty_ones.replace(**{group: moments})), group)
 
 
 def hard_rows(count: int) -> np.ndarray:
-    """Channels that a naive float32 sum loses: far from zero, drifting, rare, and plain."""
+    """Channels that a naive float32 sum loses: far from zero, very far, drifting, rare, and plain."""
     rng = np.random.default_rng(0)
     far = 1000.0 + rng.normal(size=count)
+    very_far = 1e4 + 0.1 * rng.normal(size=count)
     drifting = np.linspace(-50.0, 50.0, count) + rng.normal(size=count)
     rare = (rng.uniform(size=count) < 1e-3).astype(np.float64)
     plain = rng.normal(size=count)
-    return np.stack([far, drifting, rare, plain], axis=1).astype(np.float32)
+    return np.stack([far, very_far, drifting, rare, plain], axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize(("how", "by_hand"), [("clipped", [-1, -0.5, 0, 1]), ("squashed", np.tanh([-40, -0.5, 0, 3]))])
@@ -62,22 +63,21 @@ def test_a_million_rows_lose_nothing(episode_length):
         def merge_episode(total, episode):
             return normaliser.merge_moments(total, from_rows(episode)), None
 
-        moments = jax.jit(lambda e: jax.lax.scan(merge_episode, empty(4), e)[0])(episodes)
+        moments = jax.jit(lambda e: jax.lax.scan(merge_episode, empty(5), e)[0])(episodes)
     exact = rows.astype(np.float64)
     assert int(moments.count) == MILLION
     got = statistics(moments)
     # The mean is known to one float32 rounding of the channel's size.
     size = np.abs(exact.mean(0)) + exact.std(0)
     np.testing.assert_array_less(np.abs(np.asarray(got.mean, np.float64) - exact.mean(0)), 1.2e-7 * size)
-    # The floor is 1 % of the root mean square: it rules the far channel (std 1 of 1000), so compare m2 itself.
-    np.testing.assert_allclose(np.sqrt(moments.m2 / MILLION), exact.std(0), rtol=2e-6)
+    np.testing.assert_allclose(got.std, exact.std(0), rtol=2e-6)
 
 
 def test_one_by_one_equals_merged():
     rows = hard_rows(1000)
     together = from_rows(rows)
     merged = normaliser.merge_moments(from_rows(rows[:1]), from_rows(rows[1:]))
-    merged = normaliser.merge_moments(merged, empty(4))
+    merged = normaliser.merge_moments(merged, empty(5))
     size = np.abs(rows.mean(0)) + rows.std(0)
     np.testing.assert_array_less(np.abs(np.asarray(merged.mean) - np.asarray(together.mean)), 1.2e-7 * size)
     np.testing.assert_allclose(merged.m2, together.m2, rtol=1e-6)
@@ -98,14 +98,55 @@ def test_by_hand():
     np.testing.assert_allclose(statistics(moments).std, [np.sqrt(14 / 3)], rtol=1e-6)
 
 
-def test_constant_channels():
-    # Channel 0 is always 1: floor 1e-6 + 0.01 * 1, so the padding's 0 becomes -1 / 0.010001 = -99.99, not -1e6.
-    # Channel 1 is always 0: 0 stays 0.
-    got = statistics(from_rows(jnp.tile(jnp.asarray([[1.0, 0.0]]), (50, 1))))
+OFFSETS, SCALES = (0.0, 1.0, -300.0, 3e3, 1e4), (1e-7, 1e-6, 1e-3, 1.0, 1e3, 1e6)
+
+
+@pytest.mark.parametrize("group", ["observations", "rewards"])
+def test_no_offset_and_no_scale_changes_what_is_normalised(group):
+    """One series in every unit, a channel each: the same numbers up to what float32 keeps of them, there and back."""
+    rng = np.random.default_rng(0)
+    series = np.cumsum(rng.normal(size=500)) * 0.1
+    series = (series - series.mean()) / series.std()
+    units = [(offset, scale) for offset in OFFSETS for scale in SCALES]
+    raw = np.stack([scale * (series + offset) for offset, scale in units], axis=1).astype(np.float32)
+    got = statistics(from_rows(raw), group)
+    normed = normaliser.normalise(raw, got)
+    for k, (offset, scale) in enumerate(units):
+        resolution = 2 * EPS * (abs(offset) + 4.0)  # of raw numbers and of their mean, in units of the std
+        np.testing.assert_allclose(normed[:, k], series, rtol=1e-5, atol=resolution, err_msg=f"{offset} {scale}")
+        back = normaliser.unnormalise(normed, got)[:, k]
+        np.testing.assert_allclose(back, raw[:, k], rtol=1e-5, atol=resolution * scale)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -300.0, 3e7, 1e-7])
+@pytest.mark.parametrize("group", ["observations", "rewards"])
+def test_what_rounding_leaves_of_a_constant_stays_small(group, constant):
+    """A constant is 0 normalised; with noise of one unit in the last place less than a fifth of a standard deviation."""
+    clean = np.full(200, constant, np.float32)
+    noisy = np.where(np.arange(200) % 2 > 0, clean, np.nextafter(clean, np.float32(np.inf), dtype=np.float32))
+    noisy = clean if constant == 0 else noisy  # next to 0 is a number that is flushed to 0
+    raw = np.stack([clean, noisy], axis=1)
+    got = statistics(from_rows(raw), group)
+    normed = np.asarray(normaliser.normalise(raw, got))
+    assert np.all(normed[:, 0] == 0) and np.abs(normed[:, 1]).max() < 0.2
+    np.testing.assert_allclose(normaliser.unnormalise(normed, got), raw, rtol=EPS)
+
+
+@pytest.mark.parametrize("group", ["actions", "terminals"])
+def test_units_that_are_known_keep_a_floor_of_a_hundredth(group):
+    """Always 1: the floor is 1e-6 + 0.01 * 1, so another action, 0, is -1 / 0.010001 = -99.99, not -1e6."""
+    got = statistics(from_rows(jnp.tile(jnp.asarray([[1.0, 0.0]]), (50, 1))), group)
     np.testing.assert_allclose(got.std, [0.010001, 1e-6], rtol=1e-5)
-    normed_padding = normaliser.normalise(jnp.zeros((3, 2)), got)
-    np.testing.assert_allclose(normed_padding, np.tile([[-99.990001, 0.0]], (3, 1)), rtol=1e-5)
-    assert np.all(np.asarray(normaliser.normalise(jnp.asarray([1.0, 0.0]), got)) == 0)
+    np.testing.assert_allclose(normaliser.normalise(jnp.zeros((3, 2)), got), [[-99.990001, 0.0]] * 3, rtol=1e-5)
+
+
+def test_a_channel_that_never_moved_does_not_overwhelm_a_policy():
+    got = statistics(from_rows(jnp.tile(jnp.asarray([[1.0, 0.0, 5.0]]), (50, 1))))
+    seen = normaliser.normalise_for_policy(jnp.asarray([[1.5, -1e-3, 5.0]]), got)
+    assert seen.tolist() == [[100.0, -100.0, 0.0]]
+    x = jnp.asarray([[-99.0, 3.0]])
+    ones = MeanStd(jnp.zeros(2), jnp.ones(2))
+    np.testing.assert_array_equal(normaliser.normalise_for_policy(x, ones), normaliser.normalise(x, ones))
 
 
 def test_the_floor_leaves_ordinary_channels_alone():

@@ -23,6 +23,7 @@ from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, ev
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
 from polygrad_jax.training.step import compile_learn, make_model_update, make_steps
 from polygrad_jax.training.train_state import Counters
+from polygrad_jax.types import MeanStd, Normaliser
 from polygrad_jax.world_models.model_table import make_world_model
 
 POLE = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
@@ -257,6 +258,35 @@ def test_a_short_time_limit_is_said_at_the_start_and_counted(limit, lines, tmp_p
     assert outside == pytest.approx(lost / begin)
     if lines:
         assert f"{lost:,} of {begin:,} stored transitions are in no training window" in said and 0 < lost < begin
+
+
+OBSERVATIONS, REWARDS = "normalise-observations", "value-scale running"
+
+
+def statistics_of(mean, std):
+    return MeanStd(np.array([0.0, mean], np.float32), np.array([1e-12, std], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "observations", "rewards", "said"),
+    [
+        ({}, (0.0, 1.0), (1.0, 0.5), []),
+        ({}, (300.0, 1.0), (1.0, 0.5), [OBSERVATIONS]),
+        ({}, (0.0, 1e6), (-1e4, 0.5), [OBSERVATIONS, REWARDS]),
+        ({}, (1e-6, 1e-6), (0.0, 1e-7), [OBSERVATIONS, REWARDS]),
+        ({}, (0.0, 1.0), (0.0, 1e-12), []),  # no reward yet
+        ({"a2c.normalise_observations": True}, (300.0, 1.0), (1e3, 1.0), [REWARDS]),
+        ({"a2c.normalise_observations": True, "a2c.value_scale": "running"}, (300.0, 1.0), (1e3, 1.0), []),
+        ({"agent": "value_gradient"}, (300.0, 1.0), (0.0, 1e-5), ["TransformReward"]),
+        ({"agent": "dreamer", "world_model": "dreamer"}, (300.0, 1.0), (1.0, 1.0), ["TransformObservation"]),
+    ],
+)
+def test_units_that_an_agent_reads_raw_and_hardly_learns_in_are_said(fields, observations, rewards, said, capsys):
+    one = MeanStd(np.zeros(1), np.ones(1))
+    rewards = MeanStd(*(np.array([x], np.float32) for x in rewards))
+    loop.say_units(override(small(), fields), Normaliser(statistics_of(*observations), one, rewards, one))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) and all(word in line for word, line in zip(said, lines, strict=True)), lines
 
 
 def test_a_run_saved_before_first_ends_were_windows_resumes(tmp_path):
