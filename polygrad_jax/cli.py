@@ -187,7 +187,7 @@ def _check_task(config: Config) -> EnvSpec:
 
     env = tasks.make(config.env)
     if config.world_model == "simulator":
-        mujoco_state.require_state(env)
+        mujoco_state.require_simulator_states(config.env, "world_model is simulator; ")
     spec = tasks.spec_of(env)
     env.close()
     return spec

@@ -64,7 +64,7 @@ class Truth(NamedTuple):
 
 
 def truth_of(run: OpenedRun, config: Config, rows: np.ndarray) -> Truth:
-    states, policy = run.transitions.simulator_states[rows], run.agent.policy(run.agent_state)
+    states, policy = run.simulator_states_at(rows), run.agent.policy(run.agent_state)
     segments = tuple(gradient_error.played(config.env, states, policy, config.horizon, seed) for seed in (1, 2))
     learnt = tuple(gradient_error.learning(run.agent_state, s, run.config.a2c, run.spec) for s in segments)
     return Truth(rows, segments, learnt)
@@ -93,7 +93,7 @@ def imagined(run: OpenedRun, setting: Setting, state: Any, normaliser: Normalise
 def measure(run: OpenedRun, setting: Setting, state: Any, normaliser: Normaliser, truth: Truth) -> dict[str, float]:
     """Return the columns of one setting."""
     segment = imagined(run, setting, state, normaliser, truth.rows)
-    replayed = gradient_error.replayed(run.config.env, run.transitions.simulator_states[truth.rows], segment)
+    replayed = gradient_error.replayed(run.config.env, run.simulator_states_at(truth.rows), segment)
     ours, opened = (gradient_error.learning(run.agent_state, s, run.config.a2c, run.spec) for s in (segment, replayed))
     first, second = truth.learnt
     mean, std = jax.device_get(run.agent.policy(run.agent_state)(jnp.asarray(segment.observations)))

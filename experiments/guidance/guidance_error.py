@@ -126,7 +126,7 @@ def measure(
 
     means = mean_at(segment.observations)
     z = standardised_actions(segment.actions, means, np.broadcast_to(std, means.shape))
-    simulator_states, steps = run.transitions.simulator_states[rows], segment.actions.shape[1] - 1
+    simulator_states, steps = run.simulator_states_at(rows), segment.actions.shape[1] - 1
     closed, acted, *_ = close_loop(
         run.config.env, simulator_states, lambda k, raw_obs: mean_at(raw_obs) + std * z[:, k], steps
     )

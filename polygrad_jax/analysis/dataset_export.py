@@ -19,6 +19,7 @@ from polygrad_jax.data.minari_dataset import RecordedEpisode
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, EnvRestartError
+from polygrad_jax.envs.prediction_error import stored_difference, stored_steps, why_not_replayed
 from polygrad_jax.runs.checkpoints import npz_bytes
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import POLICY_FILE
@@ -32,7 +33,7 @@ DESCRIPTION = (
 )
 
 STEPPED = "the last step of each episode was taken again from the simulator's state: exact"
-INEXACT = "the last step of each episode was taken again from the simulator's state; its rewards are not those stored"
+ROUNDED = "the last step of each episode was taken again from the simulator's state: right to rounding (other hardware)"
 FROM_SEEDS = "each episode was gone through again from its seed: exact"
 REPEATED = "the last observation of each episode is repeated: what its last step led to is not known"
 
@@ -54,20 +55,18 @@ def episode_bounds(t: TransitionRecord) -> list[tuple[int, int]]:
 
 
 def ends_of(t: TransitionRecord, config: Config) -> Ends:
-    """Where MuJoCo's states are stored, by taking the last steps again; elsewhere by going through whole episodes."""
-    last = np.array([end - 1 for _, end in episode_bounds(t)])
-    if t.simulator_states.shape[1] == 0:
+    """Where simulator states are the task's, by taking the last steps again; elsewhere by going through whole episodes.
+    """
+    reason = why_not_replayed(config.env, t)
+    if reason is None:
+        last = np.array([end - 1 for _, end in episode_bounds(t)])
+        reason = stored_difference(config.env, t.simulator_states[last], stored_steps(t, last))
+    if reason is not None:
+        announce(f"{mujoco_state.no_simulator_states(config.env, reason)}; the dataset has none")
         return _ends_from_seeds(t, config)
     after = mujoco_state.step_copies(config.env, t.simulator_states[last], t.actions[last])
-    same = np.array_equal(after.rewards.astype(np.float32), t.rewards[last])
-    if not (same and np.array_equal(after.terminals, t.terminals[last])):
-        worst = np.abs(after.rewards - t.rewards[last]).max()
-        announce(
-            f"warning: final observations are not exact: rewards of the steps taken again differ by up to {worst:.3g} "
-            "(another version of MuJoCo or Gymnasium than the run's)"
-        )
-        return Ends(after.observations.astype(np.float32), after.states, INEXACT)
-    return Ends(after.observations.astype(np.float32), after.states, STEPPED)
+    exact = np.array_equal(after.rewards.astype(np.float32), t.rewards[last])
+    return Ends(after.observations.astype(np.float32), after.states, STEPPED if exact else ROUNDED)
 
 
 def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
@@ -77,7 +76,10 @@ def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
             executed = tasks.executed(t.actions[first : end - 1], config.env.actions)
             before = t.observations[end - 1]
             collector.restore({"episode_index": index, "executed_actions": executed, "observation": before})
-            found.append(collector.step(t.actions[end - 1]).next_observation)
+            step = collector.step(t.actions[end - 1])
+            if (np.float32(step.reward), step.terminal) != (t.rewards[end - 1], t.terminals[end - 1]):
+                raise EnvRestartError(f"the last step of episode {index} gave another reward or end than was stored")
+            found.append(step.next_observation)
     except EnvRestartError as error:
         announce(f"warning: final observations are repeated ones: {error}")
         found = [t.observations[end - 1] for _, end in episode_bounds(t)]
@@ -88,9 +90,13 @@ def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
 
 
 def recorded_episodes(t: TransitionRecord, ends: Ends, how: Execution) -> Iterator[RecordedEpisode]:
-    """The episodes with what they led to; one within which the recording stops counts as truncated."""
+    """The episodes with what they led to; one within which the recording stops counts as truncated.
+
+    They have simulator states where ``ends`` has.
+    """
     for number, (first, end) in enumerate(episode_bounds(t)):
         part = t[first:end]
+        states = part.simulator_states[:, : ends.simulator_states.shape[1]]
         yield RecordedEpisode(
             observations=np.concatenate([part.observations, ends.observations[number][None]]),
             actions=tasks.executed(part.actions, how),
@@ -98,7 +104,7 @@ def recorded_episodes(t: TransitionRecord, ends: Ends, how: Execution) -> Iterat
             rewards=part.rewards,
             terminated=bool(part.terminals[-1]),
             truncated=not part.terminals[-1],
-            simulator_states=np.concatenate([part.simulator_states, ends.simulator_states[number][None]]),
+            simulator_states=np.concatenate([states, ends.simulator_states[number][None]]),
         )
 
 

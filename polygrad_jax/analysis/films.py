@@ -18,8 +18,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import tasks
-from polygrad_jax.envs.checked_task import CheckedTask
-from polygrad_jax.envs.mujoco_state import has_simulator_state, set_state
+from polygrad_jax.envs.mujoco_state import is_mujoco, observation_of, set_state
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
 
 FILM_FORMATS = {".mp4": "FFMPEG", ".gif": "GIF"}
@@ -73,7 +72,7 @@ def require_rendering(config: EnvConfig) -> None:
       ConfigError: the environment cannot be rendered here; one line.
     """
     env = tasks.make(config)
-    needs_gl = has_simulator_state(env)
+    needs_gl = is_mujoco(env)
     env.close()
     backend = choose_backend() if needs_gl else None
     with _quiet_destructors():
@@ -151,12 +150,12 @@ def frames_per_second_of(config: EnvConfig) -> float:
 
 
 def observation_holds(env: gym.Env) -> str | None:
-    """How the observation ``[O]`` of a MuJoCo environment (reset once) is made of the simulator's state.
+    """How the observation ``[O]`` of a MuJoCo task (reset once), wrappers included, is made of the simulator's state.
 
     ``pose`` for qpos then qvel, ``pose but x`` for the same without qpos[0], None for anything else. Found by asking
     the environment at a few states, velocities compared up to the +-10 at which some tasks clip them.
     """
-    if not has_simulator_state(env):
+    if not is_mujoco(env):
         return None
     base, random = env.unwrapped, np.random.default_rng(0)
     nq, nv = base.model.nq, base.model.nv
@@ -165,9 +164,10 @@ def observation_holds(env: gym.Env) -> str | None:
     if nq != nv or skipped not in (0, 1):  # a free joint has a quaternion, which an imagined one would not keep unit
         return None
     for _ in range(3):
-        qpos, qvel = base.init_qpos + random.normal(0, 0.1, nq), random.normal(0, 1.0, nv)
-        base.set_state(qpos, qvel)
-        if not np.allclose(base._get_obs(), np.concatenate([qpos, qvel])[skipped:]):
+        qpos, qvel = base.model.qpos0 + random.normal(0, 0.1, nq), random.normal(0, 1.0, nv)
+        base.data.qpos[:], base.data.qvel[:] = qpos, qvel
+        observation, pose = observation_of(env), np.concatenate([qpos, qvel])[skipped:]
+        if observation.shape != pose.shape or not np.allclose(observation, pose):
             return None
     return "pose but x" if skipped else "pose"
 
@@ -204,8 +204,6 @@ class SideBySide:
                 f"env.name {config.name}: observations are not the simulator's positions and velocities; allowed for "
                 "the film: hopper, walker2d, halfcheetah, inverted_pendulum and their like"
             )
-        # Without the time limit: the trajectories go on past the end of an episode.
-        self._stepped = CheckedTask(self._env.unwrapped)
 
     def frames(self, raw_obs: np.ndarray, actions: np.ndarray, simulator_state: np.ndarray) -> Iterator[np.ndarray]:
         """H frames ``[height, 2 * width, 3]`` of an imagined trajectory ``[H, O]``, ``[H, A]`` from a state ``[S]``."""
@@ -221,7 +219,7 @@ class SideBySide:
         data = self._env.unwrapped.data
         poses = [data.qpos.copy()]
         for action in tasks.executed(actions[:-1], self._execution):
-            self._stepped.step(action)
+            self._env.step(action)
             poses.append(data.qpos.copy())
         return np.stack(poses)
 

@@ -26,6 +26,8 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.diffusion.sampler import draw, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs import tasks
+from polygrad_jax.envs.mujoco_state import no_simulator_states
+from polygrad_jax.envs.prediction_error import why_not_replayed
 from polygrad_jax.runs.checkpoints import export_npz, flatten_named, restored
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
@@ -33,7 +35,7 @@ from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
 from polygrad_jax.training.train_state import without_optimisers
 from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, Transitions, WorldModel
 from polygrad_jax.world_models.companion import imagining_state
-from polygrad_jax.world_models.model_table import make_world_model, make_world_model_for_agent
+from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model, make_world_model_for_agent
 from polygrad_jax.world_models.polygrad import PolyGRADState, diffused_length, given_context, make_sampler
 
 
@@ -104,18 +106,38 @@ class OpenedRun:
         )
         return replay_of(rows, self.world_model.window or self.config.horizon, self.config.loop.replay_capacity)
 
+    @functools.cached_property
+    def why_not_replayed(self) -> str | None:
+        """Why actions cannot be replayed from the simulator states of stored transitions; None where they can."""
+        return why_not_replayed(self.config.env, self.transitions)
+
     @property
     def has_simulator_states(self) -> bool:
-        """Whether the simulator's state of every transition was stored (MuJoCo)."""
-        return self.transitions.simulator_states.shape[1] > 0
+        """Whether the simulator's state of every transition was stored, and is the task's."""
+        return self.why_not_replayed is None
 
     def contexts(self, count: int, key: Array) -> Segment:
         """Draw ``count`` (B) contexts ``[B, C]`` as training does; ``rows`` index ``transitions``."""
         return replays.sample_contexts(self.replay, key, count, self.world_model.context_length)
 
     def simulator_states(self, contexts: Segment) -> np.ndarray:
-        """Look up the simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins."""
-        return self.transitions.simulator_states[np.asarray(contexts.rows)[:, -1]]
+        """Look up the simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins.
+
+        Raises:
+          ConfigError: there are none, or they are not the task's.
+        """
+        return self.simulator_states_at(np.asarray(contexts.rows)[:, -1])
+
+    def simulator_states_at(self, rows: np.ndarray) -> np.ndarray:
+        """Look up the simulator's states ``[B, S]`` float64 before the transitions ``rows [B]``.
+
+        Raises:
+          ConfigError: there are none, or they are not the task's.
+        """
+        if self.why_not_replayed is not None:
+            line = no_simulator_states(self.config.env, self.why_not_replayed)
+            raise ConfigError(f"run folder {self.folder}: {line}; allowed: a run with simulator states")
+        return self.transitions.simulator_states[rows]
 
     def imagine(self, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
         """Imagine trajectories ``[B, H]`` from ``contexts [B, C]`` under the run's policy, raw.
@@ -153,6 +175,9 @@ def open_run(folder: Path | str, which: Which = "newest") -> OpenedRun:
     RunFolder(folder).check_has_policy()
     saved = read_saved(folder, which)
     config = saved.config
+    if config.world_model == SIMULATOR and (reason := why_not_replayed(config.env, saved.transitions)) is not None:
+        line = no_simulator_states(config.env, reason)
+        raise ConfigError(f"run folder {folder}: world_model is simulator; {line}; allowed: another world model's run")
     env = tasks.make(config.env)
     spec = tasks.spec_of(env)
     env.close()

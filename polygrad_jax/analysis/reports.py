@@ -16,7 +16,7 @@ from polygrad_jax.analysis import action_spread, figures, films
 from polygrad_jax.analysis.opened_run import OpenedRun, diffuse, export_segment, shows_diffusion
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.envs import tasks
-from polygrad_jax.envs.mujoco_state import replay_actions
+from polygrad_jax.envs.mujoco_state import no_simulator_states, replay_actions
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
 from polygrad_jax.runs.metrics_log import append_csv_row, csv_columns
 from polygrad_jax.runs.run_folder import write_text_atomically
@@ -162,8 +162,8 @@ def report_imagination(
     lines, more = _report_actions(run, out, segment)
     replayed = _replayed(run, contexts, segment)
     if replayed is None:
-        name = run.config.env.name
-        lines.append(f"{name} has no simulator state (qpos, qvel) to replay from: no error against horizon, no film")
+        line = no_simulator_states(run.config.env, run.why_not_replayed)
+        lines.append(f"{line}; no error against horizon, no film")
     else:
         more |= {"replayed_observations": replayed[0], "replayed_rewards": replayed[1]}
         lines += _report_errors(run, out, contexts, segment, replayed, imagine_key, untrained_key)
@@ -262,7 +262,7 @@ def _observation_names(run: OpenedRun) -> dict[int, str]:
     """Two observation dimensions worth looking at, by name: the first position and the first velocity in MuJoCo."""
     env = tasks.make(run.config.env)
     env.reset(seed=0)
-    base, holds = env.unwrapped, films.observation_holds(env)
+    base, holds = env.unwrapped, films.observation_holds(env) if run.has_simulator_states else None
     env.close()
     if holds is None:
         return {d: f"observation {d}" for d in range(min(2, run.spec.observation_size))}

@@ -340,3 +340,20 @@ def _read_windows(state: ReplayState, first: Array, horizon: int) -> Segment:
         terminals=state.terminals[slots],
         rows=rows,
     )
+
+
+def read_steps(state: ReplayState, rows: Array) -> tuple[Segment, Segment, Array]:
+    """Read transitions ``[B]`` of stored rows, the transitions behind them, and whether these are of the same episode.
+
+    The first two have the fields ``[B, ...]``; those behind the newest transition are meaningless.
+    """
+    capacity = state.rewards.shape[0]
+
+    def read(rows: Array) -> Segment:
+        slots = rows % capacity
+        return Segment(
+            state.observations[slots], state.actions[slots], state.rewards[slots], state.terminals[slots], rows=rows
+        )
+
+    goes_on = state.steps[(rows + 1) % capacity] == state.steps[rows % capacity] + 1
+    return read(rows), read(rows + 1), goes_on & (rows + 1 < state.total)

@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +187,12 @@ def _check_shape(name: str, array: np.ndarray, count: int, axes: int) -> None:
 
 
 def _join(records: list[TransitionRecord]) -> TransitionRecord:
+    """Put records behind one another, without simulator states unless all have states of one size.
+
+    A run may have been resumed where its task has others, or none.
+    """
+    if len({record.simulator_states.shape[1] for record in records}) > 1:
+        records = [replace(record, simulator_states=np.empty((len(record), 0))) for record in records]
     names = [field.name for field in fields(TransitionRecord)]
     return TransitionRecord(**{name: np.concatenate([getattr(record, name) for record in records]) for name in names})
 

@@ -51,7 +51,7 @@ class Step:
     reward: float
     terminal: bool  # the environment ended the episode
     truncated: bool  # the time limit ended the episode
-    simulator_state: np.ndarray | None  # [S] float64, before the step; None without MuJoCo
+    simulator_state: np.ndarray | None  # [S] float64, before the step; None where there are no simulator states
     next_observation: np.ndarray  # [O] float32 raw, after the step (never of the next episode)
     info: dict[str, Any]  # Gymnasium's
     episode: Episode | None  # of the episode that this step ended
@@ -89,7 +89,8 @@ class Collector:
         self._env = tasks.make(env_config)
         self._execution = env_config.actions
         self._run_seed = run_seed
-        self._has_state = mujoco_state.has_simulator_state(self._env)
+        self.why_no_simulator_states = mujoco_state.why_no_simulator_states(env_config, self._env)
+        """Why transitions have no simulator state; None where a restored state is the task."""
         self._begin_episode(0)
 
     @property
@@ -109,8 +110,8 @@ class Collector:
 
     @property
     def simulator_state_size(self) -> int:
-        """Return S; 0 without MuJoCo."""
-        return mujoco_state.state_size(self._env)
+        """Return S; 0 where there are no simulator states."""
+        return 0 if self.why_no_simulator_states else mujoco_state.state_size(self._env)
 
     def step(self, action: np.ndarray) -> Step:
         """Take one step with a raw action ``[A]``; reset the environment if the step ended the episode.
@@ -125,7 +126,7 @@ class Collector:
         # when it is executed, and store it as sampled, so that its density under the policy stays right.
         executed = tasks.executed(action, self._execution)
         before = self.observation
-        state = mujoco_state.read_state(self._env) if self._has_state else None
+        state = None if self.why_no_simulator_states else mujoco_state.read_state(self._env)
         reward, terminal, truncated, info = self._execute(executed)
         after = self.observation
         episode = None

@@ -1,86 +1,260 @@
 """Read and set the state of the MuJoCo simulator, and replay actions from a state exactly.
 
-Errors of imagined trajectories are measured against these replays. Host only.
+Errors of imagined trajectories are measured against these replays. A replay goes through all wrappers of the task, and
+is refused for a task that a simulator state does not determine (`why_no_simulator_states`). Host only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import tasks
-from polygrad_jax.envs.checked_task import CheckedTask
+from polygrad_jax.envs import simulator_check, tasks
 
+NOT_MUJOCO = "it is no task of Gymnasium's MuJoCo"
 STEPS_PER_THREAD = 16
 """Least copies per thread: waking a thread for fewer takes longer than stepping them."""
 
 _STEPPING = threading.Lock()
 """Held by the one caller that steps the shared copies."""
 
+_READ_BY_TASK: dict[str, tuple[str, ...]] = {
+    "hopper": (),
+    "walker2d": (),
+    "half_cheetah": (),
+    "inverted_pendulum": (),
+    "ant": ("xpos", "cfrc_ext"),
+    "reacher": ("xpos",),
+    "pusher": ("xpos",),
+}
+"""What Gymnasium's tasks read of MuJoCo's results beside qpos and qvel, before they step or for their observation.
 
-def has_simulator_state(env: gym.Env) -> bool:
-    """Return whether the environment's simulator can be read and set (Gymnasium's MuJoCo environments)."""
-    base = env.unwrapped
-    return hasattr(base, "model") and hasattr(base, "data") and hasattr(base, "_get_obs")
+MuJoCo leaves these arrays as they were a substep before qpos, so they follow from no state and are stored with it. The
+Humanoids read five such arrays, 367 numbers: too many to store for each transition."""
+
+
+# --- one simulator ---------------------------------------------------------------------------------------------------
+
+
+def is_mujoco(env: gym.Env) -> bool:
+    """Return whether the environment is a MuJoCo task of Gymnasium's kind, whose simulator can be read and set.
+
+    This says nothing about what else the task depends on: see `why_no_simulator_states`.
+    """
+    mujoco, base = sys.modules.get("mujoco"), env.unwrapped
+    if mujoco is None or not hasattr(base, "_get_obs"):
+        return False
+    model, data = getattr(base, "model", None), getattr(base, "data", None)
+    return isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)
 
 
 def state_size(env: gym.Env) -> int:
     """Return S, the length of the vectors of `read_state`; 0 where there is no simulator state."""
-    if not has_simulator_state(env):
+    if not is_mujoco(env):
         return 0
-    import mujoco
-
-    return mujoco.mj_stateSize(env.unwrapped.model, _parts())
+    simulator = _simulator(env)
+    return simulator.size + sum(array.size for array in simulator.beside)
 
 
 def read_state(env: gym.Env) -> np.ndarray:
     """Read the simulator's state ``[S]`` float64: time, qpos, qvel, actuator activations and qacc_warmstart.
 
-    The solver starts its iterations from qacc_warmstart, so without it a restart is right only to rounding.
+    The solver starts its iterations from qacc_warmstart, so without it a restart is right only to rounding. The arrays
+    that the task reads beside the state follow.
 
     Raises:
         ConfigError: the environment has no MuJoCo state.
     """
-    import mujoco
-
-    require_state(env)
-    base = env.unwrapped
+    _require_mujoco(env)
     state = np.empty(state_size(env), np.float64)
-    mujoco.mj_getState(base.model, base.data, state, _parts())
+    _get(_simulator(env), state)
     return state
 
 
 def set_state(env: gym.Env, state: np.ndarray) -> np.ndarray:
     """Set the simulator to a state ``[S]`` from `read_state`; return its observation ``[O]``, raw, float64.
 
-    The environment must have been reset once. Exact for environments whose observation and reward depend on
-    qpos and qvel before and after the step, as in the four named tasks.
+    The environment must have been reset once. Exact for environments whose observation and reward depend on nothing
+    but the state before and after the step, as in the four named tasks.
 
     Raises:
         ConfigError: the environment has no MuJoCo state.
         ValueError: the state has another length.
     """
-    import mujoco
-
-    require_state(env)
-    base = env.unwrapped
+    _require_mujoco(env)
     if state.shape != (state_size(env),):
         raise ValueError(f"simulator state has shape {state.shape}; {env} needs ({state_size(env)},)")
-    state = np.ascontiguousarray(state, np.float64)
-    mujoco.mj_setState(base.model, base.data, state, _parts())
-    mujoco.mj_forward(base.model, base.data)
+    _put_and_derive(_simulator(env), np.ascontiguousarray(state, np.float64))
+    return observation_of(env)
+
+
+def observation_of(env: gym.Env) -> np.ndarray:
+    """Return what the task shows ``[O]`` of the simulator as it is, through the wrappers that change observations."""
+    wrappers = []
+    while isinstance(env, gym.Wrapper):
+        wrappers.append(env)
+        env = env.env
+    shown = env._get_obs()
+    for wrapper in reversed(wrappers):
+        if isinstance(wrapper, gym.ObservationWrapper):
+            shown = wrapper.observation(shown)
+    return np.array(shown, np.float64)
+
+
+class _Simulator(NamedTuple):
+    """Where the numbers of a state are."""
+
+    model: Any
+    data: Any
+    size: int
+    """How many of them MuJoCo itself calls the state."""
+    beside: tuple[np.ndarray, ...]
+    """MuJoCo's arrays that the task reads beside it."""
+
+
+def _simulator(env: gym.Env) -> _Simulator:
+    import mujoco
+
+    base = env.unwrapped
+    names = _READ_BY_MODULE.get(base.__module__, ())
+    beside = tuple(getattr(base.data, name) for name in names)
+    return _Simulator(base.model, base.data, mujoco.mj_stateSize(base.model, _parts()), beside)
+
+
+def _get(simulator: _Simulator, state: np.ndarray) -> None:
+    """Write the simulator's state to ``state [S]``."""
+    import mujoco
+
+    end = simulator.size
+    mujoco.mj_getState(simulator.model, simulator.data, state[:end], _parts())
+    for array in simulator.beside:
+        begin, end = end, end + array.size
+        state[begin:end] = array.reshape(-1)
+
+
+def _put(simulator: _Simulator, state: np.ndarray) -> None:
+    """Write a state ``[S]`` to the simulator; nothing is derived from it."""
+    import mujoco
+
+    end = simulator.size
+    mujoco.mj_setState(simulator.model, simulator.data, state[:end], _parts())
+    for array in simulator.beside:
+        begin, end = end, end + array.size
+        array[:] = state[begin:end].reshape(array.shape)
+
+
+def _put_and_derive(simulator: _Simulator, state: np.ndarray) -> None:
+    """Write a state ``[S]`` to the simulator, and what follows from it."""
+    import mujoco
+
+    _put(simulator, state)
+    mujoco.mj_forward(simulator.model, simulator.data)
     # mj_forward solves for the acceleration and so overwrites the warm start.
-    mujoco.mj_setState(base.model, base.data, state, _parts())
-    # The hidden observations come last, see ``tasks.without_velocities``.
-    return np.array(base._get_obs(), np.float64)[: env.observation_space.shape[0]]
+    _put(simulator, state)
+
+
+@functools.cache
+def _parts() -> int:
+    """Return the contents of a state vector as MuJoCo's bit mask."""
+    import mujoco
+
+    return int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
+
+
+_READ_BY_MODULE = {
+    f"gymnasium.envs.mujoco.{task}_v{version}": arrays
+    for task, arrays in _READ_BY_TASK.items()
+    for version in tasks.VERSIONS
+}
+
+
+def _require_mujoco(env: gym.Env) -> None:
+    """Raise ConfigError where the environment's simulator cannot be read and set."""
+    if not is_mujoco(env):
+        name = env.spec.id if env.spec else env
+        raise ConfigError(f"env.name {name}: has no MuJoCo state to read or set; allowed are MuJoCo environments")
+
+
+# --- is a restored copy the task? ------------------------------------------------------------------------------------
+
+
+def why_no_simulator_states(env_config: EnvConfig, env: gym.Env | None = None) -> str | None:
+    """Say why simulator states do not determine a task; None where a restored copy is the task.
+
+    The task is stepped as collecting does, through all its wrappers, beside a copy that is restored to each state it
+    was in. Observation, reward, terminal and state must agree, over several episodes and an end of one. The first call
+    for a configuration steps some 1,000 times; its answer is kept.
+
+    A difference that comes later than this, or in rare episodes, is not seen here: `stored_difference` of
+    ``prediction_error.py`` looks for those.
+
+    Args:
+        env_config: which task.
+        env: the task made already, which saves making a task without MuJoCo again.
+    """
+    if env is not None and not is_mujoco(env):
+        return NOT_MUJOCO
+    return _why_unequal(env_config)
+
+
+def require_simulator_states(env_config: EnvConfig, needed_by: str = "") -> None:
+    """Raise ConfigError for a task that simulator states do not determine; ``needed_by`` begins the message."""
+    if (reason := why_no_simulator_states(env_config)) is not None:
+        line = no_simulator_states(env_config, reason)
+        raise ConfigError(f"{needed_by}{line}; allowed: a task that its MuJoCo state determines")
+
+
+def no_simulator_states(env_config: EnvConfig, reason: str) -> str:
+    """Return the line that names the task and says why it has no simulator states."""
+    return f"{tasks.gymnasium_id(env_config)}: no simulator states: {reason}"
+
+
+@functools.cache
+def _why_unequal(env_config: EnvConfig) -> str | None:
+    try:
+        with contextlib.closing(tasks.make(env_config)) as env:
+            if not is_mujoco(env):
+                return NOT_MUJOCO
+            with contextlib.closing(_make_copy(env_config)) as copy:
+                walked = simulator_check.walk(env, read_state)
+                observations, after = _restored(copy, walked)
+    except Exception as error:  # a task may allow one instance, or break where it is stepped as no task expects it
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"no copy of it can be restored and stepped ({words})"
+    expected = {
+        "reward": walked.rewards,
+        "terminal": walked.terminals,
+        "next observation": walked.next_observations,
+        "observation": walked.observations,
+        "next state": walked.next_states,
+    }
+    found = dict(zip(expected, (*after[2:], after.observations, observations, after.states), strict=True))
+    return simulator_check.first_difference(expected, found, simulator_check.EXACT)
+
+
+def _restored(copy: gym.Env, walked: simulator_check.Walk) -> tuple[np.ndarray, After]:
+    """Put a copy into every state of a walk and step it; return its observations there, and the results.
+
+    In mixed order: nothing of a step can come from the one before.
+    """
+    order = np.random.default_rng(0).permutation(len(walked.states))
+    after = _room_for(walked.states, walked.observations.shape[1])
+    _step_share(copy, walked.states, walked.actions, order, after)
+    observations = [set_state(copy, walked.states[t]) for t in order]
+    return np.stack(observations)[np.argsort(order)], after
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
 
 
 def replay_actions(
@@ -101,9 +275,10 @@ def replay_actions(
         environment called that very step terminal. The first two are float64, as the simulator's.
 
     Raises:
-        ConfigError: the environment has no MuJoCo state.
+        ConfigError: simulator states do not determine the task.
         ValueError: the shapes do not fit.
     """
+    require_simulator_states(env_config)
     env = _replay_env(env_config)
     spec = tasks.spec_of(env)
     batch, steps = actions.shape[:2]
@@ -136,7 +311,7 @@ def close_loop(
         observations ``[B, steps + 1, O]``, actions ``[B, steps, A]``, rewards and terminals ``[B, steps]``, all raw.
 
     Raises:
-        ConfigError: the environment has no MuJoCo state.
+        ConfigError: simulator states do not determine the task.
         ValueError: the states do not fit.
     """
     observations = [observations_of(env_config, states)]
@@ -157,11 +332,12 @@ def observations_of(env_config: EnvConfig, states: np.ndarray) -> np.ndarray:
     """Return the observations ``[B, O]`` float64 raw of simulator states ``[B, S]``.
 
     Raises:
-        ConfigError: the environment has no MuJoCo state.
+        ConfigError: simulator states do not determine the task.
         ValueError: the states do not fit.
     """
+    require_simulator_states(env_config)
     env = _replay_env(env_config)
-    _require_states(env, states)
+    _require_shape(env, states)
     with _STEPPING:
         return np.stack([set_state(env, state) for state in states])
 
@@ -189,22 +365,18 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
         actions: ``[B, A]`` raw.
 
     Raises:
-        ConfigError: the environment has no MuJoCo state.
+        ConfigError: simulator states do not determine the task.
         ValueError: the shapes do not fit.
     """
+    require_simulator_states(env_config)
     env = _replay_env(env_config)
     spec = tasks.spec_of(env)
-    _require_states(env, states)
+    _require_shape(env, states)
     batch = len(states)
     if actions.shape != (batch, spec.action_size):
         raise ValueError(f"actions {actions.shape} do not fit; allowed are [{batch}, {spec.action_size}]")
     executed = tasks.executed(actions, env_config.actions)
-    after = After(
-        states=np.full(states.shape, np.nan),
-        observations=np.full((batch, spec.observation_size), np.nan),
-        rewards=np.full(batch, np.nan),
-        terminals=np.zeros(batch, bool),
-    )
+    after = _room_for(states, spec.observation_size)
     shares = np.array_split(np.arange(batch), max(min(_cores(), batch // STEPS_PER_THREAD), 1))
     copies = [_replay_env(env_config, number) for number in range(len(shares))]
     with _STEPPING:
@@ -217,32 +389,37 @@ def step_copies(env_config: EnvConfig, states: np.ndarray, actions: np.ndarray) 
     return after
 
 
+def _room_for(states: np.ndarray, observation_size: int) -> After:
+    """Make room for the results of steps from ``states [B, S]``, none of them finite yet."""
+    return After(
+        states=np.full(states.shape, np.nan),
+        observations=np.full((len(states), observation_size), np.nan),
+        rewards=np.full(len(states), np.nan),
+        terminals=np.zeros(len(states), bool),
+    )
+
+
 def _step_share(env: gym.Env, states: np.ndarray, executed: np.ndarray, share: np.ndarray, after: After) -> None:
     """Step the copies ``share`` one after another in ``env`` and write the results to ``after``."""
-    import mujoco
-
-    base, parts, state = env.unwrapped, _parts(), np.empty(states.shape[1])
-    # A step of these tasks starts with the forward dynamics and before that reads nothing that is derived from qpos.
-    set_fully = not base.__module__.startswith(_NOTHING_DERIVED)
+    simulator, states = _simulator(env), np.ascontiguousarray(states, np.float64)
+    # A step of a known task reads nothing before its forward dynamics but what is stored.
+    put = _put if env.unwrapped.__module__ in _READ_BY_MODULE else _put_and_derive
     for b in share:
         if not np.isfinite(executed[b]).all():
             continue
-        state[:] = states[b]
-        if set_fully:
-            set_state(env, state)
-        else:
-            mujoco.mj_setState(base.model, base.data, state, parts)
+        put(simulator, states[b])
         after.observations[b], after.rewards[b], after.terminals[b], _, _ = env.step(executed[b])
-        mujoco.mj_getState(base.model, base.data, state, parts)
-        after.states[b] = state
+        _get(simulator, after.states[b])
 
 
-_NOTHING_DERIVED = tuple(
-    f"gymnasium.envs.mujoco.{task}_v{version}"
-    for task in ("hopper", "walker2d", "half_cheetah", "inverted_pendulum")
-    for version in tasks.VERSIONS
-)
-"""Modules of tasks whose step reads qpos and qvel only, so that it needs no forward dynamics after a state was set."""
+def stored_state_size(env_config: EnvConfig) -> int:
+    """Return S for a task, the length of its simulator states.
+
+    Raises:
+        ConfigError: simulator states do not determine the task.
+    """
+    require_simulator_states(env_config)
+    return state_size(_replay_env(env_config))
 
 
 @functools.cache
@@ -256,28 +433,17 @@ def _cores() -> int:
 
 @functools.cache
 def _replay_env(env_config: EnvConfig, number: int = 0) -> gym.Env:
-    """Make an environment for replaying, without the time limit and the check that an episode was reset."""
+    """Return copy ``number`` of the task, which is kept."""
+    return _make_copy(env_config)
+
+
+def _make_copy(env_config: EnvConfig) -> gym.Env:
+    """Make a copy of the task that can be put into any state. A time limit in it changes nothing but truncation."""
     env = tasks.make(env_config)
-    require_state(env)
     env.reset(seed=0)
-    base = env.unwrapped
-    return CheckedTask(tasks.without_velocities(base, env_config) if env_config.hide_velocities else base)
+    return env
 
 
-def _parts() -> int:
-    """Return the contents of a state vector as MuJoCo's bit mask."""
-    import mujoco
-
-    return int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
-
-
-def _require_states(env: gym.Env, states: np.ndarray) -> None:
+def _require_shape(env: gym.Env, states: np.ndarray) -> None:
     if states.ndim != 2 or states.shape[1] != state_size(env):
         raise ValueError(f"states {states.shape} do not fit; allowed are [B, {state_size(env)}]")
-
-
-def require_state(env: gym.Env) -> None:
-    """Raise ConfigError where the environment's simulator cannot be read and set."""
-    if not has_simulator_state(env):
-        name = env.spec.id if env.spec else env
-        raise ConfigError(f"env.name {name}: has no MuJoCo state to read or set; allowed are MuJoCo environments")

@@ -1,13 +1,20 @@
-"""Measure the error of imagined trajectories against MuJoCo under the same actions (paper, Appendix C.1)."""
+"""Measure the error of imagined trajectories against MuJoCo under the same actions (paper, Appendix C.1).
+
+MuJoCo from a stored state is the truth only if it does what the task did: `stored_difference` takes stored steps again.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polygrad_jax.config import EnvConfig
-from polygrad_jax.envs.mujoco_state import replay_actions
+from polygrad_jax.envs import simulator_check
+from polygrad_jax.envs.mujoco_state import replay_actions, step_copies, stored_state_size, why_no_simulator_states
+
+NEWEST_CHECKED, OTHERS_CHECKED = 64, 64
+"""Stored steps that are taken again: the newest, and others drawn from all."""
 
 
 def squared_errors(predicted: np.ndarray, replayed: np.ndarray) -> np.ndarray:
@@ -57,3 +64,77 @@ def simulator_errors(
     reward = np.square(np.asarray(segment.rewards[:, 0]) - rewards[:, 0]).mean()
     errors = {f"error/observation_mse_{h:03d}": float(error) for h, error in enumerate(by_horizon, start=1)}
     return errors | {"error/reward_mse": float(reward)}
+
+
+# --- are stored states the task's? -----------------------------------------------------------------------------------
+
+
+class StoredSteps(NamedTuple):
+    """B stored transitions, raw float32, and what was stored behind them."""
+
+    actions: Any  # [B, A] as sampled
+    rewards: Any  # [B]
+    terminals: Any  # [B] bool, or 0 and 1
+    next_observations: Any  # [B, O]
+    followed: Any  # [B] bool: whether the next observation is of the same episode
+
+
+def stored_difference(config: EnvConfig, simulator_states: np.ndarray, stored: StoredSteps) -> str | None:
+    """Take stored steps again from their simulator states ``[B, S]``; say what differs from what was stored, or None.
+
+    What a task changes late, or in rare episodes, shows here and not in `why_no_simulator_states`, as does another
+    version of MuJoCo or of the task.
+
+    Raises:
+      ConfigError: simulator states do not determine the task.
+    """
+    after = step_copies(config, simulator_states, np.asarray(stored.actions))
+    followed = np.asarray(stored.followed, bool)
+    expected = {
+        "reward": np.asarray(stored.rewards),
+        "terminal": np.asarray(stored.terminals) > 0,
+        "next observation": np.asarray(stored.next_observations)[followed],
+    }
+    found = {
+        "reward": after.rewards.astype(np.float32),
+        "terminal": after.terminals,
+        "next observation": after.observations[followed].astype(np.float32),
+    }
+    difference = simulator_check.first_difference(expected, found, simulator_check.STORED)
+    return None if difference is None else f"{difference} from what was stored"
+
+
+def why_not_replayed(config: EnvConfig, recorded: Any) -> str | None:
+    """Say why imagined actions cannot be replayed from the states of recorded transitions; None where they can.
+
+    Args:
+      recorded: T transitions with the fields of a ``TransitionRecord``.
+    """
+    stored_size = recorded.simulator_states.shape[1]
+    if (reason := why_no_simulator_states(config)) is not None:
+        return reason
+    if stored_size == 0:
+        return "none were stored"
+    if stored_size != (size := stored_state_size(config)):
+        return f"those stored have {stored_size} numbers, the task's {size}"
+    rows = _checked_rows(len(recorded.rewards))
+    return stored_difference(config, recorded.simulator_states[rows], stored_steps(recorded, rows))
+
+
+def stored_steps(recorded: Any, rows: np.ndarray) -> StoredSteps:
+    """Return some ``rows [B]`` of recorded transitions, and what follows them."""
+    behind = np.minimum(rows + 1, len(recorded.rewards) - 1)
+    ended = recorded.terminals[rows] | recorded.truncations[rows] | (behind == rows)
+    return StoredSteps(
+        actions=recorded.actions[rows],
+        rewards=recorded.rewards[rows],
+        terminals=recorded.terminals[rows],
+        next_observations=recorded.observations[behind],
+        followed=~ended,
+    )
+
+
+def _checked_rows(count: int) -> np.ndarray:
+    """Return the newest of ``count`` rows, and some of all."""
+    newest = np.arange(max(count - NEWEST_CHECKED, 0), count)
+    return np.concatenate([newest, np.random.default_rng(0).integers(0, count, OTHERS_CHECKED)])

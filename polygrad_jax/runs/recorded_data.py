@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import zlib
 from dataclasses import dataclass, fields
@@ -19,6 +20,8 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import replay_of
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import tasks
+from polygrad_jax.envs.mujoco_state import no_simulator_states
+from polygrad_jax.envs.prediction_error import why_not_replayed
 from polygrad_jax.runs.checkpoints import load_npz
 from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
 from polygrad_jax.runs.saved_run import read_saved
@@ -42,6 +45,11 @@ class RecordedData:
     """Configuration of the run that collected; None for data of other programs."""
     actor: Params | None
     """Parameters by name of that run's last policy, under which the prediction error is measured."""
+
+    @functools.cached_property
+    def _why_not_replayed(self) -> str | None:
+        reason = why_not_replayed(self.collector.env, self.transitions)
+        return None if reason is None else no_simulator_states(self.collector.env, reason)
 
     @property
     def spec(self) -> EnvSpec:
@@ -84,7 +92,7 @@ class RecordedData:
             return "it has no simulator states to replay imagined actions from"
         if self.actor is None or self.collector is None:
             return f"it has no policy of raw observations ({POLICY_FILE}, {CONFIG_FILE} beside it) to imagine under"
-        return None
+        return self._why_not_replayed
 
 
 FORMATS = (

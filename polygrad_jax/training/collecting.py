@@ -15,12 +15,13 @@ import numpy as np
 
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog
-from polygrad_jax.envs import tasks
+from polygrad_jax.data.transition_log import TransitionLog, TransitionRecord
+from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.runs.console import announce
 from polygrad_jax.training.train_state import Counters, TrainState
 from polygrad_jax.types import Agent, Array, Params, Transitions
+from polygrad_jax.world_models.model_table import SIMULATOR
 
 EXPLORATION_STREAM = 1
 UNENDED_STEPS, UNENDED_PREFILLS = 20_000, 10
@@ -209,17 +210,40 @@ class Collecting:
     def refill(
         self, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState], env_steps: int
     ) -> TrainState:
-        """Build the replay and the simulator's states again from the first ``env_steps`` logged transitions."""
+        """Build the replay and the simulator's states again from the first ``env_steps`` logged transitions.
+
+        Raises:
+          ConfigError: the world model is the simulator, and the states are not of today's size.
+        """
         stored = self.transitions.load(env_steps)
+        self._require_todays_states(stored)
         for start in range(0, env_steps, INSERT_CHUNK):
             part = stored[start : start + INSERT_CHUNK]
             chunk = empty_chunk(INSERT_CHUNK, self.spec)
             for name in ("observations", "actions", "rewards", "terminals", "truncations"):
                 getattr(chunk, name)[: len(part)] = getattr(part, name)
             chunk.valid[: len(part)] = True
-            self.simulator_log.append(part.simulator_states)
+            self.simulator_log.append(part.simulator_states[:, : self.collector.simulator_state_size])
             state = insert(state, chunk)
         return state
+
+    def _require_todays_states(self, stored: TransitionRecord) -> None:
+        """Do without simulator states, and say so, where those that were stored are not of today's size.
+
+        Raises:
+          ConfigError: the world model is the simulator, which begins in them.
+        """
+        size, todays = stored.simulator_states.shape[1], self.collector.simulator_state_size
+        if size == todays:
+            return
+        reason = f"those stored have {size} numbers, the task's {todays}"
+        line = mujoco_state.no_simulator_states(self.config.env, reason)
+        if self.config.world_model == SIMULATOR:
+            raise ConfigError(f"world_model is simulator; {line}; allowed: a new run")
+        if todays:
+            announce(line)
+            self.collector.why_no_simulator_states = reason
+        self.simulator_log = SimulatorLog(self.config.loop.replay_capacity, 0)
 
     def snapshot(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs, as JSON takes it."""

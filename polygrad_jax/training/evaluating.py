@@ -1,4 +1,7 @@
-"""Measuring the policy in its environment, and what the model imagines against the simulator."""
+"""Measuring the policy in its environment, and what the model imagines against the simulator.
+
+The simulator is looked at too: stored steps taken again must do what was stored.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import EnvConfig
@@ -16,6 +20,7 @@ from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
 from polygrad_jax.envs.episodes import EpisodeResults, run_episodes
+from polygrad_jax.envs.prediction_error import NEWEST_CHECKED, OTHERS_CHECKED, StoredSteps
 from polygrad_jax.runs.console import announce
 from polygrad_jax.training.collecting import Decide, HostMemory, on_the_host
 from polygrad_jax.training.train_state import TrainState, key_for
@@ -135,3 +140,22 @@ def make_imagine_from_replay(world_model: WorldModel, agent: Agent, trajectories
         return segment.replace(rows=context.rows[:, -1:])
 
     return imagine_from_replay
+
+
+ReadStored = Callable[[TrainState, Array], tuple[Array, StoredSteps]]
+
+
+def make_read_stored() -> ReadStored:
+    """Make ``(state, counter) -> (rows [B], the stored steps)``: the newest of the replay, and others of all of it."""
+
+    @jax.jit
+    def read_stored(state: TrainState, counter: Array) -> tuple[Array, StoredSteps]:
+        replay, key = state.replay, key_for(state.root_key, "stored", counter)
+        oldest = jnp.maximum(replay.total - replay.rewards.shape[0], 0)
+        newest = jnp.maximum(replay.total - 1 - jnp.arange(NEWEST_CHECKED, dtype=jnp.int32), oldest)
+        others = jax.random.randint(key, (OTHERS_CHECKED,), oldest, replay.total, jnp.int32)
+        rows = jnp.concatenate([newest, others])
+        step, behind, followed = replays.read_steps(replay, rows)
+        return rows, StoredSteps(step.actions, step.rewards, step.terminals, behind.observations, followed)
+
+    return read_stored

@@ -26,7 +26,7 @@ from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
-from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.envs import tasks
 from polygrad_jax.envs.prediction_error import simulator_errors
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
@@ -189,11 +189,6 @@ class Judge:
                 "five steps ahead"
             )
         assert data.collector is not None and data.actor is not None  # why_not_judged says so
-        env = tasks.make(data.collector.env)
-        size, found = mujoco_state.state_size(env), data.transitions.simulator_states.shape[1]
-        env.close()
-        if found != size:
-            raise ConfigError(f"dataset {data.name} has simulator states of {found} numbers; allowed: {size}")
         self._data, self._env = data, data.collector.env
         apply = make_policy_apply(data.collector, data.spec)
         self._policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)

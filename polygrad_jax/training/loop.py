@@ -29,8 +29,8 @@ from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.episodes import MOST_STEPS
-from polygrad_jax.envs.mujoco_state import has_simulator_state
-from polygrad_jax.envs.prediction_error import simulator_errors
+from polygrad_jax.envs.mujoco_state import no_simulator_states
+from polygrad_jax.envs.prediction_error import simulator_errors, stored_difference
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
@@ -39,11 +39,13 @@ from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.evaluating import (
     ImagineFromReplay,
+    ReadStored,
     beats,
     evaluate_policy,
     evaluation_row,
     evaluation_seed,
     make_imagine_from_replay,
+    make_read_stored,
 )
 from polygrad_jax.training.step import (
     FINITE_OUTPUTS,
@@ -59,7 +61,7 @@ from polygrad_jax.training.step import (
 )
 from polygrad_jax.training.train_state import Counters, TrainState, with_rows, without_optimisers, without_rows
 from polygrad_jax.types import Agent, Normaliser, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import make_world_model_for_agent
+from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model_for_agent
 
 HISTOGRAMS = {"guidance/standardised_histogram": ("guidance/standardised_actions", np.linspace(-4.0, 4.0, 41))}
 """Counts that a step makes: the name under which they are logged, and the edges of their bins."""
@@ -177,6 +179,8 @@ def begin(config: Config, folder: Path) -> Run:
     run_folder.check_has_policy()
     for warning in run_folder.check(config, environment):
         announce(warning)
+    if collector.why_no_simulator_states is not None:
+        announce(no_simulator_states(config.env, collector.why_no_simulator_states))
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
     world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
@@ -441,8 +445,12 @@ def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Pat
         )
 
 
-def evaluate(run: Run, state: TrainState, imagine_from_replay: ImagineFromReplay | None) -> dict[str, Any]:
-    """Evaluate the policy (20 episodes, mean action; a row of ``eval.csv``) and return the errors of imagination."""
+def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, Any]:
+    """Evaluate the policy (20 episodes, mean action; a row of ``eval.csv``) and return the errors of imagination.
+
+    Raises:
+      ConfigError: the world model is the simulator, which has turned out not to be the task.
+    """
     began = time.perf_counter()
     at, config, agent = run.at, run.config, run.agent
     params = jax.device_get(agent.evaluated(state.agent, state.world_model))
@@ -455,11 +463,48 @@ def evaluate(run: Run, state: TrainState, imagine_from_replay: ImagineFromReplay
         export_npz(run.folder / "best.npz", learnt(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row)
     errors = {}
-    if imagine_from_replay is not None:
-        segment = jax.device_get(imagine_from_replay(state, jnp.int32(at.env_steps)))
+    if against is not None and simulator_is_the_task(run, state, against.read_stored) and against.imagine_from_replay:
+        segment = jax.device_get(against.imagine_from_replay(state, jnp.int32(at.env_steps)))
         errors = simulator_errors(config.env, segment, run.collecting.simulator_log.get(segment.rows[:, 0]))
     at.clock.evaluating += time.perf_counter() - began
     return errors
+
+
+class Against(NamedTuple):
+    """What it takes to compare imagination with the simulator."""
+
+    read_stored: ReadStored
+    imagine_from_replay: ImagineFromReplay | None
+    """None where no trajectories are compared."""
+
+
+def make_against(run: Run) -> Against | None:
+    """Return what compares with the simulator; None where there are no simulator states, or nothing is compared."""
+    trajectories, learns_from_it = run.config.loop.error_trajectories, run.config.world_model == SIMULATOR
+    if run.collecting.collector.simulator_state_size == 0 or not (trajectories or learns_from_it):
+        return None
+    imagine = make_imagine_from_replay(run.world_model, run.agent, trajectories) if trajectories else None
+    return Against(make_read_stored(), imagine)
+
+
+def simulator_is_the_task(run: Run, state: TrainState, read_stored: ReadStored) -> bool:
+    """Whether stored steps, taken again from their simulator states, do what was stored; what differs is said once.
+
+    Raises:
+      ConfigError: they do not, and the world model is the simulator.
+    """
+    at, env = run.at, run.config.env
+    if at.simulator_differs is not None:
+        return False
+    rows, stored = jax.device_get(read_stored(state, jnp.int32(at.env_steps)))
+    at.simulator_differs = stored_difference(env, run.collecting.simulator_log.get(rows), stored)
+    if at.simulator_differs is None:
+        return True
+    line = f"{no_simulator_states(env, at.simulator_differs)} (found at environment step {at.env_steps})"
+    if run.config.world_model == SIMULATOR:
+        raise ConfigError(f"world_model is simulator; {line}; allowed: another world model")
+    announce(f"{line}; no errors of imagination are measured from here on")
+    return False
 
 
 def learnt(state: TrainState) -> dict[str, Any]:
@@ -511,9 +556,7 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
     """Collect, learn, look and save until the budget is spent or a signal asks to stop."""
     config, at, loop, folder = run.config, run.at, run.config.loop, run.folder
     finite = jax.jit(steps.finite)
-    imagine_from_replay = None
-    if has_simulator_state(run.collecting.collector.env) and loop.error_trajectories > 0:
-        imagine_from_replay = make_imagine_from_replay(run.world_model, run.agent, loop.error_trajectories)
+    against = make_against(run)
     acting = jax.tree.map(jnp.copy, run.agent.acting(state.agent, state.world_model))
     session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
     compiled_before = at.clock.compiling
@@ -547,7 +590,7 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
             if evaluate_now or log_now or save_now:
                 require_windows(state.replay, run.window)  # a small replay may have lost what it had
                 check_finite(finite(state), FINITE_STATES, at.env_steps, folder)
-            looks = evaluate(run, state, imagine_from_replay) if evaluate_now else {}
+            looks = evaluate(run, state, against) if evaluate_now else {}
             if log_now or evaluate_now:
                 looks |= uncovered_share(state.replay, run.window)
                 seconds = time.perf_counter() - session_began

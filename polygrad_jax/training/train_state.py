@@ -18,7 +18,16 @@ from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.types import Agent, Array, WorldModel
 
-STREAMS = {"world_model_init": 0, "policy_init": 1, "context": 2, "imagine": 3, "batch": 4, "denoise": 5, "errors": 6}
+STREAMS = {
+    "world_model_init": 0,
+    "policy_init": 1,
+    "context": 2,
+    "imagine": 3,
+    "batch": 4,
+    "denoise": 5,
+    "errors": 6,
+    "stored": 7,
+}
 """Every use of randomness on the device is ``fold_in(fold_in(root, stream), counter)``."""
 
 
@@ -111,6 +120,8 @@ class Counters:
     """Environment steps of the longest episode that ended in training."""
     last_return: float | None = None
     best_return: float | None = None
+    simulator_differs: str | None = None
+    """What a restored copy did otherwise than the task, once that was found."""
     clock: Clock = field(default_factory=Clock)
 
     @classmethod

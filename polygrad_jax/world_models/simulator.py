@@ -58,10 +58,10 @@ def host_for(env_config: EnvConfig, states_at: Callable[[np.ndarray], np.ndarray
         which is enough for looking at shapes and for timing.
 
     Raises:
-      ConfigError: the task has no MuJoCo state.
+      ConfigError: simulator states do not determine the task.
     """
+    mujoco_state.require_simulator_states(env_config, "world_model is simulator; ")
     env = tasks.make(env_config)
-    mujoco_state.require_state(env)
     env.reset(seed=0)
     first = mujoco_state.read_state(env)
     env.close()

@@ -13,6 +13,7 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+import tasks_of_users as users
 from recorded import record
 
 from polygrad_jax import cli
@@ -24,7 +25,7 @@ from polygrad_jax.data import minari_dataset, official_npy, pickled_arrays
 from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
-from polygrad_jax.envs.collector import EnvRestartError
+from polygrad_jax.envs.collector import Collector, EnvRestartError, uniform_action
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.training import loop
 from polygrad_jax.training.step import make_steps
@@ -155,8 +156,11 @@ def test_what_is_not_exact_is_said_aloud(folder, capsys, monkeypatch):
     run = open_run(folder)
     t = run.transitions
     other = TransitionRecord(**{name: getattr(t, name) for name in FIELDS} | {"rewards": t.rewards + 0.25})
-    assert dataset_export.ends_of(other, run.config).how == dataset_export.INEXACT
-    assert "differ by up to 0.25" in capsys.readouterr().err
+    ends = dataset_export.ends_of(other, run.config)
+    assert ends.how == dataset_export.REPEATED and ends.simulator_states.shape[1] == 0
+    said = capsys.readouterr().err
+    assert "the reward of a restored copy differs by up to 0.25 from what was stored; the dataset has none" in said
+    assert "gave another reward or end than was stored" in said
 
     def refuse(*_):
         raise EnvRestartError("replayed and saved observation differ")
@@ -168,6 +172,47 @@ def test_what_is_not_exact_is_said_aloud(folder, capsys, monkeypatch):
     ends = dataset_export.ends_of(without, run.config)
     assert ends.how == dataset_export.REPEATED and "repeated" in capsys.readouterr().err
     np.testing.assert_array_equal(ends.observations[-1], t.observations[-1])
+
+
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [
+        ("ScaledObservations", dataset_export.STEPPED),
+        ("ScaledRewards", dataset_export.STEPPED),
+        ("GoalPerEpisode", dataset_export.FROM_SEEDS),
+        ("MassPerEpisode", dataset_export.FROM_SEEDS),
+        ("TimeAware", dataset_export.FROM_SEEDS),
+        ("Normalised", dataset_export.REPEATED),
+    ],
+)
+def test_a_dataset_says_exact_only_of_what_the_task_did(task, how, capsys):
+    """Against the observations that the collector saw behind the last steps, which no log has."""
+    make = users.EQUAL.get(task) or users.UNEQUAL[task]
+    config = configs.override(configs.smoke(make(task)), {"seed": 4})
+    collector = Collector(config.env, config.seed)
+    steps = [collector.step(uniform_action(4, k, 1)) for k in range(120)]
+    collector.close()
+    empty = np.empty(collector.simulator_state_size)
+    columns = {
+        "observations": [s.observation for s in steps],
+        "actions": [s.action for s in steps],
+        "rewards": np.float32([s.reward for s in steps]),
+        "terminals": [s.terminal for s in steps],
+        "truncations": [s.truncated for s in steps],
+        "simulator_states": [empty if s.simulator_state is None else s.simulator_state for s in steps],
+    }
+    t = TransitionRecord(**{name: np.array(column) for name, column in columns.items()})
+    ends = dataset_export.ends_of(t, config)
+    last = [s.next_observation for s in steps if s.terminal or s.truncated or s is steps[-1]]
+    said = capsys.readouterr().err
+    assert ends.how == how
+    assert (ends.simulator_states.shape[1] > 0) == (how == dataset_export.STEPPED)
+    assert ("no simulator states: " in said) == (how != dataset_export.STEPPED)
+    assert ("repeated" in said) == (how == dataset_export.REPEATED)
+    if how != dataset_export.REPEATED:
+        np.testing.assert_array_equal(ends.observations, last)
+    episodes = list(dataset_export.recorded_episodes(t, ends, "clipped"))
+    assert {e.simulator_states.shape[1] for e in episodes} == {ends.simulator_states.shape[1]}
 
 
 # --- Minari ----------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_no_offset_and_no_scale_changes_what_is_normalised(group):
 @pytest.mark.parametrize("constant", [0.0, 1.0, -300.0, 3e7, 1e-7])
 @pytest.mark.parametrize("group", ["observations", "rewards"])
 def test_what_rounding_leaves_of_a_constant_stays_small(group, constant):
-    """A constant is 0 normalised; with noise of one unit in the last place less than a fifth of a standard deviation."""
+    """A constant is 0 normalised; noise of one unit in the last place is less than a fifth of a standard deviation."""
     clean = np.full(200, constant, np.float32)
     noisy = np.where(np.arange(200) % 2 > 0, clean, np.nextafter(clean, np.float32(np.inf), dtype=np.float32))
     noisy = clean if constant == 0 else noisy  # next to 0 is a number that is flushed to 0

@@ -112,10 +112,10 @@ def test_the_warm_start_matters():
 
 def test_environments_without_a_simulator_are_refused():
     env = tasks.make(EnvConfig("Pendulum-v1"))
-    assert not mujoco_state.has_simulator_state(env) and mujoco_state.state_size(env) == 0
+    assert not mujoco_state.is_mujoco(env) and mujoco_state.state_size(env) == 0
     with pytest.raises(ConfigError, match="Pendulum-v1: has no MuJoCo state"):
         mujoco_state.read_state(env)
-    with pytest.raises(ConfigError, match="Pendulum-v1: has no MuJoCo state"):
+    with pytest.raises(ConfigError, match="Pendulum-v1: no simulator states: it is no task of Gymnasium's MuJoCo"):
         mujoco_state.replay_actions(EnvConfig("Pendulum-v1"), np.zeros((1, 0)), np.zeros((1, 9, 1)))
 
 

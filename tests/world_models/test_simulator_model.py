@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tasks_of_users as users
 
 from polygrad_jax import cli
 from polygrad_jax import config as configs
@@ -199,13 +200,15 @@ def test_without_states_of_its_own_it_begins_where_an_episode_does():
         world.host_for(EnvConfig("Pendulum-v1"))
 
 
-def test_a_task_without_mujoco_is_refused_in_one_line(capsys, tmp_path):
+@pytest.mark.parametrize("task", ["Pendulum-v1", "GoalPerEpisode", "Normalised"])
+def test_a_task_that_is_not_its_simulator_is_refused_in_one_line(task, capsys, tmp_path):
+    name = users.UNEQUAL[task](task) if task in users.UNEQUAL else task
     folder = tmp_path / "run"
-    words = ["train", "--env", "Pendulum-v1", "--preset", "smoke", "--world-model", "simulator", "--run", str(folder)]
+    words = ["train", "--env", name, "--preset", "smoke", "--world-model", "simulator", "--run", str(folder)]
     assert cli.main(words) == cli.BAD_INPUT
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.strip().splitlines()) == 1
-    assert "Pendulum-v1" in captured.err and "MuJoCo" in captured.err
+    assert f"world_model is simulator; {name}: no simulator states: " in captured.err and "allowed" in captured.err
     assert not folder.exists()
 
 
