@@ -274,3 +274,81 @@ UNEQUAL = {
     "SmoothedAction": lambda n: register(SmoothedAction, n),
 }
 """Tasks that MuJoCo's state does not determine."""
+
+
+# --- tasks whose specs are hard to keep ------------------------------------------------------------------------------
+
+
+class Scaled(gym.ObservationWrapper):
+    """Records no constructor arguments."""
+
+    def __init__(self, env, scale):
+        super().__init__(env)
+        self.scale = scale
+
+    def observation(self, observation):
+        return self.scale * observation
+
+
+def unrecorded(**given):
+    """The pendulum in a wrapper without recorded arguments."""
+    return Scaled(gym.make("InvertedPendulum-v5", **given), 2.0)
+
+
+def doubled(task):
+    """A task in a wrapper that a function is an argument of."""
+    return TransformObservation(task, lambda x: 2 * x, task.observation_space)
+
+
+def doubled_pendulum(**given):
+    """Actions are rescaled by a wrapper around it, which the registered function does not make."""
+    return doubled(gym.make("InvertedPendulum-v5", **given))
+
+
+def doubled_reacher(**given):
+    """Actions span [-1, 1] by themselves: the registered function makes all of the task."""
+    return doubled(gym.make("Reacher-v5", **given))
+
+
+class Masses(Pendulum):
+    """Takes an array, and what makes one."""
+
+    def __init__(self, masses=None, render_mode=None):
+        super().__init__(render_mode=render_mode)
+        self.model.body_mass[1:] = np.asarray(masses)
+
+
+class MassesAsArray(Pendulum):
+    """Takes an array, and doubles it: of a list that is another thing."""
+
+    def __init__(self, masses=None, render_mode=None):
+        super().__init__(render_mode=render_mode)
+        self.model.body_mass[1:] = (2 * masses)[:2]
+
+
+class WithFunction(Pendulum):
+    """Takes a function."""
+
+    def __init__(self, shape=None, render_mode=None):
+        super().__init__(render_mode=render_mode)
+
+
+_MASSES = np.array([8.0, 4.0])
+KEPT = {
+    "ByClass": lambda n: register(Pendulum, n),
+    "ByFunction": lambda n: register(doubled_reacher, n, max_episode_steps=None),
+    "UnrecordedWrapper": lambda n: register(unrecorded, n, max_episode_steps=None),
+    "ByName": lambda n: register("tasks_of_users:Pendulum", n),
+    "NumPyNumber": lambda n: register(Pendulum.__mro__[1], n, kwargs={"reset_noise_scale": np.float32(0.02)}),
+    "ArrayArgument": lambda n: register(Masses, n, kwargs={"masses": _MASSES}),
+    "Nested": lambda n: register(Masses, n, kwargs={"masses": [np.float64(8.0), np.array(4.0)]}),
+}
+"""Tasks whose spec is kept once it is plain."""
+LOST = {
+    "ByLambda": (lambda n: register(lambda **given: Pendulum(**given), n), "entry_point of .* is <lambda>"),
+    "WrapperOfFunction": (lambda n: register(doubled_pendulum, n, max_episode_steps=None), "argument func of"),
+    "ArrayThatAListIsNot": (lambda n: register(MassesAsArray, n, kwargs={"masses": _MASSES}), "other observations"),
+    "Function": (lambda n: register(WithFunction, n, kwargs={"shape": np.tanh}), "argument shape of .* is a ufunc"),
+    "Object": (lambda n: register(WithFunction, n, kwargs={"shape": object()}), "argument shape of .* is a object"),
+}
+"""Tasks whose spec cannot be kept, and what is said."""

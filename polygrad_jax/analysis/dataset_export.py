@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
+from polygrad_jax.analysis.recoverable_spec import recoverable_spec
 from polygrad_jax.config import Config, ConfigError, Execution
 from polygrad_jax.data import minari_dataset
 from polygrad_jax.data.minari_dataset import RecordedEpisode
@@ -134,6 +134,9 @@ def export(folder: Path, root: Path) -> Path:
     _say_what(run)
     ends = ends_of(t, config)
     announce(f"final observations: {ends.how}")
+    env_spec, missing = recoverable_spec(config.env)
+    if missing is not None:
+        announce(f"the dataset names no environment to recover: {missing}")
     env = tasks.make(config.env)
     environment = RunFolder(folder).saved_environment()
     packages = environment.get("packages", {})
@@ -142,13 +145,14 @@ def export(folder: Path, root: Path) -> Path:
         Path(root),
         dataset_id(config),
         recorded_episodes(t, ends, config.env.actions),
-        _env_spec(env),
+        env_spec,
         (env.observation_space, env.action_space),
         {
             "algorithm_name": f"PolyGRAD's loop with world model {config.world_model}",
             "description": DESCRIPTION,
             "requirements": [f"{name}=={packages[name]}" for name in ("mujoco", "gymnasium") if packages.get(name)],
             "final_observations": ends.how,
+            **({} if missing is None else {"no_environment": missing}),
             "polygrad_config": json.dumps(configs.to_dict(config)),
             "polygrad_environment": json.dumps(environment),
             "policy": f"{POLICY_FILE}: parameters of the policy after {run.env_steps} environment steps",
@@ -167,11 +171,3 @@ def _say_what(run: OpenedRun) -> None:
     t, total = run.transitions, run.config.loop.total_env_steps
     unfinished = "" if run.env_steps >= total else f", unfinished: {run.env_steps:,} of {total:,} steps"
     announce(f"run {run.folder}{unfinished}: {len(t):,} transitions in {len(episode_bounds(t)):,} episodes")
-
-
-def _env_spec(env: Any) -> Any:
-    """The environment as Gymnasium makes it again from JSON, which takes no NumPy numbers."""
-    spec = copy.deepcopy(env.spec)
-    for wrapper in spec.additional_wrappers:
-        wrapper.kwargs.update({name: x.item() for name, x in wrapper.kwargs.items() if isinstance(x, np.generic)})
-    return spec

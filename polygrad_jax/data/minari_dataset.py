@@ -73,7 +73,7 @@ def write(
     that was not taken, is NaN).
 
     Args:
-      env_spec: Gymnasium's ``EnvSpec``, by which Minari recovers the environment.
+      env_spec: Gymnasium's ``EnvSpec``, by which Minari recovers the environment; None where there is none to keep.
       spaces: of observations and actions.
       metadata: ``algorithm_name``, ``description``, ``requirements`` are Minari's own; other entries are added.
       beside: further files of the dataset's folder, contents by name.
