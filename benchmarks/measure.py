@@ -163,6 +163,8 @@ def write(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
     """``path`` ending in .csv: the rows, and the facts beside it in a .json; otherwise one .json with both."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
+        if "env" in rows[0]:  # what steps a task depends on who simulates it
+            rows = [row | {"mujoco": facts["packages"]["mujoco"]} for row in rows]
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

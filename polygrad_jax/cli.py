@@ -69,6 +69,7 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--run", type=Path, default=None)
     parser.add_argument("--show-config", action="store_true")
+    parser.add_argument("--mixed-physics", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser
 
@@ -193,6 +194,13 @@ def _check_task(config: Config) -> EnvSpec:
     return spec
 
 
+def _check_folder(folder: Path, config: Config, mixed_physics: bool) -> None:
+    """Refuse a folder in which this run cannot begin or go on."""
+    from polygrad_jax.runs import physics
+
+    RunFolder(folder).check(config, {physics.COLUMN: physics.todays_mujoco(config.env)}, mixed_physics)
+
+
 def default_run_folder(config: Config) -> Path:
     """``runs/<env>-<preset>-seed<seed>``."""
     return RUNS / f"{config.env.name.replace('/', '_')}-{config.preset}-seed{config.seed}"
@@ -223,13 +231,14 @@ def train_command(arguments: Sequence[str]) -> int:
     if options.help:
         print(
             f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--run FOLDER] "
-            "[--show-config] [--FIELD VALUE ...]\n\nThe fields, with the values of the preset:\n"
+            "[--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--mixed-physics resumes a run that another "
+            "version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
         )
         override(configs.preset(options.preset or "paper", options.env or DEFAULT_ENV), ["--help"])
     config, spec, why = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
-    RunFolder(folder).check(config, {})  # before anything is compiled
+    _check_folder(folder, config, options.mixed_physics)  # before anything is compiled
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
@@ -243,7 +252,7 @@ def train_command(arguments: Sequence[str]) -> int:
         print(first_screen.whole_configuration(config), flush=True)
     use_compilation_cache(config)
     try:
-        result = train(config, folder)
+        result = train(config, folder, options.mixed_physics)
     except NonFiniteError as error:
         return _say(error, DIVERGED)
     except (EnvStepError, EnvRestartError, TransitionLogError) as error:
@@ -356,7 +365,8 @@ def dataset_command(arguments: Sequence[str]) -> int:
     if options.help:
         print(
             "usage: polygrad dataset [--run FOLDER] [--out FOLDER] [--env ENV] [--preset PRESET] [--seed SEED] "
-            f"[--FIELD VALUE ...]\n\nWrites below --out ({DATASETS}) what the run in --run left, as a Minari dataset. "
+            "[--mixed-physics] [--FIELD VALUE ...]\n\n"
+            f"Writes below --out ({DATASETS}) what the run in --run left, as a Minari dataset. "
             "Where there is no\nrun, it is trained first, with the options of polygrad train. Needs the extra "
             "polygrad_jax[minari]."
         )
@@ -370,7 +380,7 @@ def dataset_command(arguments: Sequence[str]) -> int:
         return _export(options.run, options.out)
     config, _, _ = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
-    RunFolder(folder).check(config, {})
+    _check_folder(folder, config, options.mixed_physics)
     total = config.loop.total_env_steps
     if RunFolder(folder).newest_step() < total:
         there = "has not come to its end" if RunFolder(folder).holds_a_run() else "is not there"

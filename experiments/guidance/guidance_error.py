@@ -64,6 +64,7 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.data.normaliser import normalise
 from polygrad_jax.envs.mujoco_state import close_loop, replay_actions
 from polygrad_jax.envs.prediction_error import squared_errors
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.run_folder import write_text_atomically
 from polygrad_jax.types import Array, Policy
 
@@ -167,6 +168,7 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
         for row in rows_of_settings(options, fitted, begins, group):
             yield common | {"denoiser": denoiser, "updates": updates} | row
         if updates and not group:
+            common |= {physics.COLUMN: physics.installed_mujoco()}
             found = [common | row for row in turns(fitted, run.transitions.observations[begins[:64]])]
             write_text_atomically(options.rows.with_suffix(".convergence"), json.dumps(found))
 

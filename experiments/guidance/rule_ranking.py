@@ -10,6 +10,7 @@ import numpy as np
 from experiments.guidance.rules_tried import OF_SCORE
 from experiments.harness import grid
 from experiments.harness.opened_runs import NUM_STEPS
+from polygrad_jax.runs import physics
 
 HORIZONS = (1, 5, 9, 24, 49)
 """Steps ahead, as far as the model's horizon goes."""
@@ -95,7 +96,8 @@ def tabulate(out: Path) -> None:
     summary = summarised(table)
     for name, rows in (("against_best", table), ("summary", summary), ("matched", matched(found))):
         if rows:  # --rules and --steps may have left out what is compared
-            grid.write_csv(out / f"{name}.csv", [grid.rounded(row, digits=4) for row in rows])
+            version = {physics.COLUMN: physics.versions_of_rows(found)}
+            grid.write_csv(out / f"{name}.csv", [grid.rounded(row, digits=4) | version for row in rows])
     for row in summary[:3]:
         print(
             f"{row['rule']}, K = {row['sampling_steps']}: at most {row['worst_ratio']:.2f} times the best rule's error "

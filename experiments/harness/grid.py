@@ -9,6 +9,7 @@ a process of its own; ``learning/training_runs.py`` makes cells that are whole t
 - Divergence: exit code 3 is a result, a row with ``outcome`` "diverged". Any other exit code but 0 is a failure: the
   grid prints the last line that the cell wrote, keeps no row, and ends with exit code 1.
 - Stopping: Ctrl-C and SIGTERM are passed on to the cells, which save and end; the same command resumes.
+- Physics: rows of one task that different versions of MuJoCo made are not joined, unless ``--mixed-physics`` asks.
 - Cores: ``--jobs`` cells run at once, with ``--threads`` cores for each. XLA, BLAS and OpenMP see no more of them (by
   affinity where the system has it). They are the first of those that the grid itself may use, so a second grid at the
   same time needs a ``taskset`` of its own. With ``--ray`` the same cells are tasks of the cluster at ``RAY_ADDRESS``,
@@ -39,6 +40,7 @@ from experiments.harness.figures import label_end as label_end
 from experiments.harness.figures import move_apart as move_apart
 from experiments.harness.figures import save_figure as save_figure
 from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
 
 Row = dict[str, Any]
@@ -78,13 +80,16 @@ def rounded(row: Row, digits: int = 5) -> Row:
 def machine() -> Row:
     """Return the columns that say where a row was measured."""
     facts = describe_environment()
-    return {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    where = {name: facts[name] for name in ("device", "processor", "cores", "git_revision")}
+    return where | {physics.COLUMN: physics.installed_mujoco()}
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of everything that keeps a CSV and draws from it."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV and the figures")
     parser.add_argument("--figure-only", action="store_true", help="draw from the CSV, run nothing")
+    how = "join results of one task whatever version of MuJoCo made them"
+    parser.add_argument(physics.ASKED_BY, action="store_true", help=how)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,8 +134,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 class Grid:
     """Hold the state of one grid, on disk and in flight."""
 
-    def __init__(self, cells: Sequence[Cell], csv_path: Path, jobs: int, threads: int):
+    def __init__(self, cells: Sequence[Cell], csv_path: Path, jobs: int, threads: int, mixed_physics: bool):
         self.cells, self.csv_path, self.threads = list(cells), csv_path, threads
+        self.mixed_physics = mixed_physics
         self.folder = csv_path.with_suffix(".cells")
         self.wrong: list[str] = []
         self._children: set[subprocess.Popen] = set()
@@ -208,15 +214,49 @@ class Grid:
         if cell.collect is not None:
             rows = cell.collect(code)
         else:
-            rows = json.loads(self._fresh(cell).read_text()) if code == 0 else [{}]
+            nothing = [{physics.COLUMN: physics.installed_mujoco()}]
+            rows = json.loads(self._fresh(cell).read_text()) if code == 0 else nothing
         rows = [{"cell": cell.name, "outcome": OUTCOMES[code], **labels, **row} for row in rows]
         write_text_atomically(self.rows_path(cell), json.dumps(rows))
         self._fresh(cell).unlink(missing_ok=True)
         with self._lock:
-            done = [other for other in self.cells if self.rows_path(other).exists()]
-            rows = [row for other in done for row in json.loads(self.rows_path(other).read_text())]
-            write_csv(self.csv_path, rows + self.others)
+            done = self.done()
+            mixed = self.join(done)
             print(f"{len(done)}/{len(self.cells)} {cell.name}: {OUTCOMES[code]}", flush=True)
+        if mixed is not None:
+            self._complain(f"{cell.name} is kept, but not in {self.csv_path.name}: {mixed}")
+
+    def done(self) -> list[Cell]:
+        """Return the cells that have left rows."""
+        return [cell for cell in self.cells if self.rows_path(cell).exists()]
+
+    def rows_of(self, cells: Iterable[Cell]) -> list[Row]:
+        """Return the rows that cells have left."""
+        return [row for cell in cells for row in json.loads(self.rows_path(cell).read_text())]
+
+    def join(self, done: Sequence[Cell]) -> str | None:
+        """Write the CSV, of all rows; or say why they may not be mixed."""
+        rows = self.rows_of(done) + self.others
+        try:
+            self.refuse_mixed(rows)
+        except ConfigError as error:
+            return str(error)
+        write_csv(self.csv_path, rows)
+        return None
+
+    def join_kept(self) -> None:
+        """Write the CSV where cells are kept that it lacks, since their physics were refused when they ended."""
+        joined = {row.get("cell") for row in (read_csv(self.csv_path) if self.csv_path.exists() else [])}
+        if any(cell.name not in joined for cell in self.done()):
+            self.join(self.done())
+
+    def refuse_mixed(self, rows: Sequence[Row], to_run: Iterable[str] = ()) -> None:
+        """Raise ConfigError where one task's rows, or they and those that will be run, are of several physics.
+
+        Args:
+          to_run: tasks of the cells that will be run.
+        """
+        physics.refuse_mixed([*used(rows, self.csv_path), *todays(to_run)], self.mixed_physics)
 
     def _complain(self, line: str) -> None:
         with self._lock:
@@ -228,6 +268,24 @@ class Grid:
         self.stopped = True
         for child in list(self._children):
             child.send_signal(number)
+
+
+def task_of(row: Row) -> str | None:
+    """Return the task of a row by the id, or by our name and its version; None of a row without."""
+    if row.get("env_name"):
+        return row["env_name"]
+    return f"{row['env']} {row.get('env_version') or ''}".strip() if row.get("env") else None
+
+
+def used(rows: Iterable[Row], path: Path) -> list[physics.Used]:
+    """Return the physics of the rows of a table that are of a task."""
+    of_task = ((task_of(row), row) for row in rows)
+    return [physics.Used(task, physics.version_of_row(row), path.name) for task, row in of_task if task is not None]
+
+
+def todays(tasks: Iterable[str]) -> list[physics.Used]:
+    """Return the physics that runs of these tasks would have now."""
+    return [physics.Used(task, physics.installed_mujoco(), "installed") for task in tasks]
 
 
 def core_shares(jobs: int, threads: int) -> list[set[int] | None]:
@@ -255,10 +313,21 @@ def thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads)) if threads else {}
 
 
-def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> int:
-    """Run all cells that have no rows yet; return the exit code (130 where interrupted, 1 where a cell failed)."""
-    grid = Grid(cells, csv_path, options.jobs, options.threads)
+def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_task: bool = False) -> int:
+    """Run all cells that have no rows yet; return the exit code (130 where interrupted, 1 where a cell failed).
+
+    Args:
+      one_task: all rows of the CSV are of the task that is run.
+
+    Raises:
+      ConfigError: what is recorded and what would be run are of different physics, and ``--mixed-physics`` was not
+        asked for.
+    """
+    grid = Grid(cells, csv_path, options.jobs, options.threads, options.mixed_physics)
     remaining = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
+    kept = grid.rows_of(cell for cell in grid.done() if cell not in remaining)
+    of_the_task = kept + (grid.others if one_task else [])
+    grid.refuse_mixed(kept + grid.others, {task_of(row) for row in of_the_task} - {None} if remaining else ())
     print(f"{len(remaining)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
     began = time.monotonic()
     stopped_by: list[int] = []
@@ -280,6 +349,8 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace) -> i
     if stopped_by:
         print("stopped; what is finished is kept. The same command resumes.", file=sys.stderr)
         return INTERRUPTED
+    if not remaining:
+        grid.join_kept()
     print(f"{len(remaining)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
     return 1 if grid.wrong else 0
 

@@ -33,8 +33,10 @@ from experiments.learning.training_runs import (
     draw_setting,
     draw_step_axis,
     read_if_there,
+    task_in_words,
 )
 from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 
 BAD_INPUT = 2
 PUBLISHED = in_venv.CLONE / "results" / "published_curves" / "v4.csv"
@@ -45,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--experiment", required=True, help="whose CSV has the curves in front")
     parser.add_argument("--beside", required=True, metavar="EXPERIMENT", help="whose CSV has the baselines")
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files and the figure")
+    parser.add_argument(physics.ASKED_BY, action="store_true", help="whatever versions of MuJoCo made the curves")
     return parser.parse_args()
 
 
@@ -58,6 +61,14 @@ def rows_of(out: Path, experiment: str, option: str) -> list[grid.Row]:
     if experiment not in paths:
         raise ConfigError(f"{option} is {experiment}, of which {out} has no CSV; allowed: {', '.join(paths)}")
     return [row for row in grid.read_csv(paths[experiment]) if not row["exp_name"].endswith(AGAIN)]
+
+
+def refuse_mixed(options: argparse.Namespace, rows: list[grid.Row], baselines: list[grid.Row]) -> None:
+    """Raise ConfigError where curves of one task are of several physics; others' are of other versions of the task."""
+    of_both = [(options.experiment, rows), (options.beside, baselines)]
+    used = [used for name, own in of_both for used in grid.used(own, Path(f"{name}.csv"))]
+    published = [row for row in read_if_there(PUBLISHED) if row["env_name"] == rows[0]["env_name"]]
+    physics.refuse_mixed([*used, *grid.used(published, PUBLISHED)], options.mixed_physics)
 
 
 def published_of(task: str) -> list[grid.Row]:
@@ -111,7 +122,7 @@ def mean_curve(curves: list[list[tuple[int, float]]]) -> tuple[np.ndarray, np.nd
 def caption(rows: list[grid.Row], published: list[grid.Row]) -> str:
     """Say what the lines are, and from whom the published ones."""
     text = (
-        f"{rows[0]['env_name']}. Thin: a seed, thick: the mean (number of seeds). Dashed: Stable-Baselines3, default "
+        f"{task_in_words(rows)}. Thin: a seed, thick: the mean (number of seeds). Dashed: Stable-Baselines3, default "
         "hyperparameters, run by us."
     )
     if not published:
@@ -131,6 +142,7 @@ def main() -> int:
                 f"--beside is {options.beside}, whose task is {baselines[0]['env_name']}; "
                 f"allowed: an experiment on {rows[0]['env_name']}"
             )
+        refuse_mixed(options, rows, baselines)
     except ConfigError as error:
         print(f"curves_beside: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -32,6 +32,7 @@ from importlib import metadata
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.episodes import run_episodes
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.run_folder import (
     CONFIG_FILE,
@@ -132,7 +133,7 @@ def learn(model: Any, training: Training, metrics: MetricsLog) -> None:
         if env_steps % training.eval_every_env_steps == 0:
             evaluation_began = time.perf_counter()
             row = evaluate(model, training, env_steps)
-            metrics.write_evaluation(env_steps, row)
+            metrics.write_evaluation(env_steps, row, {physics.COLUMN: physics.todays_mujoco(training.env)})
             evaluating += time.perf_counter() - evaluation_began
             seconds = {"training": time.perf_counter() - began - evaluating, "evaluating": evaluating}
             metrics.write(env_steps, {f"seconds/{name}": value for name, value in seconds.items()})

@@ -13,10 +13,11 @@ rule, or a name with fields of the config.
 
 ``EXPERIMENT.csv`` has a row per run, metric and evaluation, in the columns that several JAX projects use for learning
 curves: ``exp_name`` (the setting), ``env_name`` (Gymnasium's), ``seed``, ``metric``, ``env_step`` (random prefill
-included), ``value``. ``runs.csv`` has a row per run of every experiment in the folder: command, last evaluations,
-seconds, machine, versions. ``EXPERIMENT.png`` is drawn from these two files alone. Where every setting's name ends with
-the value of a field ("score 0.03: --a2c.target-change 0.03"), ``EXPERIMENT_along.png`` has that field as its axis. A
-setting named like another with " again" behind it repeats that one: dashed, and in no mean.
+included), ``value``; behind them ``mujoco``, the version that simulated it. ``runs.csv`` has a row per run of every
+experiment in the folder: command, last evaluations, seconds, machine, versions. ``EXPERIMENT.png`` is drawn from these
+two files alone. Where every setting's name ends with the value of a field ("score 0.03: --a2c.target-change 0.03"),
+``EXPERIMENT_along.png`` has that field as its axis. A setting named like another with " again" behind it repeats that
+one: dashed, and in no mean.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import numpy as np
 from experiments.harness import figures, grid
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs.tasks import gymnasium_id
+from polygrad_jax.runs import physics
 
 BAD_INPUT = 2
 RUNS = "runs"
@@ -107,11 +109,12 @@ def cell_of(options: argparse.Namespace, setting: str, fields: list[str], seed: 
     folder = options.runs / run_name(setting, seed)
     words = ["train", "--env", options.env, "--preset", options.preset, "--seed", str(seed), "--run"]
     fields = [*fields, *shlex.split(options.fields)]
+    asked = [physics.ASKED_BY] if options.mixed_physics else []
     # A result names no folder of the machine it was made on.
     recorded_command = shlex.join(["polygrad", *words, folder.name, *fields])
     return grid.Cell(
         name=folder.name,
-        command=(sys.executable, "-m", "polygrad_jax.cli", *words, str(folder.resolve()), *fields),
+        command=(sys.executable, "-m", "polygrad_jax.cli", *words, str(folder.resolve()), *asked, *fields),
         labels=(("experiment", options.experiment), ("exp_name", setting), ("seed", seed), ("preset", options.preset)),
         collect=partial(summary, folder, recorded_command),
     )
@@ -146,6 +149,7 @@ def summary(folder: Path, command: str, code: int) -> list[grid.Row]:
         "processor": environment["processor"],
         "cores": environment["cores"],
         "packages": " ".join(f"{k}={v}" for k, v in environment["packages"].items()),
+        physics.COLUMN: physics.version_of_run(environment),
         "git_revision": environment["git_revision"],
         "command": command,
     }
@@ -184,7 +188,7 @@ def run_cells(options: argparse.Namespace, cells: list[grid.Cell]) -> int:
     missing = [named_as_cell(row) for row in ours if key_of(row) not in map(key_of, rows)]
     if missing:
         grid.write_csv(table, rows + missing)
-    code = grid.run(cells, table, options)
+    code = grid.run(cells, table, options, one_task=True)
     ended = in_order(read_if_there(table))
     if ended:
         record(options, ended, recorded)
@@ -235,14 +239,17 @@ def record(options: argparse.Namespace, ended: list[grid.Row], recorded: list[gr
 
 def curve_of(runs: Path, run: grid.Row, kept: list[grid.Row]) -> list[grid.Row]:
     """Return a run's evaluations from its folder; those kept in the CSV where that is gone or another run's."""
-    rows = evaluations(runs / run_name(run["exp_name"], run["seed"]))
+    rows, version = evaluations(runs / run_name(run["exp_name"], run["seed"])), physics.version_of_row(run)
     if not (rows and rows[-1]["return_mean"] == run["final_return_mean"]):
-        return [row for row in kept if key_of(row) == key_of(run)]
+        own = [row for row in kept if key_of(row) == key_of(run)]
+        return [row | {physics.COLUMN: row.get(physics.COLUMN) or version} for row in own]
     named = {name: run[name] for name in ("exp_name", "env_name", "seed")}
     return [
-        named | {"metric": metric, "env_step": row["env_steps"], "value": row[metric]}
+        named
+        | {"metric": metric, "env_step": row["env_steps"], "value": row[metric]}
+        | {physics.COLUMN: row.get(physics.COLUMN) or version}
         for metric in rows[0]
-        if metric != "env_steps"
+        if metric not in ("env_steps", physics.COLUMN)
         for row in rows
         if row[metric] != ""
     ]
@@ -295,7 +302,13 @@ def draw_curves(rows: list[grid.Row], runs: list[grid.Row], path: Path) -> None:
             lines += f", grey: {others} others"
         if any(row["exp_name"].endswith(AGAIN) for row in rows):
             lines += ", dashed: a run repeated"
-        figure.suptitle(f"{rows[0]['env_name']}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
+        figure.suptitle(f"{task_in_words(rows)}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
+
+
+def task_in_words(rows: list[grid.Row]) -> str:
+    """Return the task of an experiment's rows and its physics, for a caption."""
+    versions = physics.in_words(physics.versions_of_rows(rows))
+    return f"{rows[0]['env_name']}{f', {versions}' if versions else ''}"
 
 
 def colours_of(rows: list[grid.Row]) -> tuple[dict[str, str], int]:
@@ -404,7 +417,7 @@ def draw_along(runs: list[grid.Row], path: Path) -> None:
         axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
         figures.room_for_names(axis, 1.8)
         steps, seeds = min(int(r["env_steps"]) for r in runs), len({r["seed"] for r in runs})
-        about = f"{runs[0]['env_name']}, preset {runs[0]['preset']}, {steps} environment steps"
+        about = f"{task_in_words(runs)}, preset {runs[0]['preset']}, {steps} environment steps"
         figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
 
 

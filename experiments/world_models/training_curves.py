@@ -31,6 +31,7 @@ from experiments.harness import experiment, figures, grid, statistics
 from experiments.harness.grid import Row
 from experiments.world_models.compared_models import colour_of
 from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 
 NAMES = {
     ("polygrad", "mlp"): "PolyGRAD MLP",
@@ -62,14 +63,15 @@ def rows_of(folder: Path) -> list[Row]:
         "transitions": data["transitions"],
     }
     where = {name: machine[name] for name in ("device", "processor", "cores", "git_revision")}
-    return [about | row | where for row in grid.read_csv(folder / "eval.csv")]
+    version = {physics.COLUMN: physics.version_of_run(machine)}
+    return [about | version | row | where for row in grid.read_csv(folder / "eval.csv")]
 
 
 def gather(options: argparse.Namespace) -> None:
     """Write the rows of the trainings that are named into the CSV.
 
     Raises:
-      ConfigError: one of them is none.
+      ConfigError: one of them is none, or of another physics than the others of its task.
     """
     path = options.out / "training_curves.csv"
     missing = [str(f) for f in options.trainings if not (f / "eval.csv").exists() or not (f / "data.json").exists()]
@@ -78,7 +80,9 @@ def gather(options: argparse.Namespace) -> None:
         raise ConfigError(f"trainings is {said}; allowed: folders of trainings on recorded data")
     named = {folder.name for folder in options.trainings}
     kept = [r for r in (grid.read_csv(path) if path.exists() else []) if r["training"] not in named]
-    grid.write_csv(path, kept + [row for folder in options.trainings for row in rows_of(folder)])
+    rows = kept + [row for folder in options.trainings for row in rows_of(folder)]
+    physics.refuse_mixed(grid.used(rows, path), options.mixed_physics)
+    grid.write_csv(path, rows)
 
 
 def least_so_far(rows: list[dict[str, str]]) -> tuple[list[float], np.ndarray]:

@@ -20,6 +20,7 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, EnvRestartError
 from polygrad_jax.envs.prediction_error import stored_difference, stored_steps, why_not_replayed
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import npz_bytes
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import POLICY_FILE
@@ -152,6 +153,7 @@ def export(folder: Path, root: Path) -> Path:
             "description": DESCRIPTION,
             "requirements": [f"{name}=={packages[name]}" for name in ("mujoco", "gymnasium") if packages.get(name)],
             "final_observations": ends.how,
+            "mujoco": physics.version_of_run(environment),
             **({} if missing is None else {"no_environment": missing}),
             "polygrad_config": json.dumps(configs.to_dict(config)),
             "polygrad_environment": json.dumps(environment),

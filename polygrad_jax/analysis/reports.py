@@ -14,12 +14,13 @@ import numpy as np
 
 from polygrad_jax.analysis import action_spread, figures, films
 from polygrad_jax.analysis.opened_run import OpenedRun, diffuse, export_segment, shows_diffusion
-from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.config import ConfigError
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states, replay_actions
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.metrics_log import append_csv_row, csv_columns
-from polygrad_jax.runs.run_folder import write_text_atomically
+from polygrad_jax.runs.run_folder import RunFolder, write_text_atomically
 from polygrad_jax.runs.saved_run import SavedRun
 from polygrad_jax.training.collecting import make_decide
 from polygrad_jax.training.evaluating import evaluate_policy
@@ -44,18 +45,20 @@ def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _run_name(config: Config) -> str:
+def _run_name(run: SavedRun) -> str:
+    config = run.config
     try:
         task = tasks.gymnasium_id(config.env)
     except ConfigError:  # data that belong to no installed task
         task = config.env.name
-    return f"{task}, preset {config.preset}, seed {config.seed}"
+    versions = physics.in_words(physics.version_of_run(RunFolder(run.folder).saved_environment()))
+    return f"{task}{f', {versions}' if versions else ''}, preset {config.preset}, seed {config.seed}"
 
 
 def title(run: OpenedRun) -> str:
-    """Say where a figure comes from: task, preset, seed, environment steps."""
+    """Say where a figure comes from: task, MuJoCo's version, preset, seed, environment steps."""
     which = "best evaluation" if run.which == "best" else "newest checkpoint"
-    return f"{_run_name(run.config)}, {run.env_steps:,} environment steps ({which})"
+    return f"{_run_name(run.saved)}, {run.env_steps:,} environment steps ({which})"
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
         known = np.isfinite(values).all()
         row[f"{name}_mean"] = float(values.mean()) if known else None
         row[f"{name}_std"] = float(values.std()) if known else None
-    return row
+    return row | {physics.COLUMN: physics.todays_mujoco(run.config.env)}
 
 
 def _longest_episode(run: OpenedRun) -> int:
@@ -116,7 +119,17 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
     if row["distance_mean"] is not None:
         lines.append(f"distance {row['distance_mean']:.2f} ± {row['distance_std']:.2f} m")
     path = append_evaluation(run, row)
+    if (warning := _other_physics(run, row[physics.COLUMN])) is not None:
+        lines.append(warning)
     return [*lines, f"added to {path}" + (f"; video {video}" if video else "")]
+
+
+def _other_physics(run: OpenedRun, version: str) -> str | None:
+    """Say that the run was trained under another physics than it was evaluated under."""
+    trained = physics.version_of_run(RunFolder(run.folder).saved_environment())
+    if version in (physics.NO_MUJOCO, trained):
+        return None
+    return f"warning: evaluated with MuJoCo {version}, trained with another physics ({physics.in_words(trained)})"
 
 
 def append_evaluation(run: OpenedRun, row: Mapping[str, Any]) -> Path:
@@ -191,6 +204,7 @@ def _report_actions(run: OpenedRun, out: Path, segment: Segment) -> tuple[list[s
     spreads = [action_spread.spread_of(z), *(action_spread.spread_of(z[..., a]) for a in range(z.shape[-1]))]
     columns: dict[str, list[Any]] = {"action": ["all", *range(z.shape[-1])]}
     columns |= {name: [getattr(s, name) for s in spreads] for name in action_spread.Spread._fields}
+    columns[physics.COLUMN] = [physics.todays_mujoco(run.config.env)] * len(spreads)
     write_text_atomically(out / "action_distribution.csv", csv_text(columns))
     figures.save(figures.action_distribution(z, title(run)), out / "action_distribution.png")
     s = spreads[0]
@@ -224,6 +238,7 @@ def _report_errors(
     columns: dict[str, Any] = {"horizon": range(1, segment.observations.shape[1])}
     for name, error in errors.items():
         columns |= {f"{name.replace(' ', '_')}_{part}": values.tolist() for part, values in error._asdict().items()}
+    columns[physics.COLUMN] = [physics.todays_mujoco(run.config.env)] * len(columns["horizon"])
     write_text_atomically(out / "error_against_horizon.csv", csv_text(columns))
     heading = f"{title(run)}\nmean and quartiles over {len(segment.rewards)} trajectories"
     figures.save(figures.error_against_horizon(errors, heading), out / "error_against_horizon.png")
@@ -297,4 +312,4 @@ def plot(run: SavedRun, out: Path) -> None:
       ConfigError: a name that is no figure's, or no metrics.
     """
     figures.check_figure_path(out)
-    figures.save(figures.training_curves(run.rows, run.evaluations, _run_name(run.config)), out)
+    figures.save(figures.training_curves(run.rows, run.evaluations, _run_name(run)), out)

@@ -58,6 +58,12 @@ def is_mujoco(env: gym.Env) -> bool:
     return isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)
 
 
+def uses_mujoco(env: gym.Env) -> bool:
+    """Return whether MuJoCo simulates the task in any way, e.g. through dm_control."""
+    modules = (type(value).__module__.split(".")[0] for value in vars(env.unwrapped).values())
+    return is_mujoco(env) or not {"mujoco", "dm_control"}.isdisjoint(modules)
+
+
 def state_size(env: gym.Env) -> int:
     """Return S, the length of the vectors of `read_state`; 0 where there is no simulator state."""
     if not is_mujoco(env):

@@ -89,15 +89,18 @@ class MetricsLog:
         _append(self.rows, (json.dumps(row, allow_nan=False) + "\n").encode())
         self._write_events(env_steps, numbers, counted)
 
-    def write_evaluation(self, env_steps: int, results: Mapping[str, Any]) -> None:
+    def write_evaluation(
+        self, env_steps: int, results: Mapping[str, Any], labels: Mapping[str, str] | None = None
+    ) -> None:
         """One line of ``eval.csv`` (the first one brings the header), and events under ``evaluation/``.
 
-        What is None is absent: an empty cell and no event.
+        ``labels`` are text in the columns behind the numbers. What is None is absent: an empty cell and no event.
         """
         self._forward(env_steps)
         numbers = {name: float(np.asarray(value).item()) for name, value in results.items() if value is not None}
         cells = {name: self._finite_or_none(f"evaluation/{name}", n, env_steps) for name, n in numbers.items()}
-        append_csv_row(self.evaluations, {self._step: int(env_steps)} | dict.fromkeys(results) | cells)
+        row = {self._step: int(env_steps)} | dict.fromkeys(results) | cells | dict(labels or {})
+        append_csv_row(self.evaluations, row)
         self._write_events(env_steps, {f"evaluation/{name}": n for name, n in numbers.items()}, {})
 
     def _forward(self, env_steps: int) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from polygrad_jax.config import Config, ConfigError, from_dict, to_json
+from polygrad_jax.runs import physics
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -308,11 +309,15 @@ class RunFolder:
             ) from None
         return file
 
-    def check(self, config: Config, environment: dict[str, Any]) -> list[str]:
+    def check(self, config: Config, environment: dict[str, Any], mixed_physics: bool = False) -> list[str]:
         """Lines of warning for going on here; none for a new folder.
 
+        Args:
+          environment: of this program. With an entry ``mujoco`` the run must have been simulated by the same version.
+          mixed_physics: goes on whatever simulated the run.
+
         Raises:
-          ConfigError: the folder is a file, holds something else than a run, or a run with another config.
+          ConfigError: the folder is a file, holds something else than a run, or a run with another config or physics.
         """
         if not self.holds_a_run():
             self._check_empty()
@@ -329,6 +334,8 @@ class RunFolder:
                 f"run folder {self.path} has another config in {conflicts}; allowed: the same values, or another folder"
             )
         before = self.saved_environment()
+        if physics.COLUMN in environment and self.newest_step() > 0:
+            self._check_physics(config, before, environment[physics.COLUMN], mixed_physics)
         changed = differing_environment(before, environment) if before else []
         if not changed:
             return []
@@ -336,6 +343,14 @@ class RunFolder:
             f"warning: {self.path} was run elsewhere ({'; '.join(changed)}); "
             "going on, but not bit for bit as the uninterrupted run would"
         ]
+
+    def _check_physics(self, config: Config, before: dict[str, Any], version: str, mixed: bool) -> None:
+        from polygrad_jax.envs.tasks import gymnasium_id  # here, as jax above
+
+        task = config.env.name if version == physics.NO_MUJOCO else gymnasium_id(config.env)
+        newest = (physics.versions_of_run(before) or [""])[-1]
+        went_on = [physics.Used(task, newest, f"run folder {self.path}"), physics.Used(task, version, "installed")]
+        physics.refuse_mixed(went_on, mixed)
 
     def _check_empty(self) -> None:
         if not self.path.exists():

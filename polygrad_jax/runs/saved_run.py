@@ -14,6 +14,7 @@ import numpy as np
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz, nested
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.metrics_log import read_rows, todays_metric
@@ -102,14 +103,18 @@ def read_saved(folder: Path | str, which: Which = "newest") -> SavedRun:
 
 
 def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
-    """Read the columns of ``eval.csv``: ``[rows]`` float64 each, NaN where a cell is empty; none without the file."""
+    """Read the columns of numbers of ``eval.csv``: ``[rows]`` float64 each, NaN where a cell is empty.
+
+    None without the file.
+    """
     path = Path(folder) / "eval.csv"
     if not path.is_file():
         return {}
     with open(path, newline="") as file:
         names, *cells = list(csv.reader(file)) or [[]]
-    table = np.array([[float(c) if c else np.nan for c in row] for row in cells if len(row) == len(names)])
-    return dict(zip(names, table.reshape(-1, len(names)).T, strict=True)) if names else {}
+    rows = [dict(zip(names, row, strict=True)) for row in cells if len(row) == len(names)]
+    numbers = [name for name in names if name != physics.COLUMN]
+    return {name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in numbers}
 
 
 def _read_newest(folder: Path) -> tuple[int, dict[str, Any]]:

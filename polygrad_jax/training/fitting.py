@@ -28,6 +28,7 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.prediction_error import simulator_errors
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
 from polygrad_jax.runs.metrics_log import MetricsLog
@@ -189,7 +190,7 @@ class Judge:
                 "five steps ahead"
             )
         assert data.collector is not None and data.actor is not None  # why_not_judged says so
-        self._data, self._env = data, data.collector.env
+        self._data, self.env = data, data.collector.env
         apply = make_policy_apply(data.collector, data.spec)
         self._policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
         key = jax.random.key(config.seed)
@@ -218,7 +219,7 @@ class Judge:
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(segment)):
             raise NonFiniteError("not finite: imagined trajectory")
         states = self._data.transitions.simulator_states[np.asarray(self._contexts.rows)[:, -1]]
-        errors = simulator_errors(self._env, segment, states, past_ends=False)
+        errors = simulator_errors(self.env, segment, states, past_ends=False)
         judged = errors[f"error/observation_mse_{JUDGED_HORIZON:03d}"]
         if np.isnan(judged):
             raise ConfigError(
@@ -471,7 +472,8 @@ class Training:
             export_npz(self.folder / BEST_FILE, best | {"five_step_error": np.float64(judged.five_step_error)})
         at.judging_seconds += time.perf_counter() - began
         row = {"five_step_error": judged.five_step_error, "reward_mse": judged.errors["error/reward_mse"]}
-        self.metrics.write_evaluation(at.updates, row | {"training_seconds": at.training_seconds})
+        labels = {physics.COLUMN: physics.todays_mujoco(self.judge.env)}
+        self.metrics.write_evaluation(at.updates, row | {"training_seconds": at.training_seconds}, labels)
         return state, {"error/five_step": judged.five_step_error} | judged.errors
 
     def _log(self, looks: dict[str, float], seconds_per_update: float) -> dict[str, float]:

@@ -31,6 +31,7 @@ from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.prediction_error import simulator_errors, stored_difference
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
@@ -137,15 +138,18 @@ class Result:
     folder: Path
 
 
-def train(config: Config, folder: Path | str) -> Result:
+def train(config: Config, folder: Path | str, mixed_physics: bool = False) -> Result:
     """Run Algorithm 3 from wherever the run folder is to ``config.loop.total_env_steps``.
+
+    Args:
+      mixed_physics: resumes a run that another version of MuJoCo simulated.
 
     Raises:
       ConfigError: see :func:`begin`.
       NonFiniteError: learning diverged; the last good checkpoint is kept.
       EnvStepError: the environment failed; the message names the episode's seed and step.
     """
-    run = begin(config, Path(folder))
+    run = begin(config, Path(folder), mixed_physics)
     try:
         steps = make_steps(config, run.spec, run.world_model, run.agent)
         state = compile_init(steps)
@@ -166,18 +170,19 @@ def train(config: Config, folder: Path | str) -> Result:
         run.close()
 
 
-def begin(config: Config, folder: Path) -> Run:
+def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     """Open or create the run folder and everything the host needs.
 
     Raises:
-      ConfigError: an unknown environment, a folder with another configuration, a foreign folder.
+      ConfigError: an unknown environment, a folder with another configuration or physics, a foreign folder.
     """
     configs.validate(config)
     collector = Collector(config.env, config.seed)
     spec = collector.spec
-    run_folder, environment = RunFolder(folder), describe_environment()
+    run_folder = RunFolder(folder)
+    environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env)}
     run_folder.check_has_policy()
-    for warning in run_folder.check(config, environment):
+    for warning in run_folder.check(config, environment, mixed_physics):
         announce(warning)
     if collector.why_no_simulator_states is not None:
         announce(no_simulator_states(config.env, collector.why_no_simulator_states))
@@ -461,7 +466,7 @@ def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, 
     if beats(at.last_return, at.best_return):
         at.best_return = at.last_return
         export_npz(run.folder / "best.npz", learnt(state) | {"env_steps": np.int64(at.env_steps)})
-    run.metrics.write_evaluation(at.env_steps, row)
+    run.metrics.write_evaluation(at.env_steps, row, {physics.COLUMN: physics.todays_mujoco(config.env)})
     errors = {}
     if against is not None and simulator_is_the_task(run, state, against.read_stored) and against.imagine_from_replay:
         segment = jax.device_get(against.imagine_from_replay(state, jnp.int32(at.env_steps)))

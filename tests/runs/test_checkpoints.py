@@ -251,6 +251,23 @@ def test_npz_refuses_what_it_would_spoil(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_metric_decides_what_is_kept(tmp_path):
+    """The newest two stay whatever was measured, a NaN in the middle included, and so does the best evaluation.
+
+    With orbax's ``best_fn`` one NaN can delete the best checkpoint.
+    """
+    export_npz(tmp_path / "best.npz", {"step": np.int64(1)})
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step, measured in ((1, 9.0), (2, float("nan")), (3, 5.0)):
+        checkpoints.save(step, {"w": np.float32([measured])}, {"last_return": measured})
+        assert checkpoints.steps() == [s for s in (1, 2, 3) if step - 2 < s <= step]
+    for step, measured in ((2, float("nan")), (3, 5.0)):
+        stored = checkpoints.read(step)
+        np.testing.assert_array_equal([stored.arrays["w"][0], stored.host["last_return"]], measured)
+    checkpoints.close()
+    assert int(load_npz(tmp_path / "best.npz")["step"]) == 1
+
+
 def test_best_is_replaced(tmp_path):
     for value in (1.0, 2.0):
         export_npz(tmp_path / "best.npz", {"a": np.array([value])})

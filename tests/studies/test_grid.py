@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from experiments.harness import grid
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 
+MUJOCO = physics.installed_mujoco()
 CLONE = Path(grid.__file__).parents[2]
 WRITES = "import json, sys; open(sys.argv[1], 'w').write(json.dumps({rows}))"
 
@@ -42,10 +45,52 @@ def test_rows_divergence_and_failure(tmp_path, capsys):
     assert grid.run(cells, path, options(tmp_path)) == 1
     assert "fails: exit code 2: why" in capsys.readouterr().err
     assert grid.read_csv(path) == [
-        {"cell": "two", "outcome": "finished", "x": "1", "y": "", "seed": ""},
-        {"cell": "two", "outcome": "finished", "x": "2", "y": "3", "seed": ""},
-        {"cell": "diverges", "outcome": "diverged", "x": "", "y": "", "seed": "7"},
+        {"cell": "two", "outcome": "finished", "x": "1", "y": "", "seed": "", "mujoco": ""},
+        {"cell": "two", "outcome": "finished", "x": "2", "y": "3", "seed": "", "mujoco": ""},
+        {"cell": "diverges", "outcome": "diverged", "x": "", "y": "", "seed": "7", "mujoco": MUJOCO},
     ]
+
+
+def rows_on(task, version):
+    return [{"env": task, "mujoco": version}]
+
+
+@pytest.mark.parametrize("clone", [False, True])
+def test_rows_of_two_physics_are_joined_only_if_asked(clone, tmp_path, capsys):
+    """Cells on disk, or the CSV alone, that another MuJoCo measured; of a task that was measured already, or anew."""
+    path, asked = tmp_path / "grid.csv", options(tmp_path, "--mixed-physics")
+    old = [writes("a", rows_on("hopper", "3.4.0")), writes("z", rows_on("walker2d", "3.4.0"))]
+    assert grid.run(old, path, options(tmp_path)) == 0
+    if clone:
+        for kept in (tmp_path / "grid.cells").iterdir():
+            kept.unlink()
+    text = path.read_text()
+    cells = [old[0], writes("b", rows_on("hopper", MUJOCO))]
+    with pytest.raises(ConfigError) as refused:  # before b is run
+        grid.run(cells, path, options(tmp_path))
+    used = f"MuJoCo 3.4.0 (grid.csv) and MuJoCo {MUJOCO} (installed)"
+    assert str(refused.value).startswith(f"hopper is another task under another MuJoCo: {used}; allowed: one version")
+    assert path.read_text() == text and not (tmp_path / "grid.cells" / "b.json").exists()
+    # Nothing of this grid tells the task before it is measured: the cell is kept, and not joined.
+    assert grid.run([writes("c", rows_on("walker2d", MUJOCO))], path, options(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert "c is kept, but not in grid.csv: walker2d is another task" in said and path.read_text() == text
+    with pytest.raises(ConfigError, match="walker2d is another task"):
+        grid.run([writes("c", [])], path, options(tmp_path))
+    assert grid.run([cell("c", "raise SystemExit(2)")], path, asked) == 0
+    assert grid.run(cells, path, asked) == 0
+    assert {(r["cell"], r["mujoco"]) for r in grid.read_csv(path)} == {
+        ("a", "3.4.0"), ("b", MUJOCO), ("c", MUJOCO), ("z", "3.4.0")
+    }  # fmt: skip
+
+
+def test_another_task_may_have_another_physics(tmp_path):
+    path = tmp_path / "grid.csv"
+    for name, task, version in (("a", "hopper", "3.4.0"), ("b", "walker2d", MUJOCO)):
+        assert grid.run([writes(name, rows_on(task, version))], path, options(tmp_path)) == 0
+    assert [grid.task_of(row) for row in grid.read_csv(path)] == ["walker2d", "hopper"]  # those of other cells come last
+    assert grid.task_of({"env_name": "Hopper-v5"}) == "Hopper-v5" and grid.task_of({"system": "scalar"}) is None
+    assert grid.task_of({"env": "hopper", "env_version": 4}) == "hopper 4"
 
 
 def test_finished_cells_are_not_run_again_unless_asked(tmp_path):

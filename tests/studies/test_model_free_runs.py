@@ -16,7 +16,7 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.training.evaluating import evaluation_row, evaluation_seed
 
 PENDULUM = EnvConfig(name="inverted_pendulum")
-SCHEMA = ["exp_name", "env_name", "seed", "metric", "env_step", "value"]
+SCHEMA = ["exp_name", "env_name", "seed", "metric", "env_step", "value", "mujoco"]
 
 
 def table(path):
@@ -27,6 +27,7 @@ def table(path):
 def options(tmp_path, **more):
     fields = {"experiment": "e", "env": "inverted_pendulum", "algorithms": ["ppo", "sac"], "seeds": [0, 1]}
     fields |= {"steps": 5_000, "jobs": 1, "threads": 0, "ray": False, "only": None, "again": False}
+    fields |= {"mixed_physics": False}
     return SimpleNamespace(**fields | {"runs": tmp_path / "runs", "out": tmp_path / "out"} | more)
 
 
@@ -179,7 +180,7 @@ def test_a_mean_goes_as_far_as_all_seeds_do():
 
 def test_published_curves_name_source_version_and_task():
     rows = curves_beside.published_of("Walker2d")
-    assert {row["env_name"] for row in rows} == {"Walker2d-v4"} and list(rows[0])[:6] == SCHEMA
+    assert {row["env_name"] for row in rows} == {"Walker2d-v4"} and list(rows[0])[:6] == SCHEMA[:6]
     assert all(row["exp_name"].endswith(" v4") and "/" in row["source"] for row in rows)
     final = [float(row["value"]) for row in rows if (row["exp_name"], row["env_step"]) == ("CrossQ v4", "100000")]
     assert len(final) == 10 and round(np.mean(final)) == 3914
@@ -194,8 +195,11 @@ def test_the_figure_is_drawn_from_csv_files_of_one_task(recorded, monkeypatch, c
     grid.write_csv(recorded.out / "other.csv", [row | {"env_name": "Hopper-v5"} for row in rows])
     assert curves_beside.rows_of(recorded.out, "ours", "--experiment") == rows  # a repetition is in no mean
 
-    def drawn(beside):
-        words = ["--experiment", "ours", "--beside", beside, "--out", str(recorded.out)]
+    grid.write_csv(recorded.out / "old.csv", [row | {"mujoco": "3.4.0"} for row in rows])
+    grid.write_csv(recorded.out / "unknown.csv", [row | {"mujoco": ""} for row in rows])
+
+    def drawn(beside, *more):
+        words = ["--experiment", "ours", "--beside", beside, "--out", str(recorded.out), *more]
         monkeypatch.setattr(sys, "argv", ["curves_beside.py", *words])
         return curves_beside.main(), capsys.readouterr().err
 
@@ -203,5 +207,9 @@ def test_the_figure_is_drawn_from_csv_files_of_one_task(recorded, monkeypatch, c
     assert (recorded.out / "ours_beside.png").stat().st_size > 5_000
     task = "whose task is Hopper-v5; allowed: an experiment on InvertedPendulum-v5"
     assert drawn("other") == (2, f"curves_beside: --beside is other, {task}\n")
+    for name, words in (("old", "MuJoCo 3.4.0"), ("unknown", "MuJoCo version not recorded")):
+        code, line = drawn(name)
+        assert code == 2 and line.count("\n") == 1 and f"{words} ({name}.csv); allowed: one version, or" in line
+        assert drawn(name, "--mixed-physics") == (0, "")
     code, line = drawn("gone")
-    assert code == 2 and line.endswith("has no CSV; allowed: e, other, ours\n")
+    assert code == 2 and line.endswith("has no CSV; allowed: e, old, other, ours, unknown\n")

@@ -10,14 +10,17 @@ import pytest
 from experiments.harness import grid
 from experiments.learning import training_runs
 from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 
-ENVIRONMENT = {"device": "cpu: cpu", "processor": "x", "cores": 1, "packages": {"jax": "0.10.2"}, "git_revision": "abc"}
-SCHEMA = ["exp_name", "env_name", "seed", "metric", "env_step", "value"]
+MUJOCO = physics.installed_mujoco()
+ENVIRONMENT = {"device": "cpu: cpu", "processor": "x", "cores": 1, "git_revision": "abc"}
+ENVIRONMENT |= {"packages": {"jax": "0.10.2", "mujoco": MUJOCO}}
+SCHEMA = ["exp_name", "env_name", "seed", "metric", "env_step", "value", "mujoco"]
 
 
 def options(tmp_path, **more):
     fields = {"env": "hopper", "preset": "cpu", "fields": "", "jobs": 2, "threads": 0, "seeds": [0], "experiment": "e"}
-    fields |= {"rules": None, "setting": [], "ray": False, "only": None, "again": False}
+    fields |= {"rules": None, "setting": [], "ray": False, "only": None, "again": False, "mixed_physics": False}
     return SimpleNamespace(**fields | {"runs": tmp_path / "runs", "out": tmp_path / "out"} | more)
 
 
@@ -74,7 +77,7 @@ def test_results_failures_and_divergences(trained, tmp_path, capsys):
     assert float(runs[1]["last3_distance_mean"]) == 3.0
     assert runs[0]["last3_return_mean"] == "nan"
     curves = table(opts.out / "e.csv")
-    assert list(curves[0]) == SCHEMA
+    assert list(curves[0]) == SCHEMA and {row["mujoco"] for row in curves} == {MUJOCO} == {runs[1]["mujoco"]}
     expected = [("2", "return_mean", str(5_000 * k), str(100.0 * k)) for k in (1, 2, 3, 4)]
     assert [(r["seed"], r["metric"], r["env_step"], r["value"]) for r in curves[:4]] == expected
     assert [r["metric"] for r in curves[4:]] == ["length_mean"] * 4 + ["distance_mean"] * 4
@@ -86,7 +89,11 @@ def test_the_command_is_what_a_user_would_type(tmp_path):
     cell = training_runs.cell_of(opts, name, fields, 7)
     words = ["train", "--env", "hopper", "--preset", "cpu", "--seed", "7", "--run"]
     fields = ["--diffusion.sampling-steps", "128", "--a2c.gamma", "0.9"]
-    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, str(tmp_path / "runs" / "K-128-seed7"), *fields)
+    folder = str(tmp_path / "runs" / "K-128-seed7")
+    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, folder, *fields)
+    opts.mixed_physics = True  # a run that is resumed must be asked, too
+    cell = training_runs.cell_of(opts, name, fields[:2], 7)
+    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, folder, "--mixed-physics", *fields)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,38 @@ def test_experiments_share_the_table_of_runs(trained, tmp_path):
     assert [(r["experiment"], r["seed"]) for r in after] == [("e", "0"), ("e", "1"), ("e", "2"), *others]
     assert [r for r in after if (r["experiment"], r["seed"]) != ("e", "2")] == runs
     assert returns_of(opts, "2") == [300.0] and returns_of(opts, "0") == [100.0, 200.0]
+
+
+@pytest.mark.parametrize("recorded", ["3.4.0", ""])
+def test_runs_of_another_physics_are_joined_only_if_asked(recorded, trained, tmp_path, capsys):
+    """Recorded under another MuJoCo, or one that nothing tells; in the run folders, and in a clone without them."""
+    trained |= {0: (0, (100.0, 200.0)), 1: (0, (300.0, 400.0))}
+    opts = options(tmp_path)
+    assert training_runs.run_grid(opts) == 0
+    for path in (opts.out / "runs.csv", opts.runs / "runs.csv", opts.out / "e.csv"):
+        rows = table(path)
+        old = [row | {"mujoco": recorded} | ({"packages": "jax=0.10.2"} if "packages" in row else {}) for row in rows]
+        grid.write_csv(path, old)
+    for path in (opts.runs / "runs.cells").glob("*.json"):
+        path.unlink()
+    before = (opts.out / "runs.csv").read_text()
+    opts.seeds = [0, 1]
+    for clone in (False, True):
+        if clone:
+            opts.runs.rename(tmp_path / "gone")
+        with pytest.raises(ConfigError) as refused:
+            training_runs.run_grid(opts)
+        assert "Hopper-v5 is another task under another MuJoCo: " in str(refused.value)
+        assert f"MuJoCo {MUJOCO} (installed); allowed: one version, or --mixed-physics" in str(refused.value)
+        assert (opts.out / "runs.csv").read_text() == before
+    opts.mixed_physics = True
+    assert training_runs.run_grid(opts) == 0
+    assert [(r["seed"], r["mujoco"]) for r in table(opts.out / "runs.csv")] == [("0", recorded), ("1", MUJOCO)]
+    versions = {(row["seed"], row["mujoco"]) for row in table(opts.out / "e.csv")}
+    assert versions == {("0", recorded), ("1", MUJOCO)}
+    training_runs.draw_all(opts.out)
+    with pytest.raises(ConfigError, match="another task under another MuJoCo"):
+        training_runs.run_grid(options(tmp_path, seeds=[0, 1]))  # they are joined already, which is said again
 
 
 def test_settings_along_the_value_of_a_field(trained, tmp_path):

@@ -259,7 +259,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_training(whole, dat
 
 def test_another_dataset_or_schedule_is_refused(whole, data):
     folder = whole[0]
-    other = dataclasses.replace(data.transitions, rewards=data.transitions.rewards + 1)
+    other = dataclasses.replace(data.transitions, truncations=np.arange(len(data.transitions)) == 3)
     with pytest.raises(ConfigError, match="was begun with checksum"):
         trained(dataclasses.replace(data, transitions=other), folder)
     with pytest.raises(ConfigError, match="was begun with evaluate_every_updates 20, now 7"):
