@@ -202,7 +202,8 @@ def draw(out: Path) -> None:
             first, seeds = of_figure[0], statistics.count_seeds(of_figure)
             figure.suptitle(
                 f"{task}, H = {horizon}, K = {steps} of {NUM_STEPS}, std falling in {first['falling_updates']} "
-                f"updates; denoiser of {first['updates']} updates on {first['rows']} transitions, {seeds} seed(s)",
+                f"updates; denoiser of {first['updates']} updates on {first['rows']} transitions, {seeds} seed(s); "
+                f"{grid.physics_of(of_figure)}",
                 fontsize=8,
             )
 

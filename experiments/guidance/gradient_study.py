@@ -186,7 +186,9 @@ def draw(out: Path) -> None:
         figures.legend_of_all(figure, loc="center right", fontsize=7)
         updates, transitions = rows[0]["updates"], rows[0]["rows"]
         figure.suptitle(
-            f"denoisers fitted with {updates} updates to {transitions} transitions of small training runs", fontsize=8
+            f"denoisers fitted with {updates} updates to {transitions} transitions of small training runs; "
+            f"{grid.physics_of(rows)}",
+            fontsize=8,
         )
 
 

@@ -234,7 +234,7 @@ def draw(out: Path) -> None:
         counts = ", ".join(f"{task}: {count} seed(s)" for task, count in seeds.items())
         figure.suptitle(
             f"denoisers fitted with {rows[0]['updates']} updates to {rows[0]['rows']} transitions of small training "
-            f"runs ({counts}; shaded: all seeds)",
+            f"runs ({counts}; shaded: all seeds); {grid.physics_of(rows)}",
             fontsize=8,
         )
 

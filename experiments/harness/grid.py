@@ -277,6 +277,11 @@ def task_of(row: Row) -> str | None:
     return f"{row['env']} {row.get('env_version') or ''}".strip() if row.get("env") else None
 
 
+def physics_of(rows: Iterable[Row]) -> str:
+    """Return the versions of MuJoCo that rows were made with, as a caption says them."""
+    return physics.in_words(physics.versions_of_rows(rows))
+
+
 def used(rows: Iterable[Row], path: Path) -> list[physics.Used]:
     """Return the physics of the rows of a table that are of a task."""
     of_task = ((task_of(row), row) for row in rows)

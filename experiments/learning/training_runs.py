@@ -307,7 +307,7 @@ def draw_curves(rows: list[grid.Row], runs: list[grid.Row], path: Path) -> None:
 
 def task_in_words(rows: list[grid.Row]) -> str:
     """Return the task of an experiment's rows and its physics, for a caption."""
-    versions = physics.in_words(physics.versions_of_rows(rows))
+    versions = grid.physics_of(rows)
     return f"{rows[0]['env_name']}{f', {versions}' if versions else ''}"
 
 

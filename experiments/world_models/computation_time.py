@@ -153,7 +153,7 @@ def draw(out: Path) -> None:
         axis.set_xlabel(f"seconds for {int(rows[0]['rollouts']):,} rollouts, compile time apart")
         axis.grid(axis="y", linewidth=0.3)
         machine = f"{rows[0]['precision']}, {rows[0]['processor']}, {rows[0]['cores']} core(s)"
-        axis.set_title(f"{TASK}, the paper's sizes, {machine}", fontsize=8)
+        axis.set_title(f"{TASK}, the paper's sizes, {machine}\n{grid.physics_of(rows)}", fontsize=8)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

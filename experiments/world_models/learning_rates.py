@@ -79,7 +79,7 @@ def draw(out: Path) -> None:
         figures.room_for_names(axis, 4)
         first, seeds = rows[0], statistics.count_seeds(rows)
         caption = f"{first['env']}, {first['transitions']} transitions, {first['training_seconds']} s of training each"
-        axis.set_title(f"{caption}, {seeds} seed(s)", fontsize=8)
+        axis.set_title(f"{caption}, {seeds} seed(s)\n{grid.physics_of(rows)}", fontsize=8)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str
                 figures.room_for_names(axis, 1.45)
             seeds, seconds = statistics.count_seeds(there), float(there[0]["training_seconds"])
             about = f"{int(transitions):,} transitions, {seconds:.0f} s of training, {seeds} seed(s)"
-            column[0].set_title(f"{env}, H = {horizon}, {about}", fontsize=8)
+            column[0].set_title(f"{env}, H = {horizon}, {about}\n{grid.physics_of(there)}", fontsize=8)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def draw(out: Path) -> None:
             figures.room_for_names(axis, 8)
         axes[0, 0].set_ylabel("mean squared error [variances of the data]")
         env, seconds, seeds = rows[0]["env"], rows[0]["training_seconds"], statistics.count_seeds(rows)
-        figure.suptitle(f"{env}, {seconds} s of training each, {seeds} seed(s)", fontsize=9)
+        figure.suptitle(f"{env}, {seconds} s of training each, {seeds} seed(s); {grid.physics_of(rows)}", fontsize=9)
 
 
 def compared(sizes: list[int]) -> list[statistics.Pair]:

@@ -122,7 +122,8 @@ def draw(out: Path) -> None:
             axis.set_ylabel("least five-step error so far [mean squared, raw]")
             figures.room_for_names(axis, 4)
             seeds = statistics.count_seeds(there)
-            axis.set_title(f"{panel[0]}, H = {panel[1]}, {panel[2]} transitions, {seeds} seed(s)", fontsize=8)
+            about = f"{panel[0]}, H = {panel[1]}, {panel[2]} transitions, {seeds} seed(s)"
+            axis.set_title(f"{about}\n{grid.physics_of(there)}", fontsize=8)
             for model, (early, late) in gains(there).items():
                 print(f"{', '.join(panel)}, {model}: {early:.3g} -> {late:.3g}, {early / late:.2f} times less")
 

@@ -88,7 +88,8 @@ def test_another_task_may_have_another_physics(tmp_path):
     path = tmp_path / "grid.csv"
     for name, task, version in (("a", "hopper", "3.4.0"), ("b", "walker2d", MUJOCO)):
         assert grid.run([writes(name, rows_on(task, version))], path, options(tmp_path)) == 0
-    assert [grid.task_of(row) for row in grid.read_csv(path)] == ["walker2d", "hopper"]  # those of other cells come last
+    of_other_cells_last = ["walker2d", "hopper"]
+    assert [grid.task_of(row) for row in grid.read_csv(path)] == of_other_cells_last
     assert grid.task_of({"env_name": "Hopper-v5"}) == "Hopper-v5" and grid.task_of({"system": "scalar"}) is None
     assert grid.task_of({"env": "hopper", "env_version": 4}) == "hopper 4"
 
