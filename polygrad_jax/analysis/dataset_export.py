@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from polygrad_jax.data import minari_dataset
 from polygrad_jax.data.minari_dataset import RecordedEpisode
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
-from polygrad_jax.envs.collector import Collector, EnvRestartError
+from polygrad_jax.envs.collector import Collector, EnvRestartError, EnvStepError
 from polygrad_jax.envs.prediction_error import stored_difference, stored_steps, why_not_replayed
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import npz_bytes
@@ -35,7 +36,7 @@ DESCRIPTION = (
 
 STEPPED = "the last step of each episode was taken again from the simulator's state: exact"
 ROUNDED = "the last step of each episode was taken again from the simulator's state: right to rounding (other hardware)"
-FROM_SEEDS = "each episode was gone through again from its seed: exact"
+FROM_SEEDS = "the run was gone through again from the seeds of its episodes: exact"
 REPEATED = "the last observation of each episode is repeated: what its last step led to is not known"
 
 
@@ -71,23 +72,35 @@ def ends_of(t: TransitionRecord, config: Config) -> Ends:
 
 
 def _ends_from_seeds(t: TransitionRecord, config: Config) -> Ends:
-    collector, found = Collector(config.env, config.seed), []
     try:
-        for index, (first, end) in enumerate(episode_bounds(t)):
-            executed = tasks.executed(t.actions[first : end - 1], config.env.actions)
-            before = t.observations[end - 1]
-            collector.restore({"episode_index": index, "executed_actions": executed, "observation": before})
-            step = collector.step(t.actions[end - 1])
-            if (np.float32(step.reward), step.terminal) != (t.rewards[end - 1], t.terminals[end - 1]):
-                raise EnvRestartError(f"the last step of episode {index} gave another reward or end than was stored")
-            found.append(step.next_observation)
-    except EnvRestartError as error:
+        found, how = _gone_through_again(t, config), FROM_SEEDS
+    except (EnvRestartError, EnvStepError) as error:
         announce(f"warning: final observations are repeated ones: {error}")
-        found = [t.observations[end - 1] for _, end in episode_bounds(t)]
-        return Ends(np.stack(found), np.empty((len(found), 0)), REPEATED)
-    finally:
-        collector.close()
-    return Ends(np.stack(found), np.empty((len(found), 0)), FROM_SEEDS)
+        found, how = [t.observations[end - 1] for _, end in episode_bounds(t)], REPEATED
+    return Ends(np.stack(found), np.empty((len(found), 0)), how)
+
+
+def _gone_through_again(t: TransitionRecord, config: Config) -> list[np.ndarray]:
+    """Take all steps of a run again, from its first: what the task remembers is then what it remembered.
+
+    Returns:
+      the observations ``[O]`` behind the last steps of the episodes.
+
+    Raises:
+      EnvRestartError: a step did otherwise than what was stored.
+    """
+    ends, found = {end - 1 for _, end in episode_bounds(t)}, []
+    truncations = t.truncations & ~t.terminals
+    with contextlib.closing(Collector(config.env, config.seed)) as collector:
+        for row in range(len(t)):
+            step = collector.step(t.actions[row])
+            stored = (t.rewards[row], t.terminals[row], truncations[row], *t.observations[row])
+            again = (np.float32(step.reward), step.terminal, step.truncated and not step.terminal, *step.observation)
+            if again != stored:
+                raise EnvRestartError(f"step {row} of the run, taken again, gave another reward, end or observation")
+            if row in ends:
+                found.append(step.next_observation)
+    return found
 
 
 def recorded_episodes(t: TransitionRecord, ends: Ends, how: Execution) -> Iterator[RecordedEpisode]:

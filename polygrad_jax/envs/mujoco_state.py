@@ -7,6 +7,7 @@ is refused for a task that a simulator state does not determine (`why_no_simulat
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
@@ -210,7 +211,7 @@ def why_no_simulator_states(env_config: EnvConfig, env: gym.Env | None = None) -
     """
     if env is not None and not is_mujoco(env):
         return NOT_MUJOCO
-    return _why_unequal(env_config)
+    return _why_unequal(dataclasses.replace(env_config, actions="clipped"))  # how they are executed is no part of it
 
 
 def require_simulator_states(env_config: EnvConfig, needed_by: str = "") -> None:
