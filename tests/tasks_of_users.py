@@ -107,15 +107,15 @@ class RewardByStep(Pendulum):
 
 
 class OtherFromStep50(Upright):
-    """A force that sets in at step 50 of the episode."""
+    """Its motor breaks two seconds after the start of an episode, at step 50, and nothing shows it before."""
 
     def reset_model(self):
-        self.steps = 0
+        self.broken = False
         return super().reset_model()
 
     def step(self, action):
-        self.steps += 1
-        return super().step(action if self.steps <= 50 else 0.5 * action)
+        self.broken = self.broken or self.data.time > 2.0
+        return super().step(0.5 * action if self.broken else action)
 
 
 class BonusAtTheEnd(Upright):
