@@ -27,6 +27,7 @@ from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.episodes import run_episodes
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
 from polygrad_jax.runs import checkpoints as checkpoint_files
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz, nested
 from polygrad_jax.runs.metrics_log import read_rows, todays_metric
 from polygrad_jax.runs.saved_run import read_evaluations
@@ -94,7 +95,8 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def table(path: Path) -> dict[str, np.ndarray]:
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    assert all(row["mujoco"] for row in rows)
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "mujoco"}
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -332,6 +334,21 @@ def test_evaluations_are_one_table_whether_or_not_a_position_was_told(distances,
 
 def table_row(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_evaluations_and_captions_say_the_physics(run, tmp_path):
+    """A row below those of a revision that did not say it, whose cells stay empty; a policy of another physics."""
+    version = physics.installed_mujoco()
+    looked_at = SimpleNamespace(folder=tmp_path, config=run.config)
+    (tmp_path / "evaluations.csv").write_text("env_steps,return_mean\n10,1.5\n")
+    for step in (20, 30):
+        reports.append_evaluation(looked_at, {"env_steps": step, "return_mean": 2.5, "mujoco": version})
+    lines = ["env_steps,return_mean,mujoco", "10,1.5,", f"20,2.5,{version}", f"30,2.5,{version}"]
+    assert (tmp_path / "evaluations.csv").read_text().splitlines() == lines
+    assert f"Hopper-v5, MuJoCo {version}, preset smoke, seed 0, " in reports.title(run)
+    assert reports._other_physics(run, version) is None and reports._other_physics(run, "none") is None
+    (tmp_path / "environment.json").write_text('{"packages": {"mujoco": "3.4.0"}}')
+    assert reports._other_physics(looked_at, version).endswith("trained with another physics (MuJoCo 3.4.0)")
 
 
 @needs_gl
