@@ -89,7 +89,7 @@ def refuse_mixed(used: Iterable[Used], asked: bool) -> None:
     Unknown ones of one place were joined before this was looked at; they stay together and join no others.
 
     Args:
-      asked: whether mixing was asked for, which nothing is refused then.
+      asked: mixing was asked for, so nothing is refused.
     """
     first: dict[str, Used] = {}
     for result in used:
