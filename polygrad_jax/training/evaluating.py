@@ -10,21 +10,30 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polygrad_jax.config import EnvConfig
+from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
 from polygrad_jax.envs.episodes import EpisodeResults, run_episodes
-from polygrad_jax.envs.prediction_error import NEWEST_CHECKED, OTHERS_CHECKED, StoredSteps
+from polygrad_jax.envs.mujoco_state import no_simulator_states
+from polygrad_jax.envs.prediction_error import (
+    NEWEST_CHECKED,
+    OTHERS_CHECKED,
+    StoredSteps,
+    simulator_errors,
+    stored_difference,
+)
 from polygrad_jax.runs.console import announce
-from polygrad_jax.training.collecting import Decide, HostMemory, on_the_host
+from polygrad_jax.training.collecting import Collecting, Decide, HostMemory, on_the_host
 from polygrad_jax.training.train_state import TrainState, key_for
 from polygrad_jax.types import Agent, Array, Params, Segment, WorldModel
+from polygrad_jax.world_models.model_table import SIMULATOR
 
 EVALUATION_STREAM = 2
 
@@ -159,3 +168,54 @@ def make_read_stored() -> ReadStored:
         return rows, StoredSteps(step.actions, step.rewards, step.terminals, behind.observations, followed)
 
     return read_stored
+
+
+class Against(NamedTuple):
+    """What it takes to compare imagination with the simulator."""
+
+    read_stored: ReadStored
+    imagine_from_replay: ImagineFromReplay | None
+    """None where no trajectories are compared."""
+
+
+def make_against(collecting: Collecting, world_model: WorldModel) -> Against | None:
+    """Return what compares with the simulator; None where there are no simulator states, or nothing is compared."""
+    config = collecting.config
+    trajectories, learns_from_it = config.loop.error_trajectories, config.world_model == SIMULATOR
+    if collecting.collector.simulator_state_size == 0 or not (trajectories or learns_from_it):
+        return None
+    imagine = make_imagine_from_replay(world_model, collecting.agent, trajectories) if trajectories else None
+    return Against(make_read_stored(), imagine)
+
+
+def errors_of_imagination(against: Against, collecting: Collecting, state: TrainState) -> dict[str, float]:
+    """Return the errors of trajectories imagined from the replay; none once the simulator is not the task.
+
+    Raises:
+      ConfigError: see :func:`simulator_is_the_task`.
+    """
+    if not simulator_is_the_task(against, collecting, state) or against.imagine_from_replay is None:
+        return {}
+    segment = jax.device_get(against.imagine_from_replay(state, jnp.int32(collecting.at.env_steps)))
+    states = collecting.simulator_log.get(segment.rows[:, 0])
+    return simulator_errors(collecting.config.env, segment, states)
+
+
+def simulator_is_the_task(against: Against, collecting: Collecting, state: TrainState) -> bool:
+    """Whether stored steps, taken again from their simulator states, do what was stored; what differs is said once.
+
+    Raises:
+      ConfigError: they do not, and the world model is the simulator.
+    """
+    at, config = collecting.at, collecting.config
+    if at.simulator_differs is not None:
+        return False
+    rows, stored = jax.device_get(against.read_stored(state, jnp.int32(at.env_steps)))
+    at.simulator_differs = stored_difference(config.env, collecting.simulator_log.get(rows), stored)
+    if at.simulator_differs is None:
+        return True
+    line = f"{no_simulator_states(config.env, at.simulator_differs)} (found at environment step {at.env_steps})"
+    if config.world_model == SIMULATOR:
+        raise ConfigError(f"world_model is simulator; {line}; allowed: another world model")
+    announce(f"{line}; no errors of imagination are measured from here on")
+    return False

@@ -36,8 +36,9 @@ from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.evaluating import beats
-from polygrad_jax.training.loop import crossed, require_windows, say_uncovered, uncovered_share, window_of
+from polygrad_jax.training.loop import crossed
 from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
+from polygrad_jax.training.windows import require_windows, say_uncovered, uncovered_share, window_of
 from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, WorldModel
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,13 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
+from polygrad_jax.config import INSERT_CHUNK, Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
-from polygrad_jax.data import replay as replays
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import no_simulator_states
-from polygrad_jax.envs.prediction_error import simulator_errors, stored_difference
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 from polygrad_jax.runs.console import Progress, announce
@@ -39,14 +37,13 @@ from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_li
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.evaluating import (
-    ImagineFromReplay,
-    ReadStored,
+    Against,
     beats,
+    errors_of_imagination,
     evaluate_policy,
     evaluation_row,
     evaluation_seed,
-    make_imagine_from_replay,
-    make_read_stored,
+    make_against,
 )
 from polygrad_jax.training.step import (
     FINITE_OUTPUTS,
@@ -61,8 +58,17 @@ from polygrad_jax.training.step import (
     make_steps,
 )
 from polygrad_jax.training.train_state import Counters, TrainState, with_rows, without_optimisers, without_rows
-from polygrad_jax.types import Agent, Normaliser, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model_for_agent
+from polygrad_jax.training.units import say_units
+from polygrad_jax.training.windows import (
+    Window,
+    require_windows,
+    say_short_limit,
+    say_uncovered,
+    uncovered_share,
+    window_of,
+)
+from polygrad_jax.types import Agent, Transitions, WorldModel
+from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 HISTOGRAMS = {"guidance/standardised_histogram": ("guidance/standardised_actions", np.linspace(-4.0, 4.0, 41))}
 """Counts that a step makes: the name under which they are logged, and the edges of their bins."""
@@ -204,130 +210,6 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     return Run(lock, config, spec, folder, world_model, agent, collecting, checkpoints, metrics)
 
 
-# --- training windows ------------------------------------------------------------------------------------------------
-
-
-class Window(NamedTuple):
-    """How many states a training window has, and the field that says so."""
-
-    states: int
-    field: str | None = "horizon"  # None where the world model alone says it
-    beyond: int = 0  # states of a window beyond the field's value
-
-    def __str__(self) -> str:
-        said = "" if self.field is None else f" ({self.field} {self.states - self.beyond})"
-        return f"a training window of {self.states} states{said}"
-
-    def at_most(self, steps: int) -> str:
-        """Say what makes a window fit ``steps`` steps of an episode."""
-        if self.field is None:
-            return f"a world model with windows of at most {steps} states"
-        return f"{self.field} of at most {steps - self.beyond}"
-
-
-WINDOW_FIELDS = {"transformer": ("transformer.context_length", 1), "dreamer": ("dreamer.window", 0)}
-"""By world model, where the horizon does not say how long a window is: the field, and ``Window.beyond``."""
-
-
-def window_of(config: Config, world_model: WorldModel) -> Window:
-    """Return the training window of a world model."""
-    if world_model.window is None:
-        return Window(config.horizon)
-    return Window(world_model.window, *WINDOW_FIELDS.get(config.world_model, (None, 0)))
-
-
-def say_short_limit(limit: int | None, window: Window) -> None:
-    """Say that nothing is learnt from episodes that a time limit of ``limit`` steps cuts off, where that is so."""
-    if limit is not None and limit < window.states:
-        announce(
-            f"warning: the task's time limit is {limit} steps: an episode that it cuts off is shorter than {window} "
-            f"and nothing is learnt from it; {_what_helps(limit, window)}"
-        )
-
-
-def say_uncovered(replay: replays.ReplayState, window: Window) -> None:
-    """Say how many stored transitions are in no window, where there are any."""
-    outside, stored = map(int, _uncovered(replay, window.states))
-    if outside:
-        announce(f"warning: {outside:,} of {stored:,} stored transitions are in no training window ({window})")
-
-
-def uncovered_share(replay: replays.ReplayState, window: Window) -> dict[str, float]:
-    """Return the share of the stored transitions that are in no window, under its name as a metric."""
-    outside, stored = map(int, _uncovered(replay, window.states))
-    return {"replay/uncovered_share": outside / max(stored, 1)}
-
-
-_uncovered = jax.jit(replays.uncovered, static_argnums=1)
-
-
-def require_windows(replay: replays.ReplayState, window: Window) -> None:
-    """Refuse to learn where the replay holds nothing to learn from.
-
-    Raises:
-      ConfigError: no stored stretch of steps is a window.
-    """
-    if int(replays.num_windows(replay)) > 0:
-        return
-    capacity, total = replay.rewards.shape[0], int(replay.total)
-    slots = np.arange(max(total - capacity, 0), total - int(replay.open_length)) % capacity
-    lengths = np.asarray(replay.steps)[slots] + 1
-    longest = int(lengths.max(initial=0))
-    if longest == 0 or longest >= window.states or np.asarray(replay.terminals)[slots].any():
-        why = "the episode that has not ended has overwritten the others"
-        remedy = f"allowed: loop.replay_capacity of more than {capacity}"
-    else:
-        why = f"the longest episode was cut off after {longest} step{'s' if longest > 1 else ''}"
-        remedy = _what_helps(longest, window)
-    raise ConfigError(f"none of the {min(total, capacity)} stored transitions is in {window}: {why}; {remedy}")
-
-
-def _what_helps(steps: int, window: Window) -> str:
-    """Say what makes windows of episodes of ``steps`` steps that were cut off."""
-    if steps < 2:  # the state behind a step is not stored
-        return "allowed: a task whose episodes go on for 2 steps or more, or end by themselves (terminated)"
-    return f"allowed: {window.at_most(steps)}, or a longer time limit"
-
-
-# --- units -----------------------------------------------------------------------------------------------------------
-
-ORDINARY_SIZES = (1e-3, 200.0)
-"""Raw observations and rewards whose mean and standard deviation add up to this are learnt from as they are."""
-
-
-def read_raw(config: Config) -> dict[str, str]:
-    """Return which of observations and rewards the agent learns from in raw units, and what standardises them.
-
-    World models standardise both (Dreamer-v3 squashes them, as published).
-    """
-    scaling = "allowed: a wrapper that scales them (gymnasium.wrappers.Transform{})"
-    observations, rewards = scaling.format("Observation"), scaling.format("Reward")
-    if config.agent == "value_gradient":  # against the entropy
-        return {"rewards": rewards}
-    if config.agent == "a2c":
-        observations, rewards = "allowed: --a2c.normalise-observations", "allowed: --a2c.value-scale running"
-        standardised = {"observations": config.a2c.normalise_observations, "rewards": config.a2c.value_scale != "raw"}
-    else:
-        standardised = {}
-    remedies = {"observations": observations, "rewards": rewards}
-    return {name: remedy for name, remedy in remedies.items() if not standardised.get(name)}
-
-
-def say_units(config: Config, normaliser: Normaliser) -> None:
-    """Say where stored observations or rewards are in units in which the agent hardly learns from them."""
-    for name, remedy in read_raw(config).items():
-        statistics = jax.device_get(getattr(normaliser, name))
-        sizes = np.abs(statistics.mean) + statistics.std
-        channel = int(np.argmax(sizes))
-        nothing_yet = not statistics.mean.any() and sizes[channel] <= normalisers.IN_ANY_UNIT.absolute
-        if not (nothing_yet or ORDINARY_SIZES[0] <= sizes[channel] <= ORDINARY_SIZES[1]):
-            mean, std = statistics.mean[channel], statistics.std[channel]
-            announce(
-                f"warning: {name} are around {mean:.3g} with a standard deviation of {std:.3g}, and the agent "
-                f"{config.agent} reads them in raw units, in which it may hardly learn; {remedy}"
-            )
-
-
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
@@ -467,49 +349,9 @@ def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, 
         at.best_return = at.last_return
         export_npz(run.folder / "best.npz", learnt(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row, {physics.COLUMN: physics.todays_mujoco(config.env)})
-    errors = {}
-    if against is not None and simulator_is_the_task(run, state, against.read_stored) and against.imagine_from_replay:
-        segment = jax.device_get(against.imagine_from_replay(state, jnp.int32(at.env_steps)))
-        errors = simulator_errors(config.env, segment, run.collecting.simulator_log.get(segment.rows[:, 0]))
+    errors = {} if against is None else errors_of_imagination(against, run.collecting, state)
     at.clock.evaluating += time.perf_counter() - began
     return errors
-
-
-class Against(NamedTuple):
-    """What it takes to compare imagination with the simulator."""
-
-    read_stored: ReadStored
-    imagine_from_replay: ImagineFromReplay | None
-    """None where no trajectories are compared."""
-
-
-def make_against(run: Run) -> Against | None:
-    """Return what compares with the simulator; None where there are no simulator states, or nothing is compared."""
-    trajectories, learns_from_it = run.config.loop.error_trajectories, run.config.world_model == SIMULATOR
-    if run.collecting.collector.simulator_state_size == 0 or not (trajectories or learns_from_it):
-        return None
-    imagine = make_imagine_from_replay(run.world_model, run.agent, trajectories) if trajectories else None
-    return Against(make_read_stored(), imagine)
-
-
-def simulator_is_the_task(run: Run, state: TrainState, read_stored: ReadStored) -> bool:
-    """Whether stored steps, taken again from their simulator states, do what was stored; what differs is said once.
-
-    Raises:
-      ConfigError: they do not, and the world model is the simulator.
-    """
-    at, env = run.at, run.config.env
-    if at.simulator_differs is not None:
-        return False
-    rows, stored = jax.device_get(read_stored(state, jnp.int32(at.env_steps)))
-    at.simulator_differs = stored_difference(env, run.collecting.simulator_log.get(rows), stored)
-    if at.simulator_differs is None:
-        return True
-    line = f"{no_simulator_states(env, at.simulator_differs)} (found at environment step {at.env_steps})"
-    if run.config.world_model == SIMULATOR:
-        raise ConfigError(f"world_model is simulator; {line}; allowed: another world model")
-    announce(f"{line}; no errors of imagination are measured from here on")
-    return False
 
 
 def learnt(state: TrainState) -> dict[str, Any]:
@@ -561,7 +403,7 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
     """Collect, learn, look and save until the budget is spent or a signal asks to stop."""
     config, at, loop, folder = run.config, run.at, run.config.loop, run.folder
     finite = jax.jit(steps.finite)
-    against = make_against(run)
+    against = make_against(run.collecting, run.world_model)
     acting = jax.tree.map(jnp.copy, run.agent.acting(state.agent, state.world_model))
     session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
     compiled_before = at.clock.compiling

@@ -17,7 +17,7 @@ from polygrad_jax.data.transition_log import TransitionLog
 from polygrad_jax.envs import tasks
 from polygrad_jax.runs.saved_run import SavedRun
 from polygrad_jax.training import loop
-from polygrad_jax.training.evaluating import make_read_stored
+from polygrad_jax.training.evaluating import Against, make_against, make_read_stored, simulator_is_the_task
 from polygrad_jax.training.train_state import Counters, TrainState
 
 
@@ -52,7 +52,7 @@ def test_one_line_at_the_start_says_why_nothing_is_compared(task, begun, capsys)
     run = begun(name)
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith(f"{name}: no simulator states: the "), said
-    assert loop.make_against(run) is None
+    assert make_against(run.collecting, run.world_model) is None
     chunk = run.collecting.new_chunk(2)
     run.collecting.take_step(chunk, np.zeros(1))
     assert chunk.simulator_states.shape == (2, 0)
@@ -66,12 +66,12 @@ def test_one_line_at_the_start_says_why_nothing_is_compared(task, begun, capsys)
 def test_where_the_task_is_its_simulator_nothing_is_said(begun, capsys):
     run = begun("inverted_pendulum")
     state = filled(run)
-    against = loop.make_against(run)
-    assert loop.simulator_is_the_task(run, state, against.read_stored)
+    against = make_against(run.collecting, run.world_model)
+    assert simulator_is_the_task(against, run.collecting, state)
     rows, stored = against.read_stored(state, np.int32(3))
     assert int(max(rows)) == run.at.env_steps - 1 and np.asarray(stored.followed).mean() > 0.5
-    without = dataclasses.replace(run, config=override(run.config, {"loop.error_trajectories": 0}))
-    assert loop.make_against(without) is None
+    without = override(run.config, {"loop.error_trajectories": 0})
+    assert make_against(dataclasses.replace(run.collecting, config=without), run.world_model) is None
     assert capsys.readouterr().err == ""
 
 
@@ -80,7 +80,7 @@ def test_a_task_that_changes_late_is_not_compared_from_then_on(begun, capsys, mo
     name, imagined = users.register(users.Later), []
     run = begun(name, 900)
     state = filled(run)
-    against = loop.Against(make_read_stored(), lambda *given: imagined.append(given))
+    against = Against(make_read_stored(), lambda *given: imagined.append(given))
     results = {"return_mean": 1.0}
     monkeypatch.setattr(loop, "learnt", lambda state: {})
     monkeypatch.setattr(loop, "evaluate_policy", lambda *given: None)
@@ -93,9 +93,9 @@ def test_a_task_that_changes_late_is_not_compared_from_then_on(begun, capsys, mo
     assert said == [found]
     assert Counters.from_json(dataclasses.asdict(run.at)).simulator_differs == run.at.simulator_differs is not None
     run.at.simulator_differs = None
-    learns_from_it = dataclasses.replace(run, config=override(run.config, {"world_model": "simulator"}))
+    simulator = override(run.config, {"world_model": "simulator"})
     with pytest.raises(ConfigError, match=f"world_model is simulator; {line}"):
-        loop.simulator_is_the_task(learns_from_it, state, against.read_stored)
+        simulator_is_the_task(against, dataclasses.replace(run.collecting, config=simulator), state)
 
 
 @pytest.mark.parametrize(("stored_size", "task"), [(0, "inverted_pendulum"), (5, "inverted_pendulum"), (7, "Goal")])
@@ -109,7 +109,8 @@ def test_a_run_whose_stored_states_are_not_todays_goes_on_without(stored_size, t
     collecting.refill(None, lambda state, chunk: None, 6)
     line = f"InvertedPendulum-v5: no simulator states: those stored have {stored_size} numbers, the task's 7"
     assert capsys.readouterr().err.strip() == ("" if task == "Goal" else line)
-    assert collecting.simulator_log.get(np.arange(6)).shape == (6, 0) and loop.make_against(run) is None
+    assert collecting.simulator_log.get(np.arange(6)).shape == (6, 0)
+    assert make_against(collecting, run.world_model) is None
     chunk = collecting.new_chunk(1)
     collecting.take_step(chunk, np.zeros(1))
     collecting.record(chunk)

@@ -23,7 +23,6 @@ from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, ev
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
 from polygrad_jax.training.step import compile_learn, make_model_update, make_steps
 from polygrad_jax.training.train_state import Counters
-from polygrad_jax.types import MeanStd, Normaliser
 from polygrad_jax.world_models.model_table import make_world_model
 
 POLE = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
@@ -162,133 +161,6 @@ def test_the_one_update_honours_recent_share(share):
     assert newer == 1.0 if share else 0.3 < newer < 0.7
 
 
-ROOM = 64
-add = jax.jit(replays.add, static_argnums=2)
-
-
-def replay_of_episodes(lengths, terminated, window, behind=0):
-    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64."""
-    count, ends = sum(lengths) + behind, np.cumsum(lengths) - 1
-    rows = empty_chunk(-(-count // ROOM) * ROOM, EnvSpec(2, 1))
-    rows.valid[:count] = True
-    (rows.terminals if terminated else rows.truncations)[ends] = 1.0
-    replay = replays.init(EnvSpec(2, 1), ROOM, window)
-    for k in range(0, len(rows.valid), ROOM):
-        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), window)
-    return replay
-
-
-MODELS = {
-    "polygrad": ("horizon of at most 6", "10 states (horizon 10)"),
-    "transformer": ("transformer.context_length of at most 5", "16 states (transformer.context_length 15)"),
-    "dreamer": ("dreamer.window of at most 6", "8 states (dreamer.window 8)"),
-}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsys):
-    """Whatever says how long a window is. At the start a time limit is only said: episodes may end before it."""
-    config = override(small(), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
-    window = loop.window_of(config, make_world_model(config, EnvSpec(2, 1)))
-    remedy, length = MODELS[model]
-    short = replay_of_episodes([6, 6, 4], False, window.states)
-    with pytest.raises(ConfigError) as refused:
-        loop.require_windows(short, window)
-    assert str(refused.value) == (
-        f"none of the 16 stored transitions is in a training window of {length}: the longest episode was cut off after "
-        f"6 steps; allowed: {remedy}, or a longer time limit"
-    )
-    assert loop.uncovered_share(short, window) == {"replay/uncovered_share": 1.0}
-    loop.require_windows(replay_of_episodes([6, 6, 4], True, window.states), window)
-    loop.say_short_limit(window.states, window)
-    loop.say_short_limit(None, window)
-    assert capsys.readouterr().err == ""
-    loop.say_short_limit(6, window)
-    assert f"time limit is 6 steps: an episode that it cuts off is shorter than a training window of {length} and " in (
-        said := capsys.readouterr().err
-    )
-    assert remedy in said and said.count("\n") == 1
-
-
-@pytest.mark.parametrize("model", [*MODELS, "autoregressive", "ensemble"])
-def test_steps_that_are_cut_off_one_by_one_are_refused_and_those_that_end_are_not(model):
-    """No window makes anything of single steps without an end: the advice must not be a shorter one."""
-    config = override(small(), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
-    window = loop.window_of(config, make_world_model(config, EnvSpec(2, 1)))
-    with pytest.raises(ConfigError, match="cut off after 1 step; allowed: a task whose episodes go on for 2 steps"):
-        loop.require_windows(replay_of_episodes([1] * 9, False, window.states), window)
-    ended = replay_of_episodes([1] * 9, True, window.states)
-    loop.require_windows(ended, window)
-    assert loop.uncovered_share(ended, window) == {"replay/uncovered_share": 0.0}
-
-
-@pytest.mark.parametrize("terminated", [False, True])
-def test_an_episode_that_overwrites_all_others_asks_for_room(terminated):
-    replay = replay_of_episodes([12, 13], terminated, 10, behind=ROOM - 1)
-    with pytest.raises(ConfigError, match="overwritten the others; allowed: loop.replay_capacity of more than 64"):
-        loop.require_windows(replay, loop.Window(10))
-
-
-def test_a_world_model_of_ones_own_with_long_windows_is_named():
-    window = loop.window_of(small(), make_world_model(small(), EnvSpec(2, 1))._replace(window=8))
-    with pytest.raises(ConfigError, match="window of 8 states: .* allowed: a world model with windows of at most 6"):
-        loop.require_windows(replay_of_episodes([6], False, 8), window)
-
-
-@pytest.mark.parametrize(("limit", "lines"), [(8, 2), (100, 0)])
-def test_a_short_time_limit_is_said_at_the_start_and_counted(limit, lines, tmp_path, capsys):
-    """The pendulum falls after 5 to 20 random steps: a limit of 8 leaves the episodes that fall before it."""
-    gym.register("PolygradShort-v0", POLE, max_episode_steps=limit)
-    config = override(small("PolygradShort-v0", prefill_env_steps=200), {"horizon": 10})
-    run = loop.begin(config, tmp_path / "run")
-    steps = steps_of(config, run.spec)
-    state = run.collecting.prefill(jax.jit(steps.init)(), jax.jit(steps.insert))
-    loop.say_uncovered(state.replay, run.window)
-    said = capsys.readouterr().err
-    run.close()
-    del gym.registry["PolygradShort-v0"]
-    assert said.count("warning: ") == lines, said
-    outside = loop.uncovered_share(state.replay, run.window)["replay/uncovered_share"]
-    t = run.collecting.transitions
-    t.flush()
-    stored, begin, lost = t.load(t.flushed_rows), 0, 0
-    for end in np.flatnonzero(stored.terminals | stored.truncations) + 1:
-        lost += 0 if stored.terminals[end - 1] or end - begin >= 10 else end - begin
-        begin = end
-    assert outside == pytest.approx(lost / begin)
-    if lines:
-        assert f"{lost:,} of {begin:,} stored transitions are in no training window" in said and 0 < lost < begin
-
-
-OBSERVATIONS, REWARDS = "normalise-observations", "value-scale running"
-
-
-def statistics_of(mean, std):
-    return MeanStd(np.array([0.0, mean], np.float32), np.array([1e-12, std], np.float32))
-
-
-@pytest.mark.parametrize(
-    ("fields", "observations", "rewards", "said"),
-    [
-        ({}, (0.0, 1.0), (1.0, 0.5), []),
-        ({}, (300.0, 1.0), (1.0, 0.5), [OBSERVATIONS]),
-        ({}, (0.0, 1e6), (-1e4, 0.5), [OBSERVATIONS, REWARDS]),
-        ({}, (1e-6, 1e-6), (0.0, 1e-7), [OBSERVATIONS, REWARDS]),
-        ({}, (0.0, 1.0), (0.0, 1e-12), []),  # no reward yet
-        ({"a2c.normalise_observations": True}, (300.0, 1.0), (1e3, 1.0), [REWARDS]),
-        ({"a2c.normalise_observations": True, "a2c.value_scale": "running"}, (300.0, 1.0), (1e3, 1.0), []),
-        ({"agent": "value_gradient"}, (300.0, 1.0), (0.0, 1e-5), ["TransformReward"]),
-        ({"agent": "dreamer", "world_model": "dreamer"}, (300.0, 1.0), (1.0, 1.0), ["TransformObservation"]),
-    ],
-)
-def test_units_that_an_agent_reads_raw_and_hardly_learns_in_are_said(fields, observations, rewards, said, capsys):
-    one = MeanStd(np.zeros(1), np.ones(1))
-    rewards = MeanStd(*(np.array([x], np.float32) for x in rewards))
-    loop.say_units(override(small(), fields), Normaliser(statistics_of(*observations), one, rewards, one))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(said) and all(word in line for word, line in zip(said, lines, strict=True)), lines
-
-
 def test_a_run_saved_before_first_ends_were_windows_resumes(tmp_path):
     """Its queue of window starts lacks them; a replay of another run is still refused."""
     config = small("inverted_pendulum", prefill_env_steps=200)
@@ -415,19 +287,6 @@ def test_training_evaluates_in_its_own_copy_where_there_can_be_no_other(tmp_path
     seed = evaluation_seed(config.seed, 35)
     wanted = evaluation_row(evaluate_policy(config.env, run.agent, run.collecting.decide, params, 3, seed))
     assert row == f"35,{wanted['return_mean']!r},{wanted['return_std']!r},30.0,,"
-
-
-@pytest.mark.parametrize(
-    ("longest", "allowed"),
-    [(1, "a task with longer episodes"), (4, "a horizon of 4 or less"), (50, "a larger loop.replay_capacity")],
-)
-def test_the_advice_for_episodes_that_are_too_short_can_be_followed(longest, allowed):
-    config = small("inverted_pendulum")
-    state = SimpleNamespace(replay=replays.init(EnvSpec(4, 1), 64, config.horizon))
-    at = Counters(env_steps=40, longest_episode=longest)
-    run = SimpleNamespace(config=config, at=at, world_model=SimpleNamespace(window=None))
-    with pytest.raises(ConfigError, match=f"horizon is 10, and none of the 40 stored.*allowed: {allowed}"):
-        loop.require_windows(run, state)
 
 
 @pytest.mark.parametrize(

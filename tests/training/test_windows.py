@@ -1,0 +1,118 @@
+"""Which stored transitions are learnt from, and what is said of the others."""
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+
+from polygrad_jax.config import ConfigError, EnvSpec, override, smoke
+from polygrad_jax.data import replay as replays
+from polygrad_jax.training import loop
+from polygrad_jax.training.collecting import empty_chunk
+from polygrad_jax.training.windows import (
+    Window,
+    require_windows,
+    say_short_limit,
+    say_uncovered,
+    uncovered_share,
+    window_of,
+)
+from polygrad_jax.world_models.model_table import make_world_model
+
+POLE = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
+
+ROOM = 64
+add = jax.jit(replays.add, static_argnums=2)
+
+
+def replay_of_episodes(lengths, terminated, window, behind=0):
+    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64."""
+    count, ends = sum(lengths) + behind, np.cumsum(lengths) - 1
+    rows = empty_chunk(-(-count // ROOM) * ROOM, EnvSpec(2, 1))
+    rows.valid[:count] = True
+    (rows.terminals if terminated else rows.truncations)[ends] = 1.0
+    replay = replays.init(EnvSpec(2, 1), ROOM, window)
+    for k in range(0, len(rows.valid), ROOM):
+        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), window)
+    return replay
+
+
+MODELS = {
+    "polygrad": ("horizon of at most 6", "10 states (horizon 10)"),
+    "transformer": ("transformer.context_length of at most 5", "16 states (transformer.context_length 15)"),
+    "dreamer": ("dreamer.window of at most 6", "8 states (dreamer.window 8)"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsys):
+    """Whatever says how long a window is. At the start a time limit is only said: episodes may end before it."""
+    config = override(smoke("hopper"), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
+    window = window_of(config, make_world_model(config, EnvSpec(2, 1)))
+    remedy, length = MODELS[model]
+    short = replay_of_episodes([6, 6, 4], False, window.states)
+    with pytest.raises(ConfigError) as refused:
+        require_windows(short, window)
+    assert str(refused.value) == (
+        f"none of the 16 stored transitions is in a training window of {length}: the longest episode was cut off after "
+        f"6 steps; allowed: {remedy}, or a longer time limit"
+    )
+    assert uncovered_share(short, window) == {"replay/uncovered_share": 1.0}
+    require_windows(replay_of_episodes([6, 6, 4], True, window.states), window)
+    say_short_limit(window.states, window)
+    say_short_limit(None, window)
+    assert capsys.readouterr().err == ""
+    say_short_limit(6, window)
+    assert f"time limit is 6 steps: an episode that it cuts off is shorter than a training window of {length} and " in (
+        said := capsys.readouterr().err
+    )
+    assert remedy in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", [*MODELS, "autoregressive", "ensemble"])
+def test_steps_that_are_cut_off_one_by_one_are_refused_and_those_that_end_are_not(model):
+    """No window makes anything of single steps without an end: the advice must not be a shorter one."""
+    config = override(smoke("hopper"), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
+    window = window_of(config, make_world_model(config, EnvSpec(2, 1)))
+    with pytest.raises(ConfigError, match="cut off after 1 step; allowed: a task whose episodes go on for 2 steps"):
+        require_windows(replay_of_episodes([1] * 9, False, window.states), window)
+    ended = replay_of_episodes([1] * 9, True, window.states)
+    require_windows(ended, window)
+    assert uncovered_share(ended, window) == {"replay/uncovered_share": 0.0}
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_an_episode_that_overwrites_all_others_asks_for_room(terminated):
+    replay = replay_of_episodes([12, 13], terminated, 10, behind=ROOM - 1)
+    with pytest.raises(ConfigError, match="overwritten the others; allowed: loop.replay_capacity of more than 64"):
+        require_windows(replay, Window(10))
+
+
+def test_a_world_model_of_ones_own_with_long_windows_is_named():
+    window = window_of(smoke("hopper"), make_world_model(smoke("hopper"), EnvSpec(2, 1))._replace(window=8))
+    with pytest.raises(ConfigError, match="window of 8 states: .* allowed: a world model with windows of at most 6"):
+        require_windows(replay_of_episodes([6], False, 8), window)
+
+
+@pytest.mark.parametrize(("limit", "lines"), [(8, 2), (100, 0)])
+def test_a_short_time_limit_is_said_at_the_start_and_counted(limit, lines, tmp_path, capsys):
+    """The pendulum falls after 5 to 20 random steps: a limit of 8 leaves the episodes that fall before it."""
+    gym.register("PolygradShort-v0", POLE, max_episode_steps=limit)
+    config = override(smoke("PolygradShort-v0"), {"horizon": 10, "loop.prefill_env_steps": 200})
+    run = loop.begin(config, tmp_path / "run")
+    replay = run.collecting.prefill(replays.init(run.spec, 1_000, 10), lambda replay, rows: add(replay, rows, 10))
+    say_uncovered(replay, run.window)
+    said = capsys.readouterr().err
+    run.close()
+    del gym.registry["PolygradShort-v0"]
+    assert said.count("warning: ") == lines, said
+    outside = uncovered_share(replay, run.window)["replay/uncovered_share"]
+    t = run.collecting.transitions
+    t.flush()
+    stored, begin, lost = t.load(t.flushed_rows), 0, 0
+    for end in np.flatnonzero(stored.terminals | stored.truncations) + 1:
+        lost += 0 if stored.terminals[end - 1] or end - begin >= 10 else end - begin
+        begin = end
+    assert outside == pytest.approx(lost / begin)
+    if lines:
+        assert f"{lost:,} of {begin:,} stored transitions are in no training window" in said and 0 < lost < begin
