@@ -20,7 +20,7 @@ from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.normaliser import unnormalise
+from polygrad_jax.data.normaliser import RunningMoments, unnormalise
 from polygrad_jax.data.recordings import replay_of
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.diffusion.sampler import draw, sample
@@ -28,7 +28,8 @@ from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.prediction_error import why_not_replayed
-from polygrad_jax.runs.checkpoints import export_npz, flatten_named, restored
+from polygrad_jax.runs.checkpoints import export_npz, flatten_named, restored, why_standardised_otherwise
+from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
 from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
@@ -197,7 +198,7 @@ def open_run(folder: Path | str, which: Which = "newest") -> OpenedRun:
         agent_state=restored(agent_like, flatten_named(arrays["agent"]), where),
         world_model=world_model,
         model_state=restored(model_like, flatten_named(arrays["world_model"]), where),
-        normaliser=_normaliser(arrays, spec, where),
+        normaliser=_normaliser(saved, spec),
     )
 
 
@@ -212,9 +213,17 @@ def _policy_alone(agent_like: Any) -> Any:
     return dataclasses.replace(agent_like, **others)
 
 
-def _normaliser(arrays: dict[str, Any], spec: EnvSpec, where: str) -> Normaliser:
-    moments = jax.eval_shape(lambda: normalisers.init(spec))
-    return normalisers.to_normaliser(restored(moments, flatten_named(arrays["moments"]), where))
+def _normaliser(saved: SavedRun, spec: EnvSpec) -> Normaliser:
+    """Return the normaliser of the statistics that were saved."""
+    like = jax.eval_shape(lambda: normalisers.init(spec))
+    return _normaliser_of(saved, restored(like, flatten_named(saved.arrays["moments"]), _where(saved)))
+
+
+def _normaliser_of(saved: SavedRun, moments: RunningMoments) -> Normaliser:
+    """Return the normaliser of statistics; say where it is not the one that the model learnt with."""
+    if (reason := why_standardised_otherwise(saved.folder, moments)) is not None:
+        announce(f"warning: {reason}; its world model imagines wrongly")
+    return normalisers.to_normaliser(moments)
 
 
 # --- a world model alone ---------------------------------------------------------------------------------------------
@@ -248,9 +257,9 @@ def open_trained(folder: Path | str, data: RecordedData, newest: bool = False) -
     model = make_world_model(config, data.spec)
     like = jax.eval_shape(model.init, jax.random.key(0))
     if which == "best":
-        normaliser = _normaliser(arrays, data.spec, where)
+        normaliser = _normaliser(saved, data.spec)
     else:
-        normaliser = normalisers.to_normaliser(data.replay(model.window or config.horizon).moments)
+        normaliser = _normaliser_of(saved, data.replay(model.window or config.horizon).moments)
     state = restored(like, flatten_named(arrays["world_model"]), where)
     return TrainedModel(config, data.spec, model, state, normaliser, saved.env_steps)
 

@@ -30,6 +30,9 @@ Execution = Literal["clipped", "squashed"]
 INSERT_CHUNK = 256
 """Transitions per replay insertion while the replay is filled; a replay must hold at least one such chunk."""
 
+LARGEST_STORED = 1e15
+"""Largest size of a stored number: statistics are sums of squares in float32, which ends at 3e38."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line naming field, value and what is allowed."""

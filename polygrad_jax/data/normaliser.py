@@ -122,6 +122,20 @@ def to_normaliser(moments: RunningMoments) -> Normaliser:
     )
 
 
+def floored_in_version_2(moments: RunningMoments) -> list[str]:
+    """Name the channels of observations and rewards that vary, and were divided by more than their std.
+
+    Before format version 3 of checkpoints everything had the floor IN_KNOWN_UNITS.
+    """
+    found = []
+    for name in ("observations", "rewards"):
+        channels = getattr(moments, name)
+        std, before = _mean_std(channels, IN_ANY_UNIT).std, _mean_std(channels, IN_KNOWN_UNITS).std
+        constant = std > jnp.sqrt(channels.m2 / _as_float(jnp.maximum(channels.count, 1)))
+        found += [f"{name}[{k}]" for k in jnp.flatnonzero((before > std) & ~constant).tolist()]
+    return found
+
+
 def normalise(x: Array, statistics: MeanStd) -> Array:
     """Normalise raw ``[..., D]``. Scalars per step need a channel axis: ``rewards[..., None]``.
 

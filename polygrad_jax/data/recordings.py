@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.config import LARGEST_STORED, ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.types import Segment, Transitions
 
@@ -73,7 +73,9 @@ def transitions_of(episodes: Sequence[Episode]) -> Transitions:
 
 def _checked(number: int, episode: Episode, first: Episode) -> Episode:
     """Return the episode as float32; check that its sizes are those of the first."""
-    arrays = {name: np.asarray(getattr(episode, name), np.float32) for name in ("observations", "actions", "rewards")}
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is refused below
+        names = ("observations", "actions", "rewards")
+        arrays = {name: np.asarray(getattr(episode, name), np.float32) for name in names}
     length = len(arrays["rewards"]) if arrays["rewards"].ndim else 0
     wanted = {
         "observations": (length, *np.shape(first.observations)[1:2]),
@@ -84,8 +86,9 @@ def _checked(number: int, episode: Episode, first: Episode) -> Episode:
         if array.shape != wanted[name] or array.ndim != (1 if name == "rewards" else 2) or length == 0:
             shapes = "[T, O], [T, A] and [T] with T of 1 or more, O and A as in the first episode"
             raise ConfigError(f"episode {number}: {name} have shape {array.shape}; allowed: {shapes}")
-        if not np.isfinite(array).all():
-            raise ConfigError(f"episode {number}: {name} are not all finite; allowed: finite numbers")
+        if not (np.abs(array) <= LARGEST_STORED).all():  # nor is NaN
+            allowed = f"finite numbers up to {LARGEST_STORED:.0e}"
+            raise ConfigError(f"episode {number}: {name} are not all finite, or too large; allowed: {allowed}")
     return Episode(**arrays, terminated=bool(episode.terminated))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from polygrad_jax.config import LARGEST_STORED
+
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 """What Gymnasium's reset and step return."""
-LARGEST = float(np.finfo(np.float32).max)
-"""What observations and rewards are stored as holds nothing larger."""
+UP_TO = f"finite numbers up to {LARGEST_STORED:.0e}"
 RESETS_WITHOUT_POSITION = tuple(
     f"gymnasium.envs.mujoco.{task}_v4" for task in ("hopper", "walker2d", "half_cheetah", "swimmer")
 )
@@ -28,8 +29,8 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     ``step`` returns an observation ``[O]`` (float32 or float64), a finite float, two bools and a dict. Whole numbers
     are observed as floats, arrays of one element pass for numbers, and None for an empty info. The rest is an
-    ``EnvStepError``: another shape, text, numbers that are not finite in float32, another number of values, and
-    whatever the task raises.
+    ``EnvStepError``: another shape, text, numbers that are not finite or too large for statistics in float32, another
+    number of values, and whatever the task raises.
     """
 
     def __init__(self, env: gym.Env):
@@ -121,8 +122,8 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         observation, reward, terminal, truncated, info = answer
         observation = self._checked_observation("step", observation)
         reward = float(reward) if isinstance(reward, float) else self._number("reward", reward)
-        if not -LARGEST <= reward <= LARGEST:
-            raise self._refused("step", f"reward {reward}", f"finite numbers up to {LARGEST:.2g}")
+        if not -LARGEST_STORED <= reward <= LARGEST_STORED:
+            raise self._refused("step", f"reward {reward}", UP_TO)
         terminal, truncated = self._flag("terminated", terminal), self._flag("truncated", truncated)
         info = self._checked_info("step", info)
         self._steps += 1
@@ -168,8 +169,8 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise self._refused(what, f"an observation of shape {array.shape}", f"{self._shape}, as its space declares")
         if array.dtype.char not in "fd":
             array = array.astype(np.float32)
-        if not np.maximum.reduce(np.abs(array)) <= LARGEST:  # nor is NaN
-            raise self._refused(what, f"observation {_one_line(array)}", f"finite numbers up to {LARGEST:.2g}")
+        if not np.maximum.reduce(np.abs(array)) <= LARGEST_STORED:  # nor is NaN
+            raise self._refused(what, f"observation {_one_line(array)}", UP_TO)
         return array
 
     def _numbers(self) -> str:

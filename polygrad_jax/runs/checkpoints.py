@@ -26,9 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax.config import ConfigError
+from polygrad_jax.data.normaliser import RunningMoments, floored_in_version_2
 from polygrad_jax.runs.run_folder import (
     FORMAT_VERSION,
     LOOKED_AT_VERSIONS,
+    RESUMED_VERSIONS,
+    RunFolder,
     cannot_be_resumed,
     one_line_on_disk_trouble,
     write_bytes_atomically,
@@ -222,7 +225,7 @@ class Checkpoints:
         Raises:
           ConfigError: none can be read, or it is of another version, or its arrays are not those of ``target``.
         """
-        stored, corrupt = self._newest((FORMAT_VERSION,))
+        stored, corrupt = self._newest(RESUMED_VERSIONS)
         if stored is None:
             return None
         arrays = restored(target, stored.arrays, f"checkpoint {self.folder / str(stored.step)}")
@@ -258,7 +261,7 @@ class Checkpoints:
             )
         return None, corrupt
 
-    def read(self, step: int, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> Stored:
+    def read(self, step: int, versions: tuple[int, ...] = RESUMED_VERSIONS) -> Stored:
         """Read one checkpoint.
 
         Raises:
@@ -305,6 +308,21 @@ class Checkpoints:
         """End orbax's threads, where it was used."""
         if "_manager" in self.__dict__:
             self._manager.close()
+
+
+def why_standardised_otherwise(folder: Path, moments: RunningMoments) -> str | None:
+    """Say why a saved world model sees other normalised numbers than those it learnt from; None where it does not.
+
+    Args:
+      folder: of its run.
+      moments: of what it learnt from.
+    """
+    if RunFolder(folder).format_version() == FORMAT_VERSION or not (channels := floored_in_version_2(moments)):
+        return None
+    return (
+        f"run folder {folder} is of a version that standardised otherwise what varies by less than a hundredth of its "
+        f"size ({', '.join(channels[:3])})"
+    )
 
 
 def _todays_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

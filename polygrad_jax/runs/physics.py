@@ -6,7 +6,7 @@ between MuJoCo 3.4.0 and 3.5.0. Every row of results says its version, and what 
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -36,18 +36,26 @@ def installed_mujoco() -> str:
         return NO_MUJOCO
 
 
-@functools.cache
-def todays_mujoco(env_config: EnvConfig) -> str:
-    """Return the version that simulates a task here and now; `NO_MUJOCO` where it is none's or not installed."""
+_TODAYS: dict[EnvConfig, str] = {}
+
+
+def todays_mujoco(env_config: EnvConfig, env: Any = None) -> str:
+    """Return the version that simulates a task here and now; `NO_MUJOCO` where it is none's or not installed.
+
+    Args:
+      env_config: which task; what was found of it is kept.
+      env: the task made already, for one of which no other copy can be made.
+    """
     from polygrad_jax.envs import mujoco_state, tasks  # here, so that what only reads rows need not load Gymnasium
 
+    if env_config in _TODAYS:
+        return _TODAYS[env_config]
     try:
-        env = tasks.make(env_config)
+        with contextlib.nullcontext(env) if env is not None else contextlib.closing(tasks.make(env_config)) as made:
+            simulated = mujoco_state.uses_mujoco(made)
     except ConfigError:  # recorded data of a task that is not installed
         return NO_MUJOCO
-    simulated = mujoco_state.uses_mujoco(env)
-    env.close()
-    return installed_mujoco() if simulated else NO_MUJOCO
+    return _TODAYS.setdefault(env_config, installed_mujoco() if simulated else NO_MUJOCO)
 
 
 def versions_of_run(environment: Mapping[str, Any]) -> list[str]:

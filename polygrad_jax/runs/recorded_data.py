@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec, Execution
+from polygrad_jax.config import LARGEST_STORED, Config, ConfigError, EnvConfig, EnvSpec, Execution
 from polygrad_jax.data import minari_dataset, official_npy
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import replay_of
@@ -111,13 +111,12 @@ def open_data(where: str | Path) -> RecordedData:
         data = _opened(where)
     for name in ("observations", "actions", "rewards"):
         array = getattr(data.transitions, name)
-        finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-        if not finite.all():
-            row = int(np.argmin(finite))
+        fits = (np.abs(array.reshape(len(array), -1)) <= LARGEST_STORED).all(axis=1)  # nor does NaN
+        if not fits.all():
+            row = int(np.argmin(fits))
             value = " ".join(str(array[row]).split())
-            raise ConfigError(
-                f"dataset {where}: {name} of transition {row} are {value}; allowed: finite numbers (float32)"
-            )
+            allowed = f"finite numbers up to {LARGEST_STORED:.0e}"
+            raise ConfigError(f"dataset {where}: {name} of transition {row} are {value}; allowed: {allowed}")
     return data
 
 

@@ -34,9 +34,11 @@ BEST_FILE = "best.npz"
 """Policy, world model and statistics of the best evaluation, as plain arrays."""
 TEMPORARY_SUFFIX = ".tmp"
 
-FORMAT_VERSION = 2
-"""Of checkpoints; raise it when the meaning of their arrays or JSON changes."""
-LOOKED_AT_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+"""Of checkpoints; raise it when the meaning of their arrays or JSON changes, or of what is derived from them."""
+RESUMED_VERSIONS = (2, 3)
+"""Checkpoints that training goes on from. In version 2 the floor of standard deviations was another one."""
+LOOKED_AT_VERSIONS = (1, 2, 3)
 """Checkpoints that ``evaluate``, ``imagine`` and ``plot`` read."""
 
 MAY_DIFFER_ON_RESUME = (
@@ -215,13 +217,13 @@ def differing_environment(saved: dict[str, Any], current: dict[str, Any]) -> lis
 
 def cannot_be_resumed(checkpoint: Path, version: Any) -> str:
     """Say in one line why a checkpoint of another format version is refused."""
-    text = f"checkpoint {checkpoint} has format version {version}"
+    text, allowed = f"checkpoint {checkpoint} has format version {version}", ", ".join(map(str, RESUMED_VERSIONS))
     if version in LOOKED_AT_VERSIONS:
         return (
-            f"{text} and cannot be resumed; allowed: {FORMAT_VERSION}. Look at the run with polygrad evaluate, imagine "
-            "or plot, or begin anew in another folder"
+            f"{text} and cannot be resumed; allowed: {allowed}. Look at the run with polygrad evaluate, imagine or "
+            "plot, or begin anew in another folder"
         )
-    return f"{text}; allowed: {FORMAT_VERSION}"
+    return f"{text}; allowed: {allowed}"
 
 
 class RunFolder:
@@ -252,19 +254,26 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         return [path for path in (self.path / CHECKPOINTS).glob("*") if path.name.isdigit()]
 
+    def format_version(self) -> Any:
+        """Return the format version of the newest checkpoint; today's where there is none, or none that can be read."""
+        try:
+            host = json.loads((self._newest() / "host" / "metadata").read_text())
+        except (OSError, ValueError):
+            return FORMAT_VERSION
+        return host.get("format_version") if isinstance(host, dict) else FORMAT_VERSION
+
     def check_version(self) -> None:
         """Refuse to resume a checkpoint of another format version; one that cannot be read is left to the reader.
 
         Raises:
           ConfigError: the newest checkpoint is of another version.
         """
-        newest = self.path / CHECKPOINTS / str(self.newest_step())
-        try:
-            host = json.loads((newest / "host" / "metadata").read_text())
-        except (OSError, ValueError):
-            return
-        if isinstance(host, dict) and host.get("format_version") != FORMAT_VERSION:
-            raise ConfigError(cannot_be_resumed(newest, host.get("format_version")))
+        version = self.format_version()
+        if version not in RESUMED_VERSIONS:
+            raise ConfigError(cannot_be_resumed(self._newest(), version))
+
+    def _newest(self) -> Path:
+        return self.path / CHECKPOINTS / str(self.newest_step())
 
     def saved_config(self) -> dict[str, Any]:
         """The config of the run, as nested dictionaries.

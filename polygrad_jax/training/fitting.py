@@ -29,7 +29,7 @@ from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.prediction_error import simulator_errors
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardised_otherwise
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
 from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
@@ -384,6 +384,7 @@ class Training:
         """Trains from wherever the folder is to the end of the budget.
 
         Raises:
+          ConfigError: an older version standardised the data otherwise.
           NonFiniteError: learning diverged; the last good checkpoint is kept.
         """
         try:
@@ -402,6 +403,8 @@ class Training:
         if found is None:
             self.metrics.truncate(-1)
             return state
+        if (reason := why_standardised_otherwise(self.folder, self.replay.moments)) is not None:
+            raise ConfigError(f"{reason}; allowed: another folder")
         updates, arrays, host = found
         self.at, self.summed = Progressing(**host["progress"]), host["summed"]
         self.sums = {name: jnp.float32(total) for name, total in host["sums"].items()}

@@ -22,7 +22,7 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, Config, EnvSpec
+from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
@@ -30,7 +30,7 @@ from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardised_otherwise
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
@@ -186,7 +186,7 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder = RunFolder(folder)
-    environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env)}
+    environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
     run_folder.check_has_policy()
     for warning in run_folder.check(config, environment, mixed_physics):
         announce(warning)
@@ -280,7 +280,12 @@ def save(run: Run, state: TrainState) -> None:
 def restore(
     run: Run, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState]
 ) -> TrainState | None:
-    """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment, logs."""
+    """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment, logs.
+
+    Raises:
+      ConfigError: an older version standardised otherwise what was stored.
+      TransitionLogError: the stored transitions are not those of the checkpoint.
+    """
     found = run.checkpoints.restore({"train_state": without_rows(state)})
     if found is None:
         run.collecting.transitions.truncate(0)
@@ -288,6 +293,8 @@ def restore(
         return None
     env_steps, arrays, host = found
     saved: TrainState = arrays["train_state"]
+    if (reason := why_standardised_otherwise(run.folder, saved.replay.moments)) is not None:
+        raise ConfigError(f"{reason}; allowed: a new run")
     run.collecting.at = Counters.from_json(host["counters"])
     run.interval = Interval(**host["interval"])
     run.collecting.transitions.truncate(env_steps)

@@ -512,9 +512,9 @@ def test_the_official_file_gives_the_arrays_that_were_saved(tmp_path, protocol):
         np.testing.assert_array_equal(ours[name], same[name])
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39, -1e16])
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
-def test_numbers_that_are_not_finite_are_refused_where_they_enter(tmp_path, name, value, capsys):
+def test_numbers_that_are_not_finite_or_too_large_are_refused_where_they_enter(tmp_path, name, value, capsys):
     arrays = {part: np.asarray(array, np.float64) for part, array in official().items()}
     arrays[name][1, 1, 0] = value  # transition 4; what pads an episode is not read
     arrays[name][1, 3, 0] = np.nan

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import EnvSpec
+from polygrad_jax.config import LARGEST_STORED, EnvSpec
 from polygrad_jax.data import normaliser
 from polygrad_jax.envs import tasks
 from polygrad_jax.types import MeanStd
@@ -138,6 +138,23 @@ def test_units_that_are_known_keep_a_floor_of_a_hundredth(group):
     got = statistics(from_rows(jnp.tile(jnp.asarray([[1.0, 0.0]]), (50, 1))), group)
     np.testing.assert_allclose(got.std, [0.010001, 1e-6], rtol=1e-5)
     np.testing.assert_allclose(normaliser.normalise(jnp.zeros((3, 2)), got), [[-99.990001, 0.0]] * 3, rtol=1e-5)
+
+
+def test_statistics_hold_the_largest_numbers_that_are_stored():
+    """300 million rows of the largest size, by doubling; beyond it sums of squares would be infinite in float32."""
+    moments = from_rows(jnp.asarray([[LARGEST_STORED], [-LARGEST_STORED]]))
+    for _ in range(27):
+        moments = normaliser.merge_moments(moments, moments)
+    assert int(moments.count) == 2**28
+    np.testing.assert_allclose(statistics(moments).std, [LARGEST_STORED], rtol=1e-5)
+
+
+def test_what_was_divided_by_more_than_its_std_in_version_2_is_named():
+    """300 K and 5 K about it are ordinary, 1 K is not; a constant is 0 whatever divides it."""
+    noise = np.random.default_rng(0).normal(size=(500, 1))
+    raw = (np.array([300.0, 300.0, 0.0, 7.0]) + noise * np.array([5.0, 1.0, 1e-7, 0.0])).astype(np.float32)
+    moments = normaliser.init(EnvSpec(4, 1)).replace(observations=from_rows(raw), rewards=from_rows(raw[:, 1:2]))
+    assert normaliser.floored_in_version_2(moments) == ["observations[1]", "observations[2]", "rewards[0]"]
 
 
 def test_a_channel_that_never_moved_does_not_overwhelm_a_policy():

@@ -316,6 +316,7 @@ BAD_OBSERVATIONS = {
     "inf": np.array([0.0, np.inf]),
     "-inf": np.array([0.0, -np.inf], np.float32),
     "1.e+39": np.array([1e39, 0.0]),
+    "1.e+16": np.array([1e16, 0.0]),  # finite in float32; its square, summed, is not
 }
 
 
@@ -326,9 +327,10 @@ def test_observations_that_are_not_as_declared_are_refused(words, given):
 
 
 @pytest.mark.parametrize(
-    "given", [np.nan, np.inf, -np.inf, 1e39, -1e39, np.float32(np.inf), None, "1", 1j, [1.0, 2.0], np.zeros(2), {}]
+    "given",
+    [np.nan, np.inf, -np.inf, 1e39, -1e39, 1e16, -1e30, np.float32(np.inf), None, "1", 1j, [1.0, 2.0], np.zeros(2), {}],
 )
-def test_rewards_that_are_no_finite_number_are_refused(given):
+def test_rewards_that_are_no_number_that_statistics_hold_are_refused(given):
     refused_alike(bring(earn=lambda self: given), EnvStepError, "step 0: step gave reward", "allowed")
 
 

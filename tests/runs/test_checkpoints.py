@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polygrad_jax.config import ConfigError
-from polygrad_jax.runs import checkpoints, run_folder
+from polygrad_jax.config import ConfigError, EnvSpec
+from polygrad_jax.data import normaliser
+from polygrad_jax.runs import checkpoints
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz
 
 
@@ -152,8 +153,23 @@ def test_another_version_is_refused_naming_both(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 7)
     Checkpoints(tmp_path).save(10, a_state(), {})
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match=f"10 has format version 7; allowed: {run_folder.FORMAT_VERSION}$"):
+    with pytest.raises(ConfigError, match="10 has format version 7; allowed: 2, 3$"):
         Checkpoints(tmp_path).restore(a_state())
+
+
+@pytest.mark.parametrize(("version", "differs"), [(2, True), (3, False)])
+def test_a_model_of_version_2_may_have_been_standardised_otherwise(version, differs, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", version)
+    Checkpoints(tmp_path / "checkpoints").save(10, a_state(), {})
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "checkpoints").restore(a_state())[0] == 10
+    moments = normaliser.init(EnvSpec(2, 1))
+    many, spread = jnp.int32(100), jnp.array([100.0, 100.0])
+    ordinary = moments.observations.replace(count=many, mean=jnp.array([30.0, 0.0]), m2=spread)
+    kelvins = ordinary.replace(mean=jnp.array([300.0, 0.0]))
+    assert checkpoints.why_standardised_otherwise(tmp_path, moments.replace(observations=ordinary)) is None
+    why = checkpoints.why_standardised_otherwise(tmp_path, moments.replace(observations=kelvins))
+    assert why.endswith("less than a hundredth of its size (observations[0])") if differs else why is None
 
 
 @pytest.mark.parametrize(

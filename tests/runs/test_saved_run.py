@@ -97,7 +97,7 @@ def test_what_is_missing_is_one_line(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_resuming_another_format_version_is_refused_before_anything_is_loaded(folder, tmp_path, version):
     old = tmp_path / "old"
     shutil.copytree(folder, old)

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvConfig, EnvSpec, override, smoke, validate
+from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvSpec, override, smoke, validate
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.transition_log import TransitionLogError
-from polygrad_jax.envs.collector import EnvStepError
-from polygrad_jax.envs.episodes import EpisodeResults
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
-from polygrad_jax.training import collecting, evaluating, loop
+from polygrad_jax.training import collecting, loop
 from polygrad_jax.training.collecting import Chunk, empty_chunk
 from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
@@ -185,6 +183,15 @@ def test_a_run_saved_before_first_ends_were_windows_resumes(tmp_path):
     run.close()
 
 
+def test_a_run_that_was_standardised_otherwise_is_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "without_rows", lambda state: state)
+    monkeypatch.setattr(loop, "why_standardised_otherwise", lambda folder, moments: f"{folder}: {moments}")
+    state = SimpleNamespace(replay=SimpleNamespace(moments="Kelvins"))
+    checkpoints = SimpleNamespace(restore=lambda target: (10, target, {}))
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: Kelvins; allowed: a new run$"):
+        loop.restore(SimpleNamespace(folder=tmp_path, checkpoints=checkpoints), state, None)
+
+
 def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
     config = small("halfcheetah", prefill_env_steps=500, total_env_steps=900)  # an episode is 1,000 steps
     run = loop.begin(config, tmp_path / "run")
@@ -338,9 +345,10 @@ def evaluations_of(returns, tmp_path, monkeypatch, at):
     config, kept = small(), []
     agent = make_agent(config, EnvSpec(3, 2), make_world_model(config, EnvSpec(3, 2)))
     monkeypatch.setattr(loop, "export_npz", lambda path, tree: kept.append(int(tree["env_steps"])))
-    monkeypatch.setattr(loop, "evaluate_policy", lambda *_: None)
-    metrics, collecting = SimpleNamespace(write_evaluation=lambda *_: None), SimpleNamespace(decide=None)
-    run = SimpleNamespace(at=at, config=config, agent=agent, collecting=collecting, metrics=metrics, folder=tmp_path)
+    monkeypatch.setattr(loop, "evaluate_policy", lambda *_, **__: None)
+    metrics = SimpleNamespace(write_evaluation=lambda *_: None)
+    host = SimpleNamespace(decide=None, collector=SimpleNamespace(lent=None))
+    run = SimpleNamespace(at=at, config=config, agent=agent, collecting=host, metrics=metrics, folder=tmp_path)
     state = SimpleNamespace(
         agent=SimpleNamespace(actor={}, averaged_actor=None), world_model={}, replay=SimpleNamespace(moments={})
     )
@@ -368,11 +376,3 @@ def test_only_a_finite_evaluation_is_the_best(returns, best, before, tmp_path, m
     assert evaluations_of(returns, tmp_path, monkeypatch, saved) == best
     finite = [x for x in returns if np.isfinite(x)]
     assert not finite or saved.best_return == max(finite)
-
-
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_an_evaluation_of_rewards_that_are_not_finite_stops_in_one_line(value, monkeypatch):
-    results = EpisodeResults(np.array([1.0, value]), np.array([3, 4]), np.full(2, np.nan))
-    monkeypatch.setattr(evaluating, "run_episodes", lambda *_: results)
-    with pytest.raises(EnvStepError, match=f"evaluation episode 1 of 4 steps has return {value}; .* must be finite$"):
-        evaluating.evaluate_policy(EnvConfig("hopper"), None, None, {}, 2, 7)
