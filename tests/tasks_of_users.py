@@ -1,5 +1,7 @@
 """Tasks as users bring them: MuJoCo tasks in wrappers, with a memory of their own, or not MuJoCo's at all."""
 
+import math
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
@@ -177,6 +179,14 @@ class StrictAboutItsEnd(Pendulum):
             raise RuntimeError("reset me first")
         observation, reward, self.ended, *rest = super().step(action)
         return observation, reward, self.ended, *rest
+
+
+class NoRewardBehindItsEnd(Pendulum):
+    """Its reward is not defined where the pole has fallen far beyond its end."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, math.sqrt(1.0 - abs(observation[1])), *rest
 
 
 class OneInstance(Pendulum):

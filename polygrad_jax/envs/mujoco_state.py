@@ -235,6 +235,7 @@ def _why_unequal(env_config: EnvConfig) -> str | None:
             with contextlib.closing(_make_copy(env_config)) as copy:
                 walked = simulator_check.walk(env, read_state)
                 observations, after = _restored(copy, walked)
+                _go_past_ends(copy, walked)
     except Exception as error:  # a task may allow one instance, or break where it is stepped as no task expects it
         words = " ".join(f"{type(error).__name__}: {error}".split())
         return f"no copy of it can be restored and stepped ({words})"
@@ -259,6 +260,14 @@ def _restored(copy: gym.Env, walked: simulator_check.Walk) -> tuple[np.ndarray, 
     _step_share(copy, walked.states, walked.actions, order, after)
     observations = [set_state(copy, walked.states[t]) for t in order]
     return np.stack(observations)[np.argsort(order)], after
+
+
+def _go_past_ends(copy: gym.Env, walked: simulator_check.Walk) -> None:
+    """Step a copy on behind ends of a walk, as replays of imagined actions do; what the task raises there comes out."""
+    for t in np.flatnonzero(walked.terminals)[: simulator_check.EPISODES]:
+        set_state(copy, walked.states[t])
+        for action in np.roll(walked.actions, -t, axis=0)[: simulator_check.PAST_ENDS]:
+            copy.step(action)
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------

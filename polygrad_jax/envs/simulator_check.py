@@ -18,6 +18,8 @@ STEPS = 300
 """Least numbers of episodes and steps: what is drawn for each episode differs among so many."""
 LONGEST, CUT = 1_000, 40
 """Most steps of the first episode, which goes to its end where it is no longer, and of the others."""
+PAST_ENDS = 40
+"""Steps that a restored copy takes from the last step of an episode on: it must not refuse them."""
 EXACT = 1e-9
 """Largest difference, as a share of a column's largest number, that counts as rounding in float64."""
 STORED = 1e-5

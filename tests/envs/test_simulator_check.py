@@ -84,7 +84,12 @@ def test_a_task_with_the_attributes_of_a_mujoco_task_is_none(name):
 
 
 @pytest.mark.parametrize(
-    ("task", "words"), [(users.StrictAboutItsEnd, "reset me first"), (users.OneInstance, "the socket is in use")]
+    ("task", "words"),
+    [
+        (users.StrictAboutItsEnd, "reset me first"),
+        (users.NoRewardBehindItsEnd, "math domain error"),
+        (users.OneInstance, "the socket is in use"),
+    ],
 )
 def test_a_task_whose_copies_cannot_be_stepped_trains_without_simulator_states(task, words):
     config = EnvConfig(users.register(task))
