@@ -10,8 +10,6 @@ from gymnasium.wrappers import (
     DelayObservation,
     FlattenObservation,
     FrameStackObservation,
-    NormalizeObservation,
-    NormalizeReward,
     StickyAction,
     TimeAwareObservation,
     TransformObservation,
@@ -217,6 +215,16 @@ class ScaledInStep(gym.Wrapper):
         return 10 * observation, *rest
 
 
+class Centred(gym.ObservationWrapper):
+    """Takes the mean of all observations so far off each, and looks like no running statistics that are known."""
+
+    total, seen = 0.0, 0
+
+    def observation(self, observation):
+        self.total, self.seen = self.total + observation, self.seen + 1
+        return observation - self.total / self.seen
+
+
 class Later(Pendulum):
     """Its rewards halve after 700 steps of its life: later than the look at the start goes."""
 
@@ -265,8 +273,7 @@ EQUAL = {
 
 UNEQUAL = {
     "TimeAware": lambda n: wrapped(n, TimeAwareObservation),
-    "Normalised": lambda n: wrapped(n, NormalizeObservation),
-    "NormalisedRewards": lambda n: wrapped(n, NormalizeReward),
+    "Centred": lambda n: wrapped(n, Centred),
     "Sticky": lambda n: wrapped(n, StickyAction, 0.5),
     "Delayed": lambda n: wrapped(n, DelayObservation, 2),
     "Autoreset": lambda n: wrapped(n, Autoreset),

@@ -180,7 +180,7 @@ def test_what_is_not_exact_is_said_aloud(folder, capsys):
         ("GoalPerEpisode", dataset_export.FROM_SEEDS),
         ("MassPerEpisode", dataset_export.FROM_SEEDS),
         ("TimeAware", dataset_export.FROM_SEEDS),
-        ("Normalised", dataset_export.FROM_SEEDS),
+        ("Centred", dataset_export.FROM_SEEDS),
         ("GoalPerInstance", dataset_export.REPEATED),
     ],
 )

@@ -200,7 +200,7 @@ def test_without_states_of_its_own_it_begins_where_an_episode_does():
         world.host_for(EnvConfig("Pendulum-v1"))
 
 
-@pytest.mark.parametrize("task", ["Pendulum-v1", "GoalPerEpisode", "Normalised"])
+@pytest.mark.parametrize("task", ["Pendulum-v1", "GoalPerEpisode", "Centred"])
 def test_a_task_that_is_not_its_simulator_is_refused_in_one_line(task, capsys, tmp_path):
     name = users.UNEQUAL[task](task) if task in users.UNEQUAL else task
     folder = tmp_path / "run"
