@@ -151,9 +151,10 @@ def test_statistics_hold_the_largest_numbers_that_are_stored():
 
 def test_what_was_divided_by_more_than_its_std_in_version_2_is_named():
     """300 K and 5 K about it are ordinary, 1 K is not; a constant is 0 whatever divides it."""
-    noise = np.random.default_rng(0).normal(size=(500, 1))
-    raw = (np.array([300.0, 300.0, 0.0, 7.0]) + noise * np.array([5.0, 1.0, 1e-7, 0.0])).astype(np.float32)
-    moments = normaliser.init(EnvSpec(4, 1)).replace(observations=from_rows(raw), rewards=from_rows(raw[:, 1:2]))
+    mean, std = jnp.array([300.0, 300.0, 0.0, 7.0]), jnp.array([5.0, 1.0, 1e-7, 0.0])
+    channels = empty(4).replace(count=jnp.int32(100), mean=mean, m2=100 * jnp.square(std))
+    reward = empty(1).replace(count=jnp.int32(100), mean=mean[1:2], m2=jnp.array([100.0]))
+    moments = normaliser.init(EnvSpec(4, 1)).replace(observations=channels, rewards=reward)
     assert normaliser.floored_in_version_2(moments) == ["observations[1]", "observations[2]", "rewards[0]"]
 
 

@@ -195,7 +195,7 @@ def random_boxes(count: int) -> list[Box]:
 
 def test_rescaled_actions_never_leave_the_bounds_and_reach_them_exactly():
     random = np.random.default_rng(1)
-    for box in random_boxes(900):
+    for box in random_boxes(270):
         near_ends = 1.0 - 10.0 ** random.uniform(-8, 0, 20)
         inside = np.sort(np.concatenate([[-1.0, 1.0], random.uniform(-1, 1, 20), near_ends, -near_ends]))
         for kind in (np.float32, np.float64):
@@ -245,7 +245,7 @@ def test_a_task_that_asserts_its_space_gets_what_is_in_it(kind, action):
 
 def test_the_ways_back_and_forth_agree():
     """A dataset's actions of a task are read as what the task would execute so; 0 where there is only one value."""
-    for box in random_boxes(300):
+    for box in random_boxes(108):
         actions = np.random.default_rng(3).uniform(-1, 1, (5, *box.shape)).astype(box.dtype)
         with np.errstate(over="ignore"):
             executed = np.stack([rescaling_to(box)(action) for action in actions])

@@ -83,7 +83,7 @@ def test_a_task_that_changes_late_is_not_compared_from_then_on(begun, capsys, mo
     against = Against(make_read_stored(), lambda *given: imagined.append(given))
     results = {"return_mean": 1.0}
     monkeypatch.setattr(loop, "learnt", lambda state: {})
-    monkeypatch.setattr(loop, "evaluate_policy", lambda *given: None)
+    monkeypatch.setattr(loop, "evaluate_policy", lambda *given, **known: None)
     monkeypatch.setattr(loop, "evaluation_row", lambda episodes: results)
     monkeypatch.setattr(run, "agent", type("Agent", (), {"evaluated": staticmethod(lambda agent, model: {})}))
     assert [loop.evaluate(run, state, against) for _ in range(2)] == [{}, {}] and not imagined

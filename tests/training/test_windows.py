@@ -25,16 +25,28 @@ ROOM = 64
 add = jax.jit(replays.add, static_argnums=2)
 
 
-def replay_of_episodes(lengths, terminated, window, behind=0):
-    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64."""
+def replay_of_episodes(lengths, terminated, behind=0):
+    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64; windows of 10."""
     count, ends = sum(lengths) + behind, np.cumsum(lengths) - 1
     rows = empty_chunk(-(-count // ROOM) * ROOM, EnvSpec(2, 1))
     rows.valid[:count] = True
     (rows.terminals if terminated else rows.truncations)[ends] = 1.0
-    replay = replays.init(EnvSpec(2, 1), ROOM, window)
+    replay = replays.init(EnvSpec(2, 1), ROOM, 10)
     for k in range(0, len(rows.valid), ROOM):
-        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), window)
+        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), 10)
     return replay
+
+
+def replay_without_windows(lengths):
+    """The same of episodes that were cut off before any window was full, whatever its length."""
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    stored = np.pad(steps, (0, ROOM - len(steps))).astype(np.int32)
+    return replays.init(EnvSpec(2, 1), ROOM, 2).replace(steps=stored, total=np.int32(len(steps)))
+
+
+def window_in(model):
+    config = override(smoke("hopper"), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
+    return window_of(config, make_world_model(config, EnvSpec(2, 1)))
 
 
 MODELS = {
@@ -47,18 +59,13 @@ MODELS = {
 @pytest.mark.parametrize("model", MODELS)
 def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsys):
     """Whatever says how long a window is. At the start a time limit is only said: episodes may end before it."""
-    config = override(smoke("hopper"), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
-    window = window_of(config, make_world_model(config, EnvSpec(2, 1)))
-    remedy, length = MODELS[model]
-    short = replay_of_episodes([6, 6, 4], False, window.states)
+    window, (remedy, length) = window_in(model), MODELS[model]
     with pytest.raises(ConfigError) as refused:
-        require_windows(short, window)
+        require_windows(replay_without_windows([6, 6, 4]), window)
     assert str(refused.value) == (
         f"none of the 16 stored transitions is in a training window of {length}: the longest episode was cut off after "
         f"6 steps; allowed: {remedy}, or a longer time limit"
     )
-    assert uncovered_share(short, window) == {"replay/uncovered_share": 1.0}
-    require_windows(replay_of_episodes([6, 6, 4], True, window.states), window)
     say_short_limit(window.states, window)
     say_short_limit(None, window)
     assert capsys.readouterr().err == ""
@@ -70,20 +77,26 @@ def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsy
 
 
 @pytest.mark.parametrize("model", [*MODELS, "autoregressive", "ensemble"])
-def test_steps_that_are_cut_off_one_by_one_are_refused_and_those_that_end_are_not(model):
+def test_steps_that_are_cut_off_one_by_one_are_refused(model):
     """No window makes anything of single steps without an end: the advice must not be a shorter one."""
-    config = override(smoke("hopper"), {"world_model": model} | ({"agent": "dreamer"} if model == "dreamer" else {}))
-    window = window_of(config, make_world_model(config, EnvSpec(2, 1)))
     with pytest.raises(ConfigError, match="cut off after 1 step; allowed: a task whose episodes go on for 2 steps"):
-        require_windows(replay_of_episodes([1] * 9, False, window.states), window)
-    ended = replay_of_episodes([1] * 9, True, window.states)
+        require_windows(replay_without_windows([1] * 9), window_in(model))
+
+
+@pytest.mark.parametrize("lengths", [[1] * 9, [6, 6, 4]])
+def test_what_ends_is_learnt_from_however_short_and_what_is_cut_off_is_not(lengths):
+    window = Window(10)
+    ended, cut_off = (replay_of_episodes(lengths, terminated) for terminated in (True, False))
     require_windows(ended, window)
     assert uncovered_share(ended, window) == {"replay/uncovered_share": 0.0}
+    with pytest.raises(ConfigError, match=f"none of the {sum(lengths)} stored .* cut off after {max(lengths)} step"):
+        require_windows(cut_off, window)
+    assert uncovered_share(cut_off, window) == {"replay/uncovered_share": 1.0}
 
 
 @pytest.mark.parametrize("terminated", [False, True])
 def test_an_episode_that_overwrites_all_others_asks_for_room(terminated):
-    replay = replay_of_episodes([12, 13], terminated, 10, behind=ROOM - 1)
+    replay = replay_of_episodes([12, 13], terminated, behind=ROOM - 1)
     with pytest.raises(ConfigError, match="overwritten the others; allowed: loop.replay_capacity of more than 64"):
         require_windows(replay, Window(10))
 
@@ -91,7 +104,7 @@ def test_an_episode_that_overwrites_all_others_asks_for_room(terminated):
 def test_a_world_model_of_ones_own_with_long_windows_is_named():
     window = window_of(smoke("hopper"), make_world_model(smoke("hopper"), EnvSpec(2, 1))._replace(window=8))
     with pytest.raises(ConfigError, match="window of 8 states: .* allowed: a world model with windows of at most 6"):
-        require_windows(replay_of_episodes([6], False, 8), window)
+        require_windows(replay_without_windows([6]), window)
 
 
 @pytest.mark.parametrize(("limit", "lines"), [(8, 2), (100, 0)])
