@@ -63,8 +63,10 @@ def rows_of(folder: Path) -> list[Row]:
         "transitions": data["transitions"],
     }
     where = {name: machine[name] for name in ("device", "processor", "cores", "git_revision")}
-    version = {physics.COLUMN: physics.version_of_run(machine)}
-    return [about | version | row | where for row in grid.read_csv(folder / "eval.csv")]
+    rows = grid.read_csv(folder / "eval.csv")
+    version = physics.version_of_run(machine)  # of rows from before the column
+    versions = [{physics.COLUMN: row.pop(physics.COLUMN, None) or version} for row in rows]
+    return [about | own | row | where for own, row in zip(versions, rows, strict=True)]
 
 
 def gather(options: argparse.Namespace) -> None:

@@ -293,7 +293,7 @@ def test_training_evaluates_in_its_own_copy_where_there_can_be_no_other(tmp_path
     params = jax.device_get(run.agent.evaluated(agent, {}))
     seed = evaluation_seed(config.seed, 35)
     wanted = evaluation_row(evaluate_policy(config.env, run.agent, run.collecting.decide, params, 3, seed))
-    assert row == f"35,{wanted['return_mean']!r},{wanted['return_std']!r},30.0,,"
+    assert row == f"35,{wanted['return_mean']!r},{wanted['return_std']!r},30.0,,,none"
 
 
 @pytest.mark.parametrize(
