@@ -20,7 +20,7 @@ from polygrad_jax.training.collecting import Chunk, empty_chunk
 from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
 from polygrad_jax.training.loop import Interval, NonFiniteError, crossed, train
 from polygrad_jax.training.step import compile_learn, make_model_update, make_steps
-from polygrad_jax.training.train_state import Counters
+from polygrad_jax.training.train_state import Counters, TrainState
 from polygrad_jax.world_models.model_table import make_world_model
 
 POLE = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
@@ -161,14 +161,17 @@ def test_the_one_update_honours_recent_share(share):
 
 def test_a_run_saved_before_first_ends_were_windows_resumes(tmp_path):
     """Its queue of window starts lacks them; a replay of another run is still refused."""
-    config = small("inverted_pendulum", prefill_env_steps=200)
-    run = loop.begin(config, tmp_path / "run")
-    steps = steps_of(config, run.spec)
-    insert, rows = jax.jit(steps.insert), noise_rows(INSERT_CHUNK)
+    run = loop.begin(small("inverted_pendulum"), tmp_path / "run")
+    add = jax.jit(replays.add, static_argnums=2)
+    rows, key, count = noise_rows(INSERT_CHUNK), jax.random.key_data(jax.random.key(0)), np.int32(0)
     rows.valid[60:] = False
     rows.terminals[10:20] = 1.0  # the first ends an episode of eleven steps, nine are episodes of one step
+    blank = TrainState(key, count, count, replays.init(run.spec, 1_000, run.config.horizon), {}, {})
+
+    def insert(state, rows):
+        return state.replace(replay=add(state.replay, rows, run.config.horizon))
+
     states = np.zeros((60, run.collecting.collector.simulator_state_size))
-    blank = jax.jit(steps.init)()
     state = insert(blank, run.collecting.record(Chunk(rows, states, 60)))
     run.at.env_steps = 60
     saved = int(state.replay.tail)
@@ -180,6 +183,7 @@ def test_a_run_saved_before_first_ends_were_windows_resumes(tmp_path):
         else:
             with pytest.raises(TransitionLogError, match="does not belong to the checkpoint at step 60: its tail is"):
                 loop.restore(run, blank, insert)
+    run.checkpoints.close()
     run.close()
 
 
