@@ -274,6 +274,34 @@ def _say(error: Exception, code: int) -> int:
     return code
 
 
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def check_command(arguments: Sequence[str]) -> int:
+    """``polygrad check ENV``: one page on a task in some seconds, before anything is trained; nothing is written."""
+    parser = _Parser(
+        prog="polygrad check",
+        allow_abbrev=False,
+        description="Step a task for some seconds and say what it is, and whether and how it can be trained on.",
+        epilog="All further options are fields of the configuration, as for polygrad train.",
+    )
+    parser.add_argument("env", metavar="ENV", help="hopper, walker2d, halfcheetah, inverted_pendulum, a Gymnasium id")
+    parser.add_argument("--preset", default=None, help="of the run (cpu; paper with an accelerator)")
+    options, fields = parser.parse_known_args(arguments)
+    options.seed = options.run = None
+    config, _, why = _config_to_train(options, fields)
+
+    from polygrad_jax.analysis import task_page
+    from polygrad_jax.envs.checked_task import EnvStepError
+
+    try:
+        print(*task_page.describe(config, why), sep="\n")
+    except EnvStepError as error:  # here the task is the input
+        return _say(error, BAD_INPUT)
+    print(f"train: {sys.argv[0]} train --env {shlex.quote(options.env)}")
+    return 0
+
+
 # --- fit -------------------------------------------------------------------------------------------------------------
 
 
@@ -509,6 +537,7 @@ def tensorboard_command(arguments: Sequence[str]) -> int:
 # --- the door --------------------------------------------------------------------------------------------------------
 
 COMMANDS = {
+    "check": check_command,
     "train": train_command,
     "fit": fit_command,
     "dataset": dataset_command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 from polygrad_jax import config as configs
@@ -40,6 +41,21 @@ def describe(config: Config, spec: EnvSpec, folder: Path, why: str) -> str:
 def whole_configuration(config: Config) -> str:
     """Every field with its value, one line each."""
     return "configuration:\n" + "\n".join(f"  {name} = {value}" for name, value in configs.flatten(config))
+
+
+def matrix_gflops() -> float:
+    """Measure how fast XLA multiplies matrices here, GFLOP/s in float32: a tenth of a second, the best of three."""
+    import jax
+
+    size, products = 1024, 8
+    factor = jax.numpy.full((size, size), 1.0 / size)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, products, lambda _, y: y @ factor, x))
+    seconds = []
+    for _ in range(4):  # the first one compiles
+        began = time.perf_counter()
+        jax.block_until_ready(chain(factor))
+        seconds.append(time.perf_counter() - began)
+    return 2e-9 * products * size**3 / min(seconds[1:])
 
 
 def _device(config: Config) -> str:

@@ -27,8 +27,8 @@ from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.envs.collector import Collector
-from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.envs.mujoco_state import no_simulator_states
+from polygrad_jax.envs.random_steps import repeatable_warnings
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardised_otherwise
 from polygrad_jax.runs.console import Progress, announce
@@ -61,8 +61,8 @@ from polygrad_jax.training.train_state import Counters, TrainState, with_rows, w
 from polygrad_jax.training.units import say_units
 from polygrad_jax.training.windows import (
     Window,
+    limit_warnings,
     require_windows,
-    say_short_limit,
     say_uncovered,
     uncovered_share,
     window_of,
@@ -183,24 +183,21 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
       ConfigError: an unknown environment, a folder with another configuration or physics, a foreign folder.
     """
     configs.validate(config)
+    warnings = repeatable_warnings(config.env)  # closes its copies: a task may allow one
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder = RunFolder(folder)
     environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
     run_folder.check_has_policy()
-    for warning in run_folder.check(config, environment, mixed_physics):
+    for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
         announce(warning)
     if collector.why_no_simulator_states is not None:
         announce(no_simulator_states(config.env, collector.why_no_simulator_states))
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
     world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
-    if collector.env.time_limit is None:
-        announce(
-            f"warning: {collector.env.name} has no time limit (max_episode_steps): an episode is learnt from once the "
-            f"task itself has ended it, and evaluation cuts one after {MOST_STEPS:,} steps"
-        )
-    say_short_limit(collector.env.time_limit, window_of(config, world_model))
+    for warning in limit_warnings(collector.env.name, collector.env.time_limit, window_of(config, world_model)):
+        announce(warning)
     lock = run_folder.lock()
     run_folder.record(config, environment)
     transitions = TransitionLog(folder / "replay")

@@ -35,6 +35,13 @@ def read_raw(config: Config) -> dict[str, str]:
 
 def say_units(config: Config, normaliser: Normaliser) -> None:
     """Say where stored observations or rewards are in units in which the agent hardly learns from them."""
+    for line in unit_warnings(config, normaliser):
+        announce(line)
+
+
+def unit_warnings(config: Config, normaliser: Normaliser) -> list[str]:
+    """Return a line for observations and one for rewards, where the agent hardly learns in their units."""
+    lines = []
     for name, remedy in read_raw(config).items():
         statistics = jax.device_get(getattr(normaliser, name))
         sizes = np.abs(statistics.mean) + statistics.std
@@ -42,7 +49,8 @@ def say_units(config: Config, normaliser: Normaliser) -> None:
         nothing_yet = not statistics.mean.any() and sizes[channel] <= IN_ANY_UNIT.absolute
         if not (nothing_yet or ORDINARY_SIZES[0] <= sizes[channel] <= ORDINARY_SIZES[1]):
             mean, std = statistics.mean[channel], statistics.std[channel]
-            announce(
+            lines.append(
                 f"warning: {name} are around {mean:.3g} with a standard deviation of {std:.3g}, and the agent "
                 f"{config.agent} reads them in raw units, in which it may hardly learn; {remedy}"
             )
+    return lines

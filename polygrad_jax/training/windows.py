@@ -12,6 +12,7 @@ import numpy as np
 
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data import replay as replays
+from polygrad_jax.envs.episodes import MOST_STEPS
 from polygrad_jax.runs.console import announce
 from polygrad_jax.types import WorldModel
 
@@ -45,13 +46,19 @@ def window_of(config: Config, world_model: WorldModel) -> Window:
     return Window(world_model.window, *WINDOW_FIELDS.get(config.world_model, (None, 0)))
 
 
-def say_short_limit(limit: int | None, window: Window) -> None:
-    """Say that nothing is learnt from episodes that a time limit of ``limit`` steps cuts off, where that is so."""
-    if limit is not None and limit < window.states:
-        announce(
-            f"warning: the task's time limit is {limit} steps: an episode that it cuts off is shorter than {window} "
-            f"and nothing is learnt from it; {_what_helps(limit, window)}"
-        )
+def limit_warnings(name: str, limit: int | None, window: Window) -> list[str]:
+    """Return what the time limit of the task ``name`` makes hard; None is no limit."""
+    if limit is None:
+        return [
+            f"warning: {name} has no time limit (max_episode_steps): an episode is learnt from once the task itself "
+            f"has ended it, and evaluation cuts one after {MOST_STEPS:,} steps"
+        ]
+    if limit >= window.states:
+        return []
+    return [
+        f"warning: the task's time limit is {limit} steps: an episode that it cuts off is shorter than {window} and "
+        f"nothing is learnt from it; {_what_helps(limit, window)}"
+    ]
 
 
 def say_uncovered(replay: replays.ReplayState, window: Window) -> None:

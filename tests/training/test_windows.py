@@ -11,8 +11,8 @@ from polygrad_jax.training import loop
 from polygrad_jax.training.collecting import empty_chunk
 from polygrad_jax.training.windows import (
     Window,
+    limit_warnings,
     require_windows,
-    say_short_limit,
     say_uncovered,
     uncovered_share,
     window_of,
@@ -57,7 +57,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsys):
+def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model):
     """Whatever says how long a window is. At the start a time limit is only said: episodes may end before it."""
     window, (remedy, length) = window_in(model), MODELS[model]
     with pytest.raises(ConfigError) as refused:
@@ -66,14 +66,12 @@ def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model, capsy
         f"none of the 16 stored transitions is in a training window of {length}: the longest episode was cut off after "
         f"6 steps; allowed: {remedy}, or a longer time limit"
     )
-    say_short_limit(window.states, window)
-    say_short_limit(None, window)
-    assert capsys.readouterr().err == ""
-    say_short_limit(6, window)
-    assert f"time limit is 6 steps: an episode that it cuts off is shorter than a training window of {length} and " in (
-        said := capsys.readouterr().err
-    )
-    assert remedy in said and said.count("\n") == 1
+    assert limit_warnings("Task-v0", window.states, window) == []
+    (said,) = limit_warnings("Task-v0", 6, window)
+    assert f"is 6 steps: an episode that it cuts off is shorter than a training window of {length} and " in said
+    assert remedy in said
+    (said,) = limit_warnings("Task-v0", None, window)
+    assert "Task-v0 has no time limit (max_episode_steps)" in said
 
 
 @pytest.mark.parametrize("model", [*MODELS, "autoregressive", "ensemble"])
