@@ -97,7 +97,9 @@ def _episodes(env: CheckedTask, seen: RandomSteps) -> str:
     limit = "no time limit" if env.time_limit is None else f"time limit {env.time_limit:,} steps"
     if len(seen.lengths) == 0:
         return f"none ended in {len(seen.rewards):,} steps; {limit}"
-    spread = f"{seen.lengths.min():,} to {seen.lengths.max():,} steps, {seen.lengths.mean():,.0f} in the mean"
+    shortest, longest = seen.lengths.min(), seen.lengths.max()
+    spread = f"{shortest:,} to {longest:,} steps, {seen.lengths.mean():,.0f} in the mean"
+    spread = f"{longest:,} steps" if shortest == longest else spread
     truncated = len(seen.lengths) - seen.terminated
     return f"{len(seen.lengths)} of {spread}; {seen.terminated} terminated, {truncated} truncated; {limit}"
 

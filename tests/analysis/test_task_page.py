@@ -79,7 +79,7 @@ def test_the_page_says_what_the_task_is(capsys):
     assert entries["observations"].endswith("1 never moved (number 1 first)")
     assert entries["actions"].startswith("2 numbers (float32) between (0 to 5) and (1 to 5); ")
     assert entries["rewards"] == "0.5 to 0.5 per step, 0.5 in the mean; 3.5 per episode (standard deviation 0)"
-    ten = "10 of 7 to 7 steps, 7 in the mean; 10 terminated, 0 truncated; time limit 20 steps"
+    ten = "10 of 7 steps; 10 terminated, 0 truncated; time limit 20 steps"
     assert entries["episodes"] == ten
     assert entries["repeatable"].startswith("yes")
     assert entries["simulator"] == "no states: it is no task of Gymnasium's MuJoCo"
