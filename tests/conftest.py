@@ -28,3 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "ignore:.*precision lowered by casting to float32.*:UserWarning:gymnasium",
     ):
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def readme_run(tmp_path_factory: pytest.TempPathFactory):
+    """What the README's example left; the workers of a session train it once."""
+    from readme_run import readme_run
+
+    base = tmp_path_factory.getbasetemp()
+    return readme_run((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "readme_run")

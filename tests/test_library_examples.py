@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -80,13 +81,13 @@ def run_shortened(tmp_path, monkeypatch, nothing_left_registered):
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
 
 
-def test_a_run_is_trained_opened_and_imagined_from(run_shortened, capsys):
-    names = run_shortened("library")
+def test_a_run_is_trained_opened_and_imagined_from(readme_run):
+    names = readme_run.names
     assert names["result"].env_steps >= 1_300 and names["result"].folder == Path("runs/library")
     imagined = names["imagined"]
     assert imagined.observations.shape == (100, 10, 11) and imagined.actions.shape == (100, 10, 3)
-    z = ((imagined.actions - names["mean"]) / names["std"])[:, :-1]
-    assert f"(1 is on-policy): {z.std()!s}" in capsys.readouterr().out
+    z = ((jnp.asarray(imagined.actions) - names["mean"]) / names["std"])[:, :-1]
+    assert f"(1 is on-policy): {z.std()!s}" in readme_run.said
 
 
 def test_a_world_model_is_added_trained_with_and_opened_again(run_shortened):

@@ -22,7 +22,7 @@ from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.analysis import action_spread, figures, films, opened_run, reports
 from polygrad_jax.analysis.opened_run import diffuse, open_run
-from polygrad_jax.config import Config, ConfigError, EnvConfig
+from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.episodes import run_episodes
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
@@ -31,7 +31,6 @@ from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz, nested
 from polygrad_jax.runs.metrics_log import read_rows, todays_metric
 from polygrad_jax.runs.saved_run import read_evaluations
-from polygrad_jax.training.loop import train
 from polygrad_jax.training.train_state import without_optimisers
 
 pytestmark = [
@@ -41,40 +40,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file <_io.Buffered:ResourceWarning"),
 ]
 
+B = 4  # trajectories, everywhere: programs of one size are compiled once
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 needs_gl = pytest.mark.skipif(
     all(films.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
 )
 
 
-def tiny(env: str, total_env_steps: int) -> Config:
-    return configs.override(
-        configs.smoke(env),
-        {
-            "horizon": 6,
-            "diffusion.num_steps": 4,
-            "diffusion.sampling_steps": 4,
-            "denoiser.width": 32,
-            "denoiser.num_blocks": 1,
-            "model_training.batch_size": 16,
-            "model_training.warmup_env_steps": 50,
-            "a2c.trajectories": 8,
-            "a2c.hidden_size": 16,
-            "loop.total_env_steps": total_env_steps,
-            "loop.prefill_env_steps": 600,
-            "loop.replay_capacity": 1_000,  # the oldest transitions of the longer run are no longer drawn
-            "loop.eval_every_env_steps": 300,
-            "loop.checkpoint_every_env_steps": 300,
-            "loop.error_trajectories": 4,
-        },
-    )
-
-
 @pytest.fixture(scope="module")
-def hopper(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "hopper"
-    train(tiny("hopper", 1_300), folder)
-    return folder
+def hopper(readme_run) -> Path:
+    return readme_run.folder
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +78,7 @@ def table(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_newest_checkpoint_is_what_is_opened(run, hopper):
-    checkpoints = Checkpoints(hopper / "checkpoints")
+    checkpoints = Checkpoints(hopper / "checkpoints", read_only=True)
     step = checkpoints.steps()[-1]
     stored = checkpoints.read(step).arrays
     checkpoints.close()
@@ -165,7 +140,7 @@ def test_looking_changes_nothing_not_even_what_a_running_training_has_not_finish
     (folder / "replay" / "transitions_000000009999_000000010000.npz.tmp").write_bytes(b"half")
     before = files(folder)
     watched = open_run(folder)
-    watched.imagine(watched.contexts(2, jax.random.key(0)), jax.random.key(1))
+    watched.imagine(watched.contexts(B, jax.random.key(0)), jax.random.key(1))
     open_run(folder, "best")
     assert files(folder) == before
 
@@ -224,10 +199,10 @@ def test_a_folder_of_the_revision_before_can_be_looked_at_but_not_resumed(hopper
         assert (old.env_steps, old.config) == (new.env_steps, new.config)
         for x, y in zip(jax.tree.leaves(old.policy.params), jax.tree.leaves(new.policy.params), strict=True):
             np.testing.assert_array_equal(x, y)
-        contexts, key = new.contexts(2, jax.random.key(0)), jax.random.key(1)
+        contexts, key = new.contexts(B, jax.random.key(0)), jax.random.key(1)
         np.testing.assert_array_equal(old.imagine(contexts, key).observations, new.imagine(contexts, key).observations)
     assert cli.main(["evaluate", str(before), "--episodes", "1", "--which", "best"]) == 0
-    assert cli.main(["imagine", str(before), "--trajectories", "2", "--no-video"]) == 0
+    assert cli.main(["imagine", str(before), "--trajectories", f"{B}", "--no-video"]) == 0
     assert cli.main(["plot", str(before)]) == 0
     names = {name for row in open_run(before).saved.rows for name in row}
     assert {"world_model/loss", "agent/entropy"} <= names and "denoiser/loss" not in names
@@ -240,7 +215,7 @@ def test_a_folder_of_the_revision_before_can_be_looked_at_but_not_resumed(hopper
 
 
 def test_imagining_begins_at_the_contexts_and_the_strip_ends_in_it(run):
-    contexts, key = run.contexts(5, jax.random.key(2)), jax.random.key(3)
+    contexts, key = run.contexts(B, jax.random.key(2)), jax.random.key(3)
     segment = run.imagine(contexts, key)
     np.testing.assert_allclose(segment.observations[:, 0], contexts.observations[:, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(segment.rows, contexts.rows)
@@ -248,14 +223,14 @@ def test_imagining_begins_at_the_contexts_and_the_strip_ends_in_it(run):
     assert stages.steps.tolist() == [3, 2, 1, 0, -1]
     np.testing.assert_allclose(stages.observations[-1], segment.observations, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stages.actions[-1], segment.actions, rtol=1e-4, atol=1e-4)
-    # The start is standard normal in normalised units: 5 * 6 * 3 draws.
+    # The start is standard normal in normalised units: 4 * 10 * 3 draws.
     n = run.normaliser.actions
     start = (stages.actions[0] - np.asarray(n.mean)) / np.asarray(n.std)
-    assert abs(start.mean()) < 4 / np.sqrt(90) and abs(start.std() - 1) < 4 / np.sqrt(180)
+    assert abs(start.mean()) < 4 / np.sqrt(120) and abs(start.std() - 1) < 4 / np.sqrt(240)
 
 
 def test_imagined_trajectories_are_exported_as_plain_arrays(run, tmp_path):
-    segment = run.imagine(run.contexts(3, jax.random.key(0)), jax.random.key(1))
+    segment = run.imagine(run.contexts(B, jax.random.key(0)), jax.random.key(1))
     opened_run.export_segment(tmp_path / "t.npz", segment, policy_mean=np.zeros(2))
     with np.load(tmp_path / "t.npz") as stored:
         assert sorted(stored) == ["actions", "observations", "policy_mean", "rewards", "rows", "terminals"]
@@ -366,14 +341,14 @@ def test_the_video_has_one_frame_per_state_of_the_first_episode(run, tmp_path):
 
 
 def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(run, tmp_path, capsys):
-    arguments = [str(run.folder), "--trajectories", "4", "--out", str(tmp_path / "look"), "--no-video", "--seed", "7"]
-    assert cli.imagine_command(arguments) == 0
     out = tmp_path / "look"
+    arguments = [str(run.folder), "--trajectories", f"{B}", "--out", str(out), "--no-video", "--seed", "7"]
+    assert cli.imagine_command(arguments) == 0
     with np.load(out / "trajectories.npz") as stored:
         segment = {name: stored[name] for name in stored}
     env = gym.make("Hopper-v5").unwrapped
     env.reset(seed=0)
-    errors = np.zeros((4, run.config.horizon - 1))
+    errors = np.zeros((B, run.config.horizon - 1))
     still = np.zeros_like(errors)
     for b, row in enumerate(segment["rows"][:, 0]):
         first = mujoco_state.set_state(env, run.transitions.simulator_states[row])
@@ -382,7 +357,7 @@ def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(
             errors[b, k] = np.mean((segment["observations"][b, k + 1] - real) ** 2)
             still[b, k] = np.mean((first - real) ** 2)
     found = table(out / "error_against_horizon.csv")
-    assert found["horizon"].tolist() == [1, 2, 3, 4, 5]
+    assert found["horizon"].tolist() == list(range(1, 10))
     np.testing.assert_allclose(found["imagined_mean"], errors.mean(0), rtol=1e-9)
     np.testing.assert_allclose(found["imagined_lower_quartile"], np.quantile(errors, 0.25, axis=0), rtol=1e-9)
     np.testing.assert_allclose(found["nothing_moves_mean"], still.mean(0), rtol=1e-9)
@@ -393,7 +368,7 @@ def test_the_error_at_every_horizon_is_that_of_a_hand_loop_with_the_environment(
     assert float(spread[0]["std"]) == pytest.approx(z.std(ddof=1), rel=1e-5)
     assert float(spread[2]["ks_distance"]) == pytest.approx(scipy.stats.kstest(z[..., 1].ravel(), "norm")[0], rel=1e-4)
     said = capsys.readouterr().out
-    assert f"horizon 1 -> 5: imagined {errors.mean(0)[0]:.4g} -> {errors.mean(0)[-1]:.4g}" in said
+    assert f"horizon 1 -> 9: imagined {errors.mean(0)[0]:.4g} -> {errors.mean(0)[-1]:.4g}" in said
     for name in ("error_against_horizon", "action_distribution", "diffusion_strip"):
         assert matplotlib.image.imread(out / f"{name}.png").std() > 0.01
 
@@ -464,11 +439,11 @@ def test_a_trajectory_imagined_without_error_looks_like_its_replay(how):
 @needs_gl
 def test_the_film_shows_every_state_and_rests_on_the_first_and_last(run, tmp_path):
     out = tmp_path / "look"
-    arguments = ["--trajectories", "2", "--shown", "1", "--video", "--out", str(out)]
+    arguments = ["--trajectories", f"{B}", "--shown", "1", "--video", "--out", str(out)]
     assert cli.imagine_command([str(run.folder), *arguments]) == 0
     reader = imageio.get_reader(out / "side_by_side.mp4")
-    # 6 states; the first and the last four times each.
-    assert (reader.count_frames(), reader.get_meta_data()["size"]) == (6 + 2 * 3, (960, 480))
+    # 10 states; the first and the last four times each.
+    assert (reader.count_frames(), reader.get_meta_data()["size"]) == (10 + 2 * 3, (960, 480))
     reader.close()
 
 
@@ -615,7 +590,7 @@ def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_
     assert "libosmesa6" in complaint(capsys, "imagine", str(run.folder), "--gif", "--out", str(out))
     assert list(tmp_path.iterdir()) == []
     # Where no film was asked for, the rest is made.
-    assert cli.imagine_command([str(run.folder), "--trajectories", "2", "--out", str(out)]) == 0
+    assert cli.imagine_command([str(run.folder), "--trajectories", f"{B}", "--out", str(out)]) == 0
     assert "no film: rendering with egl needs a GL library that is missing (libegl1" in capsys.readouterr().out
     assert not list(out.glob("side_by_side*")) and (out / "error_against_horizon.png").is_file()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -40,35 +41,18 @@ def test_multiples_are_crossed_once():
     assert [s for s in range(6, 31, 4) if crossed(s - 4, s, 10)] == [10, 22, 30]
 
 
-def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
-    traced = []
-    make = loop.make_steps
-
-    def counted(name, function):
-        def counting(*given):
-            traced.append(name)
-            return function(*given)
-
-        return counting
-
-    def counting(*given):
-        made = make(*given)
-        names = ("improve_policy", "improve_model", "finish", "learn", "report_warmup", "finite")
-        return made._replace(**{name: counted(name, getattr(made, name)) for name in names})
-
-    monkeypatch.setattr(loop, "make_steps", counting)
-    config = small()
-    result = train(config, tmp_path / "run")
-    assert sorted(traced) == ["finish", "finite", "improve_model", "improve_policy", "report_warmup"]
+def test_a_run_writes_what_it_did_and_never_traces_twice(readme_run):
+    config, folder, result = readme_run.config, readme_run.folder, readme_run.names["result"]
+    assert sorted(readme_run.traced) == ["finish", "finite", "improve_model", "improve_policy", "report_warmup"]
     assert result.stopped_by is None
     assert config.loop.total_env_steps <= result.env_steps < config.loop.total_env_steps + 4
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = rows[-1]
     assert last["env_steps"] == result.env_steps
     prefill = result.env_steps - last["env_steps/without_prefill"]
     assert prefill >= config.loop.prefill_env_steps
     # one policy update per 4 environment steps after the warm-up, 4 denoiser updates beside it from the start
-    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     stored = checkpoints.read(checkpoints.steps()[-1])
     arrays, host = stored.arrays, stored.host
     checkpoints.close()
@@ -77,10 +61,10 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     assert arrays["train_state/policy_updates"] == iterations - warmup
     assert arrays["train_state/model_updates"] == 4 * iterations
     assert arrays["train_state/replay/total"] == result.env_steps
-    with open(tmp_path / "run" / "eval.csv", newline="") as file:
+    with open(folder / "eval.csv", newline="") as file:
         evaluations = list(csv.DictReader(file))
     assert float(evaluations[-1]["return_mean"]) == pytest.approx(result.last_return)
-    best = load_npz(tmp_path / "run" / "best.npz")
+    best = load_npz(folder / "best.npz")
     assert max(float(e["return_mean"]) for e in evaluations) == pytest.approx(host["counters"]["best_return"])
     assert best["agent"]["actor"]["log_std"].shape == (3,)
     kept = [*best["agent"], *best["world_model"]]
@@ -88,6 +72,9 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(tmp_path, monkeypatch):
     # the error of imagined trajectories is there for every horizon, and it grows
     errors = [last[f"error/observation_mse_{h:03d}"] for h in range(1, config.horizon)]
     assert errors[-1] > errors[0] > 0
+
+
+add = jax.jit(replays.add, static_argnums=2)
 
 
 def noise_rows(count):
@@ -99,19 +86,31 @@ def noise_rows(count):
     return rows
 
 
-def test_side_by_side_the_numbers_are_those_of_one_program():
+@pytest.fixture(scope="module")
+def learn_from_noise():
+    """Two steps of learning from noise, compiled ``side_by_side`` or not: programs, log delta before each, outputs."""
     config, rows = small("inverted_pendulum"), noise_rows(200)
     chunk = jax.tree.map(lambda x: x[:4], rows)
 
+    @functools.cache
     def learnt(side_by_side):
         steps = steps_of(config, EnvSpec(observation_size=4, action_size=1))
         state = jax.jit(steps.insert)(jax.jit(steps.init)(), rows)
         compiled = compile_learn(steps, state, chunk, side_by_side)
+        log_deltas, outputs = [], []
         for _ in range(2):
+            log_deltas.append(float(state.world_model.log_delta))
             state, output = compiled.step(state, chunk)
-        return len(compiled.programs), state, output
+            outputs.append(output)
+        return len(compiled.programs), log_deltas, state, outputs
 
-    (one, state, output), (several, other_state, other_output) = learnt(False), learnt(True)
+    return config, learnt
+
+
+def test_side_by_side_the_numbers_are_those_of_one_program(learn_from_noise):
+    _, learnt = learn_from_noise
+    (one, _, state, outputs), (several, _, other_state, other_outputs) = learnt(False), learnt(True)
+    output, other_output = outputs[-1], other_outputs[-1]
     assert one == 1 and several > 1
     assert int(state.policy_updates) == int(other_state.policy_updates) == 2
     assert int(state.model_updates) == int(other_state.model_updates) == 8
@@ -120,15 +119,12 @@ def test_side_by_side_the_numbers_are_those_of_one_program():
     assert np.array_equal(output.finite, other_output.finite) and output.finite.all()
 
 
-def test_delta_adapts_to_the_imagination_that_the_policy_learnt_from():
-    config, rows = small("inverted_pendulum", side_by_side=False), noise_rows(200)
-    steps = steps_of(config, EnvSpec(observation_size=4, action_size=1))
-    state = jax.jit(steps.insert)(jax.jit(steps.init)(), rows)
-    after, output = jax.jit(steps.learn)(state, jax.tree.map(lambda x: x[:4], rows))
-    sigma = output.metrics.by_name()["guidance/sigma"]
-    change = float(after.world_model.log_delta - state.world_model.log_delta)
+def test_delta_adapts_to_the_imagination_that_the_policy_learnt_from(learn_from_noise):
+    config, learnt = learn_from_noise
+    _, log_deltas, _, outputs = learnt(False)
+    sigma = outputs[0].metrics.by_name()["guidance/sigma"]
     assert abs(sigma - 1) > 1e-3
-    assert change == pytest.approx(config.guidance.delta_lr * (sigma - 1), abs=1e-6)
+    assert log_deltas[1] - log_deltas[0] == pytest.approx(config.guidance.delta_lr * (sigma - 1), abs=1e-6)
 
 
 def test_a_row_holds_means_over_its_interval():
@@ -145,17 +141,18 @@ def test_a_row_holds_means_over_its_interval():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_one_update_honours_recent_share(share):
     """Of a replay whose older half has rewards of 0 and whose newer half has 1, the newest windows have 1 alone."""
-    spec, seen = EnvSpec(observation_size=4, action_size=1), []
+    spec = EnvSpec(observation_size=4, action_size=1)
     config = override(small("inverted_pendulum"), {"model_training.recent_share": share})
     config = override(config, {"model_training.recent_windows": 40, "model_training.batch_size": 64})
     rows = noise_rows(200)
     rows.rewards[:100], rows.rewards[100:] = 0.0, 1.0
     world_model = make_world_model(config, spec)._replace(
-        update=lambda state, segment, normaliser, key: (seen.append(segment.rewards[:, 0]), (state, {}))[1]
+        update=lambda state, segment, normaliser, key: (segment.rewards[:, 0], {})
     )
-    replay = replays.add(replays.init(spec, 300, config.horizon), rows, config.horizon)
-    make_model_update(world_model, config)(None, replay, None, jax.random.key(0), jax.random.key(1))
-    newer = float(np.mean(seen[0] > 0))
+    replay = add(replays.init(spec, 300, config.horizon), rows, config.horizon)
+    update = jax.jit(make_model_update(world_model, config))
+    rewards, _ = update(None, replay, None, jax.random.key(0), jax.random.key(1))
+    newer = float(np.mean(rewards > 0))
     assert newer == 1.0 if share else 0.3 < newer < 0.7
 
 
@@ -301,11 +298,14 @@ def test_training_evaluates_in_its_own_copy_where_there_can_be_no_other(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("field", "component"),
-    [("denoiser.learning_rate", "imagined trajectory|loss|world model"), ("a2c.critic_lr", "loss|actor")],
+    ("world_model", "field", "component"),
+    [
+        ("polygrad", "denoiser.learning_rate", "imagined trajectory|loss|world model"),
+        ("simulator", "a2c.critic_lr", "loss|actor"),
+    ],
 )
-def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, field, component):
-    config = override(small(), {field: 1e30})
+def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, world_model, field, component):
+    config = override(small(), {"world_model": world_model, field: 1e30})
     with pytest.raises(NonFiniteError, match=f"not finite at environment step [0-9]+: .*({component})"):
         train(config, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
