@@ -76,9 +76,9 @@ dataset: $(INSTALLED_MINARI)
 	@exec $(BIN)/polygrad dataset $(call option,--env,$(ENV)) $(call option,--preset,$(PRESET)) \
 	  $(call option,--seed,$(SEED)) $(call option,--run,$(RUN)) $(ARGS)
 
-# One file of tests goes to one worker, so that its compiled functions are compiled once.
+# One file of tests goes to one worker, so that its compiled functions are compiled once; long files first.
 test: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 30 $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .
