@@ -119,7 +119,8 @@ class OpenedRun:
 
     def contexts(self, count: int, key: Array) -> Segment:
         """Draw ``count`` (B) contexts ``[B, C]`` as training does; ``rows`` index ``transitions``."""
-        return replays.sample_contexts(self.replay, key, count, self.world_model.context_length)
+        draw_contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
+        return draw_contexts(self.replay, key, count, self.world_model.context_length)
 
     def simulator_states(self, contexts: Segment) -> np.ndarray:
         """Look up the simulator's states ``[B, S]`` float64 at the last states of contexts, where imagining begins.
@@ -223,7 +224,7 @@ def _normaliser_of(saved: SavedRun, moments: RunningMoments) -> Normaliser:
     """Return the normaliser of statistics; say where it is not the one that the model learnt with."""
     if (reason := why_standardised_otherwise(saved.folder, moments)) is not None:
         announce(f"warning: {reason}; its world model imagines wrongly")
-    return normalisers.to_normaliser(moments)
+    return jax.jit(normalisers.to_normaliser)(moments)
 
 
 # --- a world model alone ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from polygrad_jax.runs.run_folder import RunFolder, write_text_atomically
 from polygrad_jax.runs.saved_run import SavedRun
 from polygrad_jax.training.collecting import make_decide
 from polygrad_jax.training.evaluating import evaluate_policy
-from polygrad_jax.types import Segment
+from polygrad_jax.types import Policy, Segment
 
 FILM_FRAMES_PER_SECOND = 10.0
 """A trajectory is a fraction of a second long; slow enough to see it."""
@@ -147,6 +147,9 @@ def append_evaluation(run: OpenedRun, row: Mapping[str, Any]) -> Path:
 # --- imagine ---------------------------------------------------------------------------------------------------------
 
 
+_ask = jax.jit(Policy.__call__)  # one program, not one per operation
+
+
 def choose_film(run: OpenedRun, kind: FilmKind, out: Path) -> tuple[Path | None, str | None]:
     """Decide on the film of imagined trajectories: ``(its path or None, why there is none)``.
 
@@ -199,7 +202,7 @@ def _report_actions(run: OpenedRun, out: Path, segment: Segment) -> tuple[list[s
     """The distribution of imagined actions under the policy, and the policy's mean and std at the imagined states."""
     if run.policy is None:
         return [f"agent {run.config.agent} reads latents: no distribution of actions at imagined observations"], {}
-    mean, std = jax.device_get(run.policy(segment.observations))
+    mean, std = jax.device_get(_ask(run.policy, segment.observations))
     z = action_spread.standardised_actions(segment.actions, mean, std)
     spreads = [action_spread.spread_of(z), *(action_spread.spread_of(z[..., a]) for a in range(z.shape[-1]))]
     columns: dict[str, list[Any]] = {"action": ["all", *range(z.shape[-1])]}
@@ -257,7 +260,7 @@ def _report_diffusion(run: OpenedRun, out: Path, contexts: Segment, key: Any) ->
         return [f"world model {run.config.world_model} does not diffuse: no diffusion strip"]
     few = jax.tree.map(lambda x: x[:STRIP_TRAJECTORIES], contexts)
     stages = diffuse(run, few, key)
-    policy = jax.device_get(run.policy(stages.observations))
+    policy = jax.device_get(_ask(run.policy, stages.observations))
     replayed = None
     if run.has_simulator_states:
         states = run.simulator_states(few)[:1]

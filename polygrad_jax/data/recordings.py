@@ -100,7 +100,7 @@ def replay_of(transitions: Transitions, horizon: int, capacity: int | None = Non
     total = len(transitions.rewards)
     spec = EnvSpec(transitions.observations.shape[1], transitions.actions.shape[1])
     capacity = max(min(total, capacity or total), horizon, CHUNK)
-    state = replays.init(spec, capacity, horizon)
+    state = jax.jit(replays.init, static_argnums=(0, 1, 2))(spec, capacity, horizon)  # one program, not one per array
     add = jax.jit(replays.add, static_argnums=2, donate_argnums=0)
     for start in range(0, total, CHUNK):
         state = add(state, jax.tree.map(lambda x, start=start: _padded(x[start : start + CHUNK]), transitions), horizon)

@@ -75,7 +75,7 @@ def coefficients(num_steps: int, steps: np.ndarray, tau: float, eta: float = 1.0
         posterior_noisy=array(noisy),
         posterior_std=array(noise),
         action_noise_std=array(full_noise),
-        is_last=jnp.arange(len(steps)) == 0,
+        is_last=jnp.asarray(np.arange(len(steps)) == 0),
     )
 
 

@@ -408,7 +408,8 @@ def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: S
     config, at, loop, folder = run.config, run.at, run.config.loop, run.folder
     finite = jax.jit(steps.finite)
     against = make_against(run.collecting, run.world_model)
-    acting = jax.tree.map(jnp.copy, run.agent.acting(state.agent, state.world_model))
+    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    acting = copied(run.agent.acting(state.agent, state.world_model))
     session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
     compiled_before = at.clock.compiling
     with contextlib.closing(Progress(total=loop.total_env_steps, initial=at.env_steps)) as progress:
