@@ -84,6 +84,18 @@ def test_rows_of_two_physics_are_joined_only_if_asked(clone, tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_recorded_tables_are_of_one_physics_and_curves_of_that_of_their_run():
+    """No figure of recorded results is refused; a curve's version is the one that its run recorded."""
+    tables = {path: grid.read_csv(path) for path in (CLONE / "results").rglob("*.csv")}
+    assert len(tables) > 20
+    for path, rows in tables.items():
+        physics.refuse_mixed(grid.used(rows, path), asked=False)
+        runs = {(r["exp_name"], r["env_name"], r["seed"]): r for r in tables.get(path.with_name("runs.csv"), [])}
+        for row in rows if runs and "metric" in rows[0] else ():
+            run = runs[row["exp_name"], row["env_name"], row["seed"]]
+            assert row["mujoco"] == physics.version_of_row(run) != "", (path, row)
+
+
 def test_another_task_may_have_another_physics(tmp_path):
     path = tmp_path / "grid.csv"
     for name, task, version in (("a", "hopper", "3.4.0"), ("b", "walker2d", MUJOCO)):
