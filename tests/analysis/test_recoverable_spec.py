@@ -44,8 +44,8 @@ def test_a_dataset_without_an_environment_is_written_and_read(tmp_path):
     pytest.importorskip("minari", reason="the extra minari is not installed")
     pytest.importorskip("h5py", reason="the extra minari is not installed")
     env = tasks.make(EnvConfig("inverted_pendulum"))
-    zeros = np.zeros((3, 1), np.float32)
-    episode = RecordedEpisode(np.zeros((4, 4), np.float32), zeros, zeros, zeros[:, 0], True, False, np.zeros((4, 0)))
+    zeros, observations = np.zeros((3, 1), np.float32), np.arange(16, dtype=np.float32).reshape(4, 4)
+    episode = RecordedEpisode(observations, zeros, zeros, zeros[:, 0], True, False, np.zeros((4, 0)))
     spaces, metadata = (env.observation_space, env.action_space), {"no_environment": "entry_point is <lambda>"}
     folder = minari_dataset.write(tmp_path, "ours/lambda-v0", [episode], None, spaces, metadata, {})
     transitions, env_id = minari_dataset.read(folder)

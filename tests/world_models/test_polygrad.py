@@ -82,7 +82,7 @@ def all_equal(a, b) -> bool:
 # --- units -----------------------------------------------------------------------------------------------------------
 
 EPISODES, LENGTH, EPS = 20, 12, 2.0**-23
-UNITS = [(offset, scale) for offset in (0.0, 1.0, -300.0, 3e3, 1e4) for scale in (1e-7, 1e-6, 1e-3, 1.0, 1e6)]
+UNITS = [(offset, scale) for offset in (0.0, -300.0, 1e4) for scale in (1e-7, 1e-3, 1.0, 1e6)]
 
 
 def moments_of(raw: np.ndarray) -> Moments:
