@@ -9,6 +9,7 @@ other states, three times as often as under its policy.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -74,10 +75,18 @@ class Learning(NamedTuple):
 
 def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: EnvSpec) -> Learning:
     """The first-order part of :func:`polygrad_jax.agents.a2c.update`, entropy bonus left out."""
+    lesson = _make_lesson(config, spec)(learner, jax.tree.map(jnp.asarray, segment))
+    advantages, weights, gradient = jax.device_get(lesson)
+    return Learning(advantages, weights, np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]))
+
+
+@functools.lru_cache
+def _make_lesson(config: A2CConfig, spec: EnvSpec):
+    """Make ``(learner, segment) -> (advantages, weights, gradient)``, compiled once for equal settings."""
     policy_apply, value_apply = a2c.make_policy_apply(spec, config), a2c.make_value_apply(config)
 
     @jax.jit
-    def compute(learner: a2c.A2CState, segment: Segment) -> tuple[Array, Array, Params]:
+    def lesson(learner: a2c.A2CState, segment: Segment) -> tuple[Array, Array, Params]:
         values = value_apply(learner.target_critic, segment.observations)
         advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
         weights = a2c.reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
@@ -89,8 +98,7 @@ def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: E
 
         return advantages, weights, jax.grad(loss)(learner.actor)["network"]
 
-    advantages, weights, gradient = jax.device_get(compute(learner, jax.tree.map(jnp.asarray, segment)))
-    return Learning(advantages, weights, np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]))
+    return lesson
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
