@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +30,16 @@ def inputs(key: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
     return traj, act, jnp.arange(B, dtype=jnp.int32)
 
 
-def init(config: DenoiserConfig, key: int = 0):
+@functools.cache
+def init(config: DenoiserConfig):
+    """``(module, params, its compiled apply)``."""
     module = make_denoiser(config, H, "float32")
-    return module, jax.jit(module.init)(jax.random.key(key), *inputs())["params"]
+    return module, jax.jit(module.init)(jax.random.key(0), *inputs())["params"], jax.jit(module.apply)
 
 
 @pytest.fixture(scope="module")
 def full_size():
-    return {kind: init(config)[1] for kind, config in CONFIGS.items()}
+    return {kind: init.__wrapped__(config)[1] for kind, config in CONFIGS.items()}  # too large to keep
 
 
 @pytest.mark.parametrize(("kind", "count"), [("mlp", 6_664_458), ("transformer", 7_240_909)])
@@ -63,7 +67,8 @@ def test_mlp_starts_as_pytorch_does(full_size):
 
 def test_mlp_embedding_has_a_least_width():
     module = make_denoiser(SMALL["mlp"], 2, "float32")
-    params = module.init(jax.random.key(0), jnp.zeros((1, 2, 5)), jnp.zeros((1, 2, 1)), jnp.zeros(1, jnp.int32))
+    given = jnp.zeros((1, 2, 5)), jnp.zeros((1, 2, 1)), jnp.zeros(1, jnp.int32)
+    params = jax.eval_shape(module.init, jax.random.key(0), *given)
     assert params["params"]["embedding"]["kernel"].shape == (12, 128)
 
 
@@ -124,9 +129,8 @@ def perturbed_at(time: int) -> dict[str, tuple[jax.Array, jax.Array]]:
 @pytest.mark.parametrize("what", ["state", "action"])
 def test_transformer_is_causal(what):
     """A change at time 4 leaves the outputs of times 0 to 3 exactly as they are and alters all later ones."""
-    module, params = init(SMALL["transformer"])
+    _, params, apply = init(SMALL["transformer"])
     traj, act, step = inputs()
-    apply = jax.jit(module.apply)
     before = apply({"params": params}, traj, act, step)
     after = apply({"params": params}, *perturbed_at(4)[what], step)
     change = np.abs(np.asarray(after - before)).max(axis=(0, 2))
@@ -135,38 +139,38 @@ def test_transformer_is_causal(what):
 
 
 def test_mlp_sees_the_whole_trajectory():
-    module, params = init(SMALL["mlp"])
+    _, params, apply = init(SMALL["mlp"])
     _, _, step = inputs()
-    before = module.apply({"params": params}, *inputs())
-    after = module.apply({"params": params}, *perturbed_at(4)["action"], step)
+    before = apply({"params": params}, *inputs())
+    after = apply({"params": params}, *perturbed_at(4)["action"], step)
     assert (np.abs(np.asarray(after - before)).max(axis=(0, 2)) > 1e-6).all()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
 def test_trajectories_of_a_batch_do_not_mix(kind):
-    module, params = init(SMALL[kind])
+    _, params, apply = init(SMALL[kind])
     traj, act, step = inputs()
-    together = module.apply({"params": params}, traj, act, step)
-    alone = module.apply({"params": params}, traj[1:2], act[1:2], step[1:2])
+    together = apply({"params": params}, traj, act, step)
+    alone = apply({"params": params}, traj[1:2], act[1:2], step[1:2])
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
 def test_the_step_matters(kind):
-    module, params = init(SMALL[kind])
+    _, params, apply = init(SMALL[kind])
     traj, act, step = inputs()
-    a, b = (module.apply({"params": params}, traj, act, step + shift) for shift in (0, 1))
+    a, b = (apply({"params": params}, traj, act, step + shift) for shift in (0, 1))
     assert float(jnp.max(jnp.abs(a - b))) > 1e-4
 
 
 def test_transformer_refuses_a_longer_horizon():
-    module, params = init(SMALL["transformer"])
+    module, params, _ = init(SMALL["transformer"])
     with pytest.raises(ValueError, match="horizon = 11"):
         module.apply({"params": params}, jnp.zeros((1, 11, O + 2)), jnp.zeros((1, 11, A)), jnp.zeros(1, jnp.int32))
 
 
 def test_adam_leaves_the_fixed_draws_alone():
-    module, params = init(SMALL["mlp"])
+    module, params, _ = init(SMALL["mlp"])
     traj, act, step = inputs()
     adam = optax.adam(1e-2)
 

@@ -1,6 +1,7 @@
 """PolyGRAD as a world model: what it carries from call to call, and what it may not do."""
 
 import dataclasses
+import functools
 from typing import get_args
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import traced
+from tiny import all_equal, all_finite
 
 from polygrad_jax.agents import a2c
 from polygrad_jax.config import (
@@ -51,7 +53,12 @@ def policy_of(params) -> Policy:
 
 
 def segment(key: int, length: int = H) -> Segment:
-    keys = jax.random.split(jax.random.key(key), 3)
+    return drawn(jax.random.key(key), length)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def drawn(key: jax.Array, length: int) -> Segment:
+    keys = jax.random.split(key, 3)
     return Segment(
         observations=jax.random.normal(keys[0], (B, length, O)),
         actions=jax.random.uniform(keys[1], (B, length, A), minval=-1.0, maxval=1.0),
@@ -73,10 +80,6 @@ def state(model):
 @pytest.fixture(scope="module")
 def counted(model):
     return traced.counted(model, policy_apply)
-
-
-def all_equal(a, b) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
 
 
 # --- units -----------------------------------------------------------------------------------------------------------
@@ -160,46 +163,47 @@ def test_a_terminal_std_changes_what_is_diffused_and_not_what_comes_out():
         np.testing.assert_array_equal(polygrad.unpack(traj, actions, normaliser).terminals, raw.terminals)
 
 
-def test_a_terminal_std_is_used_by_training_and_by_imagination(state):
+def test_a_terminal_std_is_used_by_training_and_by_imagination(counted, state):
     """Ten times the std: a tenth of the error in the terminals, so a hundredth of their loss (the mean is 0 here)."""
+    plain_update, _, _ = counted
     normaliser = NORMALISER.replace(terminals=MeanStd(jnp.zeros(1), jnp.full(1, 0.1)))
-    silent = jax.tree.map(jnp.zeros_like, state.params)  # a network that says 0 always: predicts the mean
+    silent = jax.tree.map(np.zeros_like, state.params)  # a network that says 0 always: predicts the mean
     state = state.replace(params=silent, ema_params=silent)
-    ended = segment(0).replace(terminals=jnp.ones((B, H)))
-    losses = {}
-    for terminal_std in (0.0, 1.0):
-        diffusion = dataclasses.replace(CONFIG.diffusion, terminal_std=terminal_std)
-        config = dataclasses.replace(CONFIG, diffusion=diffusion, guidance=GuidanceConfig(state_change_clip=0.0))
-        model = make_polygrad(config, SPEC)
-        _, metrics = model.update(state, ended, normaliser, jax.random.key(1))
-        losses[terminal_std] = metrics["world_model/terminal_loss"]
-        # A silent network's terminals are the mean. At 0.6 that is over the threshold, whatever they are divided by.
-        likely = normaliser.replace(terminals=MeanStd(jnp.full(1, 0.6), jnp.full(1, 0.1)))
-        imagined, _ = model.imagine(state, policy_of(jnp.zeros(2)), segment(0, 1), likely, jax.random.key(0))
-        np.testing.assert_array_equal(imagined.terminals, 1.0)
-    np.testing.assert_allclose(losses[0.0], 100.0, rtol=1e-5)
-    np.testing.assert_allclose(losses[1.0], 1.0, rtol=1e-5)
+    ended = segment(0).replace(terminals=np.ones((B, H), np.float32))
+    diffusion = dataclasses.replace(CONFIG.diffusion, terminal_std=1.0)
+    config = dataclasses.replace(CONFIG, diffusion=diffusion, guidance=GuidanceConfig(state_change_clip=0.0))
+    model = make_polygrad(config, SPEC)
+    for update, loss in ((plain_update, 100.0), (jax.jit(model.update), 1.0)):
+        _, metrics = update(state, ended, normaliser, jax.random.key(1))
+        np.testing.assert_allclose(metrics["world_model/terminal_loss"], loss, rtol=1e-5)
+    # A silent network's terminals are the mean. At 0.6 that is over the threshold, whatever they are divided by.
+    likely = normaliser.replace(terminals=MeanStd(jnp.full(1, 0.6), jnp.full(1, 0.1)))
+    given = policy_of(np.zeros(2, np.float32)), segment(0, 1), likely, jax.random.key(0)
+    np.testing.assert_array_equal(jax.jit(model.imagine)(state, *given)[0].terminals, 1.0)
 
 
-def test_classified_terminals_are_those_of_the_imagined_steps():
+def test_classified_terminals_are_those_of_the_imagined_steps(counted, state):
+    diffusing_update, diffusing_imagine, _ = counted
     config = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, terminals="classified"))
-    model, diffusing = make_polygrad(config, SPEC), make_polygrad(CONFIG, SPEC)
-    state = model.init(jax.random.key(0))
-    arguments = (policy_of(jnp.zeros(2)), segment(0, 1), NORMALISER, jax.random.key(0))
-    imagined, _ = model.imagine(state, *arguments)
-    expected = terminal_classifier.classify(state.classifier.params, imagined, NORMALISER, "clipped")
+    model = make_polygrad(config, SPEC)
+    classifier = jax.jit(lambda key: terminal_classifier.init(key, SPEC))(jax.random.key(0))
+    classifying, context, key = state.replace(classifier=classifier), segment(0, 1), jax.random.key(0)
+    imagined, _ = jax.jit(model.imagine)(classifying, policy_of(np.zeros(2, np.float32)), context, NORMALISER, key)
+    expected = terminal_classifier.classify(classifier.params, imagined, NORMALISER, "clipped")
     np.testing.assert_array_equal(imagined.terminals, expected)
     assert 0.0 < float(expected.mean()) < 1.0  # an untrained network says both
     # nothing else of the trajectory changes, and the denoiser learns as without
-    plain, _ = diffusing.imagine(diffusing.init(jax.random.key(0)), *arguments)
-    np.testing.assert_array_equal(imagined.observations, plain.observations)
-    batch = segment(3).replace(terminals=jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0]), (B, 1)))
-    after, metrics = model.update(state, batch, NORMALISER, jax.random.key(1))
-    without, _ = diffusing.update(diffusing.init(jax.random.key(0)), batch, NORMALISER, jax.random.key(1))
-    assert all_equal(after.params, without.params) and without.classifier is None
-    assert not all_equal(after.classifier.params, state.classifier.params)
-    loss = terminal_classifier.loss(state.classifier.params, batch, NORMALISER, "clipped")
-    np.testing.assert_allclose(metrics["world_model/classifier_loss"], loss)
+    plain, _ = diffusing_imagine(state, np.zeros(2, np.float32), context, NORMALISER, key)
+    np.testing.assert_allclose(imagined.observations, plain.observations, rtol=1e-5, atol=1e-5)
+    batch = segment(3).replace(terminals=np.tile(np.float32([0, 0, 1, 1]), (B, 1)))
+    after, metrics = jax.jit(model.update)(classifying, batch, NORMALISER, jax.random.key(1))
+    without, _ = diffusing_update(state, batch, NORMALISER, jax.random.key(1))
+    learnt, expected = ((x.params, x.adam) for x in (after, without))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), learnt, expected)
+    assert without.classifier is None
+    assert not all_equal(after.classifier.params, classifier.params)
+    loss = terminal_classifier.loss(classifier.params, batch, NORMALISER, "clipped")
+    np.testing.assert_allclose(metrics["world_model/classifier_loss"], loss, rtol=1e-5)
 
 
 # --- update and its average ------------------------------------------------------------------------------------------
@@ -230,13 +234,14 @@ def test_update_averages_the_parameters_after_its_step(counted, state):
     update, _, _ = counted
 
     def step(updates: int):
-        start = state.replace(updates=jnp.int32(updates), ema_params=jax.tree.map(jnp.zeros_like, state.ema_params))
+        start = state.replace(updates=jnp.int32(updates), ema_params=jax.tree.map(np.zeros_like, state.ema_params))
         return update(start, segment(1), NORMALISER, jax.random.key(2))[0]
 
     copied, untouched, averaged = step(0), step(1), step(2000)
     assert all_equal(copied.ema_params, copied.params) and not all_equal(copied.params, state.params)
-    assert not any(jnp.any(x) for x in jax.tree.leaves(untouched.ema_params))
-    jax.tree.map(lambda e, p: np.testing.assert_allclose(e, 0.01 * p, rtol=1e-4), averaged.ema_params, averaged.params)
+    assert not any(np.any(x) for x in jax.tree.leaves(untouched.ema_params))
+    for e, p in zip(jax.tree.leaves(averaged.ema_params), jax.tree.leaves(averaged.params), strict=True):
+        np.testing.assert_allclose(e, 0.01 * np.asarray(p), rtol=1e-4)
     assert copied.updates == 1 and averaged.updates == 2001
     assert copied.log_delta == state.log_delta  # delta is adapt's
 
@@ -269,7 +274,7 @@ def test_a_new_policy_a_new_model_and_a_new_normaliser_do_not_trace_again(counte
         state, _ = update(state, segment(i), NORMALISER, jax.random.key(i))
     assert traces == {"update": 1, "imagine": 1}
     assert jax.tree.map(jnp.shape, imagined) == Segment((B, H, O), (B, H, A), (B, H), (B, H))
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((imagined, metrics)))
+    assert all_finite((imagined, metrics))
 
 
 @pytest.mark.parametrize("length", [1, 3])
