@@ -1,11 +1,13 @@
 # make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
 #                             WORLD_MODEL=polygrad|autoregressive|transformer|ensemble|dreamer|simulator
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
+# make install PYTHON=python3.14   picks the interpreter (3.11 to 3.14; by default the first that is there)
 # make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make figures               draws the figures of results/ again from their CSV files
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
+# make lock                  renews the pins of the requirements*.txt (needs uv; UPGRADE=--upgrade for newer versions)
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
 ENV =
@@ -15,17 +17,23 @@ SEED =
 RUN =
 DATASET =
 ARGS =
+UPGRADE =
 WORKERS = 2
 VENV = .venv
 BIN = $(VENV)/bin
+PYTHONS = python3.12 python3.13 python3.14 python3.11 python3
+# A Python that suits makes a venv with pip: ensurepip is what Debian's python3-venv adds.
+SUITS = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 JAX_BUILDS = cpu cuda13 tpu
 JAX := $(or $(shell cat $(VENV)/jax-build 2>/dev/null),cpu)
-# The stamp names the build, so that another JAX= is another target.
-INSTALLED = $(VENV)/installed-$(JAX)
-INSTALLED_DEV = $(VENV)/installed-dev-$(JAX)
-INSTALLED_MINARI = $(VENV)/installed-minari-$(JAX)
+PYTHON := $(shell cat $(VENV)/python-asked-for 2>/dev/null)
+# The stamp names both, so that another JAX= or PYTHON= is another target.
+BUILD = $(JAX)$(addprefix -,$(notdir $(PYTHON)))
+INSTALLED = $(VENV)/installed-$(BUILD)
+INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
+INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: install train fit dataset figures test lint docs tensorboard benchmark clean
+.PHONY: install train fit dataset figures test lint docs tensorboard benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -37,16 +45,17 @@ option = $(if $(2),$(1) $(call quoted,$(2)))
 
 install: $(INSTALLED)
 
-# ensurepip is what Debian's python3-venv adds; a venv without pip is left by an interrupted call and is made anew.
+# A venv without pip is left by an interrupted call and is made anew, as is one of another Python.
 $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	@case " $(JAX_BUILDS) " in *" $(JAX) "*) ;; *) echo "JAX is $(JAX); allowed: $(JAX_BUILDS)" >&2; exit 2;; esac
-	@if [ -e $(VENV)/jax-build ] && [ "$$(cat $(VENV)/jax-build)" != "$(JAX)" ]; then rm -rf $(VENV); fi
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); \
-	  for python in python3.12 python3.11 python3; do \
-	    if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-	      2>/dev/null; then echo "making $(VENV) with $$python"; exec $$python -m venv $(VENV); fi; \
-	  done; echo "no Python found; allowed: 3.11 or 3.12 with venv (Debian: apt install python3-venv)" >&2; exit 2; }
-	@echo $(JAX) > $(VENV)/jax-build
+	@if [ -e $(VENV)/build ] && [ "$$(cat $(VENV)/build)" != "$(BUILD)" ]; then rm -rf $(VENV); fi
+	@{ $(BIN)/python -c '$(SUITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  for python in $(or $(PYTHON),$(PYTHONS)); do \
+	    if $$python -c '$(SUITS)' 2>/dev/null; then \
+	      echo "making $(VENV) with $$python"; exec $$python -m venv $(VENV); fi; \
+	  done; echo "no suitable Python among: $(or $(PYTHON),$(PYTHONS)); allowed: 3.11 to 3.14 with venv (Debian: apt" \
+	    "install python3-venv), named by PYTHON=" >&2; exit 2; }
+	@echo $(BUILD) > $(VENV)/build; echo $(JAX) > $(VENV)/jax-build; echo $(PYTHON) > $(VENV)/python-asked-for
 	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 0.9 GB on disk) ..."
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt \
 	  $(if $(filter-out cpu,$(JAX)),"jax[$(JAX)]")
@@ -107,10 +116,9 @@ figures: $(INSTALLED)
 # May 2027, and that Zensical, its successor, reads the same mkdocs.yml.
 VENV_DOCS = .venv-docs
 $(VENV_DOCS)/installed: requirements-docs.txt
-	@for python in python3.12 python3.11 python3; do \
-	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then \
-	    exec $$python -m venv --clear $(VENV_DOCS); fi; \
-	done; echo "no Python found; allowed: 3.11 or newer with venv (Debian: apt install python3-venv)" >&2; exit 2
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+	  if $$python -c '$(SUITS)' 2>/dev/null; then exec $$python -m venv --clear $(VENV_DOCS); fi; \
+	done; echo "no Python found; allowed: 3.11 to 3.14 with venv (Debian: apt install python3-venv)" >&2; exit 2
 	@$(VENV_DOCS)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
@@ -123,6 +131,13 @@ tensorboard: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	@$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
+
+# uv resolves once for every Python and system, with markers where they differ; pins stay where nothing asks for others.
+LOCK = uv pip compile --universal --quiet --no-annotate --custom-compile-command "make lock" $(UPGRADE)
+lock:
+	@$(LOCK) --python-version 3.11 setup.cfg --extra all -o requirements.txt
+	@$(LOCK) --python-version 3.11 --group pyproject.toml:dev -c requirements.txt -o requirements-dev.txt
+	@$(LOCK) --python-version 3.11 --group pyproject.toml:docs -o requirements-docs.txt
 
 # Runs are kept.
 clean:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
+from polygrad_jax.config.extras import require_extra
 from polygrad_jax.runs.run_folder import BEST_FILE, CONFIG_FILE, RunFolder
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def train_command(arguments: Sequence[str]) -> int:
         last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
         print(f"finished: {result.env_steps:,} environment steps; {last}")
         where = shlex.quote(str(result.folder))
-        print(f"look at it: {sys.argv[0]} imagine {where}   or   make tensorboard RUN={where}")
+        print(f"look at it: {sys.argv[0]} imagine {where}   or   {sys.argv[0]} tensorboard {where}")
         return 0
     words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
     print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Resume with:")
@@ -493,6 +494,9 @@ def imagine_command(arguments: Sequence[str]) -> int:
     out = options.out or options.run / "imagined"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {out}, which is a file; allowed: a folder")
+    require_extra("figures", "polygrad imagine")
+    if options.film == "mp4":
+        require_extra("films", "--video")
     run = _open(options)
 
     from polygrad_jax.analysis import reports
@@ -529,6 +533,7 @@ def tensorboard_command(arguments: Sequence[str]) -> int:
     """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``, with every point of every series."""
     if len(arguments) > 1 or (arguments and not Path(arguments[0]).is_dir()):
         raise ConfigError(f"tensorboard was given {shlex.join(arguments)}; allowed: one run folder, or nothing")
+    require_extra("tensorboard", "polygrad tensorboard")
     folder = arguments[0] if arguments else str(RUNS)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, *ALL_POINTS]
     return subprocess.run(command, check=False).returncode

@@ -15,6 +15,7 @@ import numpy as np
 
 from polygrad_jax.analysis.action_spread import ByHorizon, spread_of
 from polygrad_jax.config import ConfigError
+from polygrad_jax.config.extras import require_extra
 from polygrad_jax.runs.run_folder import write_bytes_atomically
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ X_AXIS = "environment steps, prefill included"
 
 def _blank(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Figure, np.ndarray]:
     """A figure of ``rows`` by ``columns`` axes; pyplot, which keeps figures alive, is not used."""
+    require_extra("figures", "a figure")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

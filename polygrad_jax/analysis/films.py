@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
+from polygrad_jax.config.extras import require_extra
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import is_mujoco, observation_of, set_state
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
@@ -104,11 +105,13 @@ def _quiet_destructors() -> Iterator[None]:
 
 
 def check_film_path(path: Path) -> None:
-    """Raises ConfigError where a film cannot have this name."""
+    """Raises ConfigError where a film cannot have this name, or what writes such films is not installed."""
     if path.suffix.lower() not in FILM_FORMATS:
         raise ConfigError(f"video is {path}; allowed: a name that ends with {' or '.join(FILM_FORMATS)}")
     if path.is_dir():
         raise ConfigError(f"video is {path}, which is a folder; allowed: the name of a file")
+    if path.suffix.lower() == ".mp4":
+        require_extra("films", f"video {path}")
 
 
 @contextlib.contextmanager

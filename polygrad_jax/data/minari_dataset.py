@@ -1,6 +1,6 @@
 """Write and read Minari datasets on the local disk, in the HDF5 format that all tools of Minari read.
 
-The package ``minari`` is an optional extra (``pip install -e .[minari]``).
+The package ``minari`` is an optional extra (``pip install 'polygrad_jax[minari]'``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError
+from polygrad_jax.config.extras import require_extra
 from polygrad_jax.data.transition_log import TransitionRecord
 
 SIMULATOR_STATES = "simulator_states"
@@ -44,14 +45,7 @@ def require_minari() -> Any:
     Raises:
       ConfigError: the package is not installed.
     """
-    try:
-        import minari
-        import minari.dataset._storages.hdf5_storage  # its own extra, h5py
-    except ImportError as error:
-        raise ConfigError(
-            f"Minari datasets need the packages minari and h5py ({error}); allowed: pip install -e .[minari]"
-        ) from None
-    return minari
+    return require_extra("minari", "a Minari dataset")
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

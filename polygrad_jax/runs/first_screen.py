@@ -28,7 +28,7 @@ def describe(config: Config, spec: EnvSpec, folder: Path, why: str) -> str:
         "device": _device(config),
         "work": _work(config, RunFolder(folder).newest_step()),
         "folder": str(folder),
-        "look": f"make tensorboard RUN={quoted}   or   polygrad plot {quoted}",
+        "look": f"polygrad tensorboard {quoted}   or   polygrad plot {quoted}",
     }
     text = "\n".join(f"{name:<8}{line}" for name, line in lines.items())
     different = configs.non_default(config)

@@ -412,7 +412,7 @@ def test_without_the_package_one_line_says_how_to_install_it(monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "minari", None)
     assert cli.main(["dataset", "--run", str(folder), "--out", str(tmp_path)]) == cli.BAD_INPUT
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and "pip install -e .[minari]" in lines[0]
+    assert len(lines) == 1 and "pip install 'polygrad_jax[minari]'" in lines[0]
     assert not list(tmp_path.iterdir())
 
 

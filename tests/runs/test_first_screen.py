@@ -15,7 +15,7 @@ def test_six_lines_and_the_fields_that_differ():
     assert [line.split()[0] for line in lines[:6]] == ["task", "preset", "device", "work", "folder", "look"]
     assert "Hopper-v5: 11 observations, 3 actions" in lines[0] and "polygrad" in lines[0]
     assert "cpu (JAX found no accelerator)" in lines[1] and "PRESET=paper|cpu|smoke" in lines[1]
-    assert "runs/here" in lines[4] and "make tensorboard RUN=runs/here" in lines[5]
+    assert "runs/here" in lines[4] and "polygrad tensorboard runs/here" in lines[5]
     assert sorted(lines[7:]) == ["  a2c.gamma = 0.9", "  horizon = 7"]
     plain = first_screen.describe(configs.cpu("hopper"), HOPPER, Path("runs/here"), "asked for")
     assert len(plain.splitlines()) == 6
