@@ -19,6 +19,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
 from polygrad_jax.envs.checked_task import CheckedTask, layers_of
+from polygrad_jax.envs.mujoco_import import blamed, import_mujoco
 
 NAMED_TASKS = {
     "hopper": "Hopper",
@@ -80,7 +81,8 @@ def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
         try:
             env = _started(name, render_mode)
         except Exception as error:  # a task's constructor, or the module that registers it, raises anything
-            raise ConfigError(f"env.name is {name!r}, which does not start: {_why(name, error)}") from error
+            why = blamed(error) or _why(name, error)
+            raise ConfigError(f"env.name is {name!r}, which does not start: {why}") from error
         check_spaces(f"env.name {name}", env)
         _check_no_running_statistics(env, name)
         return CheckedTask(without_velocities(env, config) if config.hide_velocities else env)
@@ -223,11 +225,8 @@ def _one_line(thing: object) -> str:
 
 def _keep_mujoco_from_writing_files() -> None:
     """Send MuJoCo's warnings to `logging`; by default MuJoCo writes MUJOCO_LOG.TXT into the working directory."""
-    try:
-        import mujoco
-    except ImportError:  # an environment without MuJoCo does not need it
-        return
-    if mujoco.get_mju_user_warning() is None:
+    mujoco = import_mujoco()  # an environment without MuJoCo does not need it
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_log_mujoco_warning)
 
 

@@ -31,7 +31,7 @@ def without(monkeypatch, extra):
         ("minari", ["dataset", "--env", "hopper"]),
     ],
 )
-def test_a_verb_without_its_extra_is_one_line_that_says_how_to_install_it(monkeypatch, tmp_path, capsys, extra, arguments):
+def test_a_verb_without_its_extra_says_in_one_line_how_to_install_it(monkeypatch, tmp_path, capsys, extra, arguments):
     monkeypatch.chdir(tmp_path)
     without(monkeypatch, extra)
     assert cli.main(arguments) == cli.BAD_INPUT
