@@ -7,7 +7,7 @@
 # make figures               draws the figures of results/ again from their CSV files
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
-# make lock                  renews the pins of the requirements*.txt (needs uv; UPGRADE=--upgrade for newer versions)
+# make lock                  renews the pins of requirements*.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
 ENV =
@@ -56,7 +56,7 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	  done; echo "no suitable Python among: $(or $(PYTHON),$(PYTHONS)); allowed: 3.11 to 3.14 with venv (Debian: apt" \
 	    "install python3-venv), named by PYTHON=" >&2; exit 2; }
 	@echo $(BUILD) > $(VENV)/build; echo $(JAX) > $(VENV)/jax-build; echo $(PYTHON) > $(VENV)/python-asked-for
-	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 0.9 GB on disk) ..."
+	@echo "installing the pinned requirements with JAX for $(JAX) into $(VENV) (CPU: about 1.2 GB on disk) ..."
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt \
 	  $(if $(filter-out cpu,$(JAX)),"jax[$(JAX)]")
 	@# pip compiles on one core, this on all. Templates that are no Python are no error.
@@ -138,6 +138,7 @@ lock:
 	@$(LOCK) --python-version 3.11 setup.cfg --extra all -o requirements.txt
 	@$(LOCK) --python-version 3.11 --group pyproject.toml:dev -c requirements.txt -o requirements-dev.txt
 	@$(LOCK) --python-version 3.11 --group pyproject.toml:docs -o requirements-docs.txt
+	@$(LOCK) --python-version 3.11 setup.cfg --extra all --group pyproject.toml:dm-control -o constraints-mujoco-3.17.txt
 
 # Runs are kept.
 clean:
