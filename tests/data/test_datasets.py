@@ -3,6 +3,7 @@
 What needs the package ``minari`` (an optional extra) is skipped without it.
 """
 
+import json
 import os
 import pickle
 import sys
@@ -26,6 +27,7 @@ from polygrad_jax.data.normaliser import to_normaliser
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
+from polygrad_jax.runs import physics
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.training import loop
 from polygrad_jax.training.step import make_steps
@@ -436,6 +438,7 @@ def test_the_command_trains_first_where_there_is_no_run(monkeypatch, capsys, tmp
     (run / "checkpoints" / "3000").mkdir(parents=True)
     config = cli.build_config(*cli._train_parser().parse_known_args(trained[0]), "smoke")
     (run / "config.json").write_text(configs.to_json(config))
+    (run / "environment.json").write_text(json.dumps({"mujoco": physics.installed_mujoco()}))
     assert cli.main(words) == 0 and len(trained) == 1 and len(written) == 2
     monkeypatch.setattr(cli, "train_command", lambda words: 143)
     (run / "checkpoints" / "3000").rename(run / "checkpoints" / "2000")

@@ -22,7 +22,7 @@ from recorded import record
 from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.analysis.opened_run import open_run, open_trained
-from polygrad_jax.config import ConfigError
+from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.runs import recorded_data
@@ -295,9 +295,14 @@ def test_only_a_finite_error_is_the_least(errors, best, since, before, tmp_path,
     monkeypatch.setattr(fitting, "export_npz", lambda path, tree: kept.append(int(tree["updates"])))
     for update, error in enumerate(errors, start=1):
         at.updates = update
+
+        def judge(state, *_, error=error, **__):
+            return state, Judged(error, {"error/reward_mse": 0.0})
+
+        judge.env = EnvConfig(name="recorded")
         training = SimpleNamespace(
             at=at,
-            judge=lambda state, *_, error=error, **__: (state, Judged(error, {"error/reward_mse": 0.0})),
+            judge=judge,
             normaliser=None,
             replay=SimpleNamespace(moments={}),
             folder=tmp_path,

@@ -166,7 +166,8 @@ def test_a_terminal_std_changes_what_is_diffused_and_not_what_comes_out():
 def test_a_terminal_std_is_used_by_training_and_by_imagination(counted, state):
     """Ten times the std: a tenth of the error in the terminals, so a hundredth of their loss (the mean is 0 here)."""
     plain_update, _, _ = counted
-    normaliser = NORMALISER.replace(terminals=MeanStd(jnp.zeros(1), jnp.full(1, 0.1)))
+    # Of a dtype, as all other statistics are: what is weakly typed is traced again.
+    normaliser = NORMALISER.replace(terminals=MeanStd(jnp.zeros(1), jnp.full(1, 0.1, jnp.float32)))
     silent = jax.tree.map(np.zeros_like, state.params)  # a network that says 0 always: predicts the mean
     state = state.replace(params=silent, ema_params=silent)
     ended = segment(0).replace(terminals=np.ones((B, H), np.float32))
