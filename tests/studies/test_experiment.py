@@ -1,7 +1,6 @@
 """The command line that every experiment has: cells are the script itself, and the exit codes say what became of it."""
 
-import subprocess
-import sys
+import runpy
 import textwrap
 from pathlib import Path
 
@@ -41,9 +40,10 @@ def test_a_cell_is_the_script_with_the_same_options(tmp_path):
     script = tmp_path / "thirds.py"
     script.write_text(textwrap.dedent(SCRIPT.format(clone=str(CLONE))))
     out = tmp_path / "out"
-    command = [sys.executable, str(script), "--out", str(out), "--numbers", "1", "2", "--times", "0.5", "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # the grid in this process, its cells in processes of their own
+    one = runpy.run_path(str(script))["one"]
+    words = ["--out", str(out), "--numbers", "1", "2", "--times", "0.5", "--jobs", "2"]
+    assert experiment.run(one, words) == 0
     rows = grid.read_csv(out / "thirds.csv")
     assert [(r["cell"], r["outcome"], r["number"], r["half"]) for r in rows] == [
         ("n1", "finished", "1", "0.16667"),
