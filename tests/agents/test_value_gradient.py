@@ -1,6 +1,7 @@
 """Value gradients against closed forms: a linear model with a quadratic reward, whose value and gradients are known."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,7 @@ def test_the_discounts_horizon_grows_evenly_and_the_bounds_of_values_with_it():
     constant = dataclasses.replace(SETTINGS, gamma=0.99)
     np.testing.assert_array_equal(vg.discount(steps[2], constant), np.float32(0.99))
     # Rewards of 1 bound values by the horizon, at every step of its growth.
-    state = vg.init(jax.random.key(0), SPEC, growing)
+    state = jax.jit(vg.init, static_argnums=(1, 2))(jax.random.key(0), SPEC, growing)
     for updates in (0, 1, begin + 1, begin + 1_000, end):
         state = state.replace(updates=jnp.int32(updates))
         before = vg.discount(state.updates - 1, growing)
@@ -142,16 +143,21 @@ def world_model(step) -> WorldModel:
     )
 
 
-def learnt(step, updates: int = 1, actions: str = "clipped", **fields):
-    """The agent's state after some updates from states of the replay, and the metrics of the last."""
+@functools.cache
+def learner(step, actions: str, **fields):
+    """``(agent, its first state, its compiled update)`` for start states of the replay."""
     groups = {f"value_gradient.{name}": value for name, value in fields.items()}
     sizes = {"value_gradient.hidden_size": 16, "value_gradient.hidden_layers": 2, "value_gradient.critics": 2}
     sizes |= {"agent": "value_gradient", "value_gradient.starts": "replay", "env.actions": actions}
     sizes |= {"value_gradient.actor_ema": 0.0, "value_gradient.path_length": 2}
     config = override(cpu("hopper"), sizes | groups)
     agent = vg.make_value_gradient(config, SPEC, world_model(step))
-    update = jax.jit(agent.update)
-    state, metrics = agent.init(jax.random.key(0)), {}
+    return agent, jax.jit(agent.init)(jax.random.key(0)), jax.jit(agent.update)
+
+
+def learnt(step, updates: int = 1, actions: str = "clipped", **fields):
+    """The agent, its state after some updates from states of the replay, and the metrics of the last."""
+    agent, state, update = learner(step, actions, **fields)
     for k in range(updates):
         size, length = agent.windows
         raw_obs = states(k, size)[:, None]
@@ -196,7 +202,7 @@ def test_it_learns_to_steer_a_linear_system(length, how, monkeypatch):
     )
     mean, std = agent.policy(state)(states(100))
     np.testing.assert_allclose(executed(mean, how), 0.4, atol=0.1)
-    untrained, _ = agent.policy(agent.init(jax.random.key(0)))(states(100))
+    untrained, _ = agent.policy(jax.jit(agent.init)(jax.random.key(0)))(states(100))
     assert np.abs(np.asarray(untrained) - 0.4).mean() > 0.2
 
 
@@ -209,7 +215,7 @@ def test_the_policy_reads_observations_in_the_replays_units():
 
 @pytest.mark.parametrize("actions", ["clipped", "squashed"])
 def test_a_policy_read_from_a_file_acts_as_it_did(tmp_path, actions):
-    state = vg.init(jax.random.key(0), SPEC, SETTINGS)
+    state = jax.jit(vg.init, static_argnums=(1, 2))(jax.random.key(0), SPEC, SETTINGS)
     (tmp_path / "policy.npz").write_bytes(npz_bytes({"actor": state.actor}))
     config = dataclasses.replace(cpu("hopper"), value_gradient=SETTINGS, env=EnvConfig(actions=actions))
     read = make_policy_apply(config, SPEC)(load_npz(tmp_path / "policy.npz")["actor"], states(9))
@@ -225,7 +231,7 @@ def test_no_policy_over_observations_is_made_of_dreamers():
 
 def test_an_averaged_policy_is_evaluated_and_the_newest_acts():
     agent, state, _ = learnt(linear_step, actor_ema=0.9)
-    begun = agent.init(jax.random.key(0))
+    begun = jax.jit(agent.init)(jax.random.key(0))
     first, newest, averaged = (
         jax.tree.leaves(x["network"]) for x in (begun.actor, state.actor, state.averaged_actor)
     )

@@ -95,10 +95,14 @@ def test_the_output_is_the_oracles(name, monkeypatch):
         monkeypatch.setitem(RULES, rule, RULES[rule]._replace(clips=False))
     observations, actions = problem.system.sizes
     shape = (len(problem.schedule.step) + 1, 1, problem.horizon)
+
+    def value_twice(draws):
+        value = sampled(problem, draws, rule)
+        return value, value
+
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         draws = Draws(jnp.zeros((*shape, observations + 2)), jnp.zeros((*shape, actions)))
-        mean = np.asarray(jax.jit(lambda d: sampled(problem, d, rule))(draws))
-        parts = jax.jit(jax.jacrev(lambda d: sampled(problem, d, rule)))(draws)
+        parts, mean = jax.jit(jax.jacrev(value_twice, has_aux=True))(draws)
     jacobian = np.concatenate([np.asarray(x).reshape(len(mean), -1) for x in parts], axis=1)
     wanted_mean, wanted = oracle.recursion(problem)
     np.testing.assert_allclose(mean, wanted_mean, rtol=1e-5, atol=1e-6)
