@@ -5,7 +5,7 @@
 
 From 2,000 states of a run's replay its world model imagines under the run's last policy, and MuJoCo replays the same
 actions from the same simulator states. An imagined end counts as right where MuJoCo ends the episode within a step of
-it. ``recent`` takes the states from the newest 5,000 transitions, ``all`` from the whole replay. Beside the world model
+it. ``recent`` takes the first states of the newest 5,000 windows, ``all`` those of any. Beside the world model
 stands what the agent's paths go through, where that is another (``companion``: its probabilities are drawn), and the
 null case: a world model of the same kind before any update.
 
@@ -59,7 +59,7 @@ def cells(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def contexts_of(run: OpenedRun, states: str) -> Segment:
-    """Draw contexts ``[B, C]`` from the newest transitions or from all."""
+    """Draw the first states ``[B, 1]`` of the newest windows, or of any."""
     recent = TRAJECTORIES if states == "recent" else 0
     horizon = run.world_model.window or run.config.horizon
     windows = replays.sample(run.replay, jax.random.key(0), TRAJECTORIES, horizon, recent, NEWEST)
