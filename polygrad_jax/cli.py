@@ -519,6 +519,7 @@ def plot_command(arguments: Sequence[str]) -> int:
     parser = _run_parser("plot", "Training curves of a run.")
     parser.add_argument("-o", "--out", type=Path, default=None, help="default RUN/training_curves.png")
     options = parser.parse_args(arguments)
+    require_extra("figures", "polygrad plot")
 
     from polygrad_jax.analysis.reports import plot
     from polygrad_jax.runs.saved_run import read_saved
