@@ -571,6 +571,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # polygrad train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go at exit
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":
