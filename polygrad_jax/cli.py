@@ -519,6 +519,7 @@ def plot_command(arguments: Sequence[str]) -> int:
     parser = _run_parser("plot", "Training curves of a run.")
     parser.add_argument("-o", "--out", type=Path, default=None, help="default RUN/training_curves.png")
     options = parser.parse_args(arguments)
+    require_extra("figures", "polygrad plot")
 
     from polygrad_jax.analysis.reports import plot
     from polygrad_jax.runs.saved_run import read_saved
@@ -570,6 +571,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # polygrad train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go at exit
+        return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

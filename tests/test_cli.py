@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,17 @@ def test_the_command_line_imports_no_jax_before_it_is_known_to_be_sound():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_without_a_word():
+    """As in ``polygrad train --help | head``."""
+    read, write = os.pipe()
+    os.close(read)
+    root = Path(cli.__file__).parents[1]
+    command = [sys.executable, "-m", "polygrad_jax.cli", "train", "--help"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(root)}, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_the_options_of_fit_are_those_of_its_schedule():

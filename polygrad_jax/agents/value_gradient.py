@@ -323,6 +323,7 @@ def shifted(predicted: Array, imagined: Array) -> Array:
 
 
 def imagined_arrays(imagined: Segment) -> tuple[Array, Array, Array, Array]:
+    """Return observations ``[B, H, O]``, actions, rewards and terminals, without the rows of the replay."""
     return imagined.observations, imagined.actions, imagined.rewards, imagined.terminals
 
 

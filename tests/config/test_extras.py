@@ -25,6 +25,7 @@ def without(monkeypatch, extra):
     ("extra", "arguments"),
     [
         ("figures", ["imagine", "no-run"]),
+        ("figures", ["plot", "no-run"]),
         ("films", ["imagine", "no-run", "--video"]),
         ("films", ["evaluate", "no-run", "--video", "a.mp4"]),
         ("tensorboard", ["tensorboard"]),
