@@ -14,7 +14,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.checkpoints import Checkpoints, load_npz, nested
+from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz, nested
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.metrics_log import csv_lines, read_rows, todays_metric
 from polygrad_jax.runs.run_folder import BEST_FILE, CHECKPOINTS, RunFolder
@@ -155,6 +155,9 @@ def _read_best(folder: Path) -> tuple[int, dict[str, Any]]:
     tree.setdefault("agent", {})
     if strange := sorted(name for name in tree if name not in _PARTS or not isinstance(tree[name], dict)):
         raise ConfigError(f"{path} has {', '.join(strange[:3])}; allowed: arrays of {', '.join(_PARTS)}")
+    numbers = flatten_named(tree)
+    if bad := [name for name, x in numbers.items() if x.dtype.kind == "f" and np.isnan(x).any()]:
+        raise ConfigError(f"{path} has NaN in {', '.join(bad[:3])}; allowed: newest, or a finite evaluation")
     _require_finite_evaluation(folder, env_steps)
     return env_steps, tree
 

@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from polygrad_jax import config as configs
 from polygrad_jax.config.validate import OPEN_TABLES, declared_fields
 
 COUNT = 300
@@ -13,7 +12,7 @@ LONG_NAME = "n" * 300  # longer than a file's name may be
 NO_NUMBERS = ("", " ", "x", "nan", "inf", "-inf", "1e999", "--", "1,5", "0x", "1 2", "\u221e", "None", "[1]", "1;2")
 NO_WHOLE_NUMBERS = ("1.5", "1e3", DIGITS, "-" + DIGITS, str(2**31), str(2**63))
 NO_SWITCHES = ("maybe", "", "2", "\u00bd")
-NO_NAMES = ("", " ", "hoper", "Hopper", "no\nname", "\u0000", "\ud800", "\u202e", "\x1b[31m", "../hopper", "a" * 5000, "None")
+NO_NAMES = ("", " ", "hoper", "Hopper", "no\nname", "\0", "\ud800", "\u202e", "\x1b[31m", "../hopper", "a" * 5000)
 NO_COUNTS = ("0", "-1", "1.5", "x", "", "nan", "inf", "\u00b2", DIGITS, "9" * 5000, "1e3", str(10**12))
 NO_SEEDS = ("-1", "1.5", "x", "", "nan", str(2**32), DIGITS, "9" * 5000, "\u00b2")
 NO_DURATIONS = ("0", "-1", "nan", "inf", "-inf", "x", "", "1e999")
@@ -163,6 +162,6 @@ def _of_options() -> list[list[str]]:
 
 def _of_folders() -> list[list[str]]:
     """Folders and files that are no run and no dataset."""
-    places = ("", "absent", "file", "file/below", "folder", "empty", "broken", "loop", LONG_NAME, "a\u0000b", "\udc80", "/")
+    places = ("", "absent", "file", "file/below", "folder", "empty", "broken", "loop", LONG_NAME, "a\0b", "\udc80", "/")
     lines = [[verb, place] for verb in ("evaluate", "imagine", "plot") for place in places]
     return lines + [["fit", "--dataset", place, "--preset", "smoke"] for place in places]

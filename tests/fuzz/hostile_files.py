@@ -17,8 +17,8 @@ import shutil
 import signal
 import sys
 import time
-import tracemalloc
 import traceback
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,7 +137,7 @@ def checksum(*trees: Any) -> int:
     """CRC-32 of names, types, shapes and bytes of everything."""
     crc = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        array = np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+        array = np.asarray(leaf)
         crc = zlib.crc32(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
     return crc
@@ -149,6 +149,11 @@ def finite(transitions: Any) -> bool:
 
 def accept(*trees: Any) -> None:
     raise Accepted(checksum(*trees))
+
+
+def accept_data(training: Any, data: Any, *_: Any) -> None:
+    """In place of preparing ``fit``."""
+    accept(vars(data.transitions), np.array(finite(data.transitions)))
 
 
 def look(run: Any, *_: Any) -> list[str]:
@@ -206,7 +211,7 @@ def replaced(folder: Path) -> Iterator[None]:
         (opened_run, "make_world_model_for_agent", lambda config, spec, _: model_of(config, spec)),
         (opened_run, "make_agent", lambda config, spec, _: agent_of(config, spec)),
         (reports, "report_evaluation", look),
-        (fitting.Training, "__init__", lambda self, data, *_: accept(vars(data.transitions), finite(data.transitions) * np.ones(()))),
+        (fitting.Training, "__init__", accept_data),
         (figures, "save", lambda figure, out: (matplotlib.pyplot.close(figure), accept(np.zeros(())))),
         (first_screen, "describe", lambda *_: ""),
     ]
@@ -225,10 +230,10 @@ VERBS: dict[str, Callable[[Path], list[str]]] = {
     "evaluate best": lambda folder: ["evaluate", str(folder / "run"), "--which", "best"],
     "plot": lambda folder: ["plot", str(folder / "run")],
     "train": lambda folder: ["train", "--run", str(folder / "run")],
-    "fit run": lambda folder: ["fit", "--dataset", str(folder / "run"), "--preset", "smoke", "--out", str(folder / "fit")],
-    "fit npy": lambda folder: ["fit", "--dataset", str(folder / "official.npy"), "--preset", "smoke"],
-    "fit npz": lambda folder: ["fit", "--dataset", str(folder / "official.npz"), "--preset", "smoke"],
-    "fit minari": lambda folder: ["fit", "--dataset", str(folder / "minari"), "--preset", "smoke"],
+    "fit run": lambda folder: ["fit", "--preset", "smoke", "--dataset", str(folder / "run")],
+    "fit npy": lambda folder: ["fit", "--preset", "smoke", "--dataset", str(folder / "official.npy")],
+    "fit npz": lambda folder: ["fit", "--preset", "smoke", "--dataset", str(folder / "official.npz")],
+    "fit minari": lambda folder: ["fit", "--preset", "smoke", "--dataset", str(folder / "minari")],
 }
 
 
@@ -243,7 +248,8 @@ def cases(whole: Path) -> tuple[list[Case], list[Case]]:
     parts = sorted(p.relative_to(whole) for p in (whole / checkpoint).rglob("*") if p.is_file())
     shards = sorted(p.relative_to(whole) for p in (whole / "run" / "replay").iterdir())
     (events,) = (whole / "run").glob("events.*")
-    other = {"another run's": None}
+    metadata = [path for path in parts if "METADATA" in path.name or path.name == "metadata"]
+    other, leaves = {"another run's": None}, {name: mutate for name, mutate in m.JSON.items() if "leaf" in name}
 
     def some(kind: str, files: Any, mutations: Any, verbs: tuple[str, ...], count: int) -> list[Case]:
         files = [str(f) for f in ([files] if isinstance(files, str | Path) else files)]
@@ -253,7 +259,7 @@ def cases(whole: Path) -> tuple[list[Case], list[Case]]:
 
     chosen = [
         *some("config.json", "run/config.json", m.JSON, ("train", "evaluate", "plot", "fit run"), 99),
-        *some("config.json", "run/config.json", {n: m.JSON[n] for n in m.JSON if "leaf" in n}, ("evaluate", "train"), 99),
+        *some("config.json", "run/config.json", leaves, ("evaluate", "train"), 99),
         *some("config.json", "run/config.json", m.ANY, ("plot", "evaluate", "train"), 10),
         *some("environment.json", "run/environment.json", m.JSON, ("train", "plot"), 24),
         *some("environment.json", "run/environment.json", m.ANY, ("plot", "train"), 6),
@@ -265,7 +271,7 @@ def cases(whole: Path) -> tuple[list[Case], list[Case]]:
         *some("events", f"run/{events.name}", m.ANY | m.EVENT_NAMES, ("train",), 8),
         *some("best.npz", "run/best.npz", m.NPZ | m.ANY, ("evaluate best",), 36),
         *some("checkpoint", parts, m.ANY, ("evaluate", "train"), 28),
-        *some("checkpoint", [p for p in parts if "METADATA" in p.name or p.name == "metadata"], m.JSON, ("evaluate", "train"), 12),
+        *some("checkpoint", metadata, m.JSON, ("evaluate", "train"), 12),
         *some("checkpoint", checkpoint, m.STEP_NAMES | other, ("evaluate", "train"), 7),
         *some("replay", shards, m.NPZ, ("train", "fit run", "evaluate"), 22),
         *some("replay", shards, m.ANY, ("evaluate", "train", "fit run"), 8),

@@ -1,7 +1,7 @@
 """What may have happened to a file on disk: seeded mutations of bytes, JSON, tables and arrays.
 
-Every mutation is a function ``(path, chance) -> None`` that changes the file (or what stands in its place). Nothing here
-does harm where a reader is fooled: the pickles make an empty file.
+Every mutation is a function ``(path, chance) -> None`` that changes the file (or what stands in its place). Nothing
+here does harm where a reader is fooled: the pickles make an empty file.
 """
 
 import io

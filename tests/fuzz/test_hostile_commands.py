@@ -2,12 +2,11 @@
 
 import pytest
 from hostile_commands import COUNT, commands, make_working_folder
+from judged import why_no_refusal
 
 from polygrad_jax import cli
 from polygrad_jax.analysis import task_page
 from polygrad_jax.training import fitting, loop
-
-LONGEST_LINE = 1_000
 
 
 class Accepted(Exception):
@@ -36,12 +35,9 @@ def refused(words, folder, capsys):
         capsys.readouterr()
         return f"{type(error).__name__}: {str(error)[:200]}"
     said = capsys.readouterr()
-    lines = said.err.split("\n")[:-1]
-    if code != cli.BAD_INPUT or said.out or len(lines) != 1:
-        return f"exit code {code}, {len(lines)} lines on stderr, {len(said.out)} characters on stdout"
-    if len(lines[0]) > LONGEST_LINE or not lines[0].isprintable() or not lines[0].startswith("polygrad: "):
-        return f"a line of {len(lines[0])} characters: {lines[0][:200]!r}"
-    return None if tree(folder) == before else "something was written"
+    if code != cli.BAD_INPUT or said.out:
+        return f"exit code {code}, {len(said.out)} characters on stdout"
+    return why_no_refusal(said.err) or (None if tree(folder) == before else "something was written")
 
 
 def test_300_malformed_command_lines_are_refused_in_one_line(folder, capsys, monkeypatch):
@@ -53,5 +49,6 @@ def test_300_malformed_command_lines_are_refused_in_one_line(folder, capsys, mon
     monkeypatch.chdir(folder)
     lines = commands()
     assert len(lines) == COUNT
-    faults = {repr(words)[:300]: fault for words in lines if (fault := refused(words, folder, capsys)) is not None}
-    assert not faults, f"{len(faults)} of {COUNT}:\n" + "\n".join(f"{fault}  <-  {line}" for line, fault in faults.items())
+    whys = {repr(words)[:200]: refused(words, folder, capsys) for words in lines}
+    faults = [f"{why}  <-  {words}" for words, why in whys.items() if why is not None]
+    assert not faults, f"{len(faults)} of {COUNT}:\n" + "\n".join(faults)
