@@ -54,6 +54,8 @@ STEPS_PER_KILL = 100
 MACHINE_S = ("seconds/", "env_steps/per_second", "memory/")
 """Beginnings of the names in ``metrics.jsonl`` that depend on the machine's speed."""
 PATIENCE_S = 1_800.0
+SESSION = "--session"
+"""First word of the command of a session; the mapped file and the words of ``polygrad`` follow."""
 
 
 def parse() -> argparse.Namespace:
@@ -64,12 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--runs", type=Path, default=Path("runs/killed_runs"), help="folder of the two run folders")
     parser.add_argument("--out", type=Path, default=Path("results/killed_runs"))
-    parser.add_argument("--session", type=Path, help=argparse.SUPPRESS)
-    options, words = parser.parse_known_args()
-    if words and options.session is None:
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
-    options.words = words
-    return options
+    return parser.parse_args()
 
 
 # --- a session -------------------------------------------------------------------------------------------------------
@@ -154,7 +151,7 @@ def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: rando
     """Start a session, kill it at a random moment of the phase ``aim``; None where it had come to its end before."""
     path = options.runs / "marks"
     marks = new_marks(path)
-    words = [sys.executable, __file__, "--session", str(path), *command_of(options, folder)]
+    words = [sys.executable, __file__, SESSION, str(path), *command_of(options, folder)]
     began = time.monotonic()
     process = subprocess.Popen(
         words, env=environment_of(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -173,6 +170,8 @@ def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: rando
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         return None
+    if not folder.is_dir():
+        raise ConfigError(f"the session did not train in {folder}")
     return {
         "aimed_at": aim,
         "phase": PHASES[int(marks[PHASE])],
@@ -287,9 +286,9 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    if sys.argv[1:2] == [SESSION]:
+        return session(Path(sys.argv[2]), sys.argv[3:])
     options = parse()
-    if options.session is not None:
-        return session(options.session, options.words)
     try:
         return measure(options)
     except ConfigError as error:
