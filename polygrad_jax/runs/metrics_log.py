@@ -287,8 +287,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not row:
         return False
-    step, *values = row.values()
-    return _is_step(step) and all(_is_number(x) or x is None or _is_histogram(x) for x in values)
+    (name, step), *_ = row.items()
+    values = list(row.values())[1:]
+    return name in _X_AXIS_TEXTS and _is_step(step) and all(_is_number(x) or x is None or _is_histogram(x) for x in values)
 
 
 def _is_step(value: Any) -> bool:

@@ -327,7 +327,7 @@ class RunFolder:
         except (FileNotFoundError, ConfigError):
             return {}
         earlier = saved.get("earlier", [])
-        every = [*earlier, saved] if isinstance(earlier, list) else [earlier]
+        every = [*earlier, saved] if isinstance(earlier, list) else [None]
         whole = all(isinstance(one, dict) and isinstance(one.get("packages", {}), dict) for one in every)
         return saved if whole else {}
 
