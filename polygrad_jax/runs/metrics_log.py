@@ -287,9 +287,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not row:
         return False
-    (name, step), *_ = row.items()
-    values = list(row.values())[1:]
-    return name in _X_AXIS_TEXTS and _is_step(step) and all(_is_number(x) or x is None or _is_histogram(x) for x in values)
+    (name, step), *others = row.items()
+    known = all(x is None or _is_number(x) or _is_histogram(x) for _, x in others)
+    return name in _X_AXIS_TEXTS and _is_step(step) and known
 
 
 def _is_step(value: Any) -> bool:
