@@ -38,6 +38,7 @@ from polygrad_jax import cli
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data.transition_log import TransitionLog
 from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz
+from polygrad_jax.runs.metrics_log import event_files
 
 PHASES = ("starting", "collecting", "learning", "evaluating", "logging", "saving", "between")
 AIMED_AT = ("collecting", "learning", "evaluating", "saving")
@@ -50,7 +51,8 @@ FIELDS = (
     f"--loop.log-every-env-steps 20 --loop.env-steps-per-policy-update {STEPS_PER_ITERATION} "
     "--loop.prefill-env-steps 300 --model-training.warmup-env-steps 40"
 ).split()
-STEPS_PER_KILL = 100
+STEPS_PER_KILL, LATEST_STEP = 100, 150
+"""Steps of the run for each kill; steps of a session after which, at the latest, its kill is due."""
 MACHINE_S = ("seconds/", "env_steps/per_second", "memory/")
 """Beginnings of the names in ``metrics.jsonl`` that depend on the machine's speed."""
 PATIENCE_S = 1_800.0
@@ -125,9 +127,13 @@ def session(path: Path, words: list[str]) -> int:
 
 def command_of(options: argparse.Namespace, folder: Path) -> list[str]:
     """Return the words of ``polygrad train`` for both runs."""
-    total = 300 + STEPS_PER_KILL * max(options.kills, 1)
     words = ["train", "--env", options.env, "--preset", options.preset, "--seed", str(options.seed)]
-    return [*words, "--run", str(folder.resolve()), *FIELDS, "--loop.total-env-steps", str(total)]
+    return [*words, "--run", str(folder.resolve()), *FIELDS, "--loop.total-env-steps", str(total_steps(options))]
+
+
+def total_steps(options: argparse.Namespace) -> int:
+    """Return the environment steps of both runs."""
+    return 300 + STEPS_PER_KILL * max(options.kills, 1)
 
 
 def environment_of(options: argparse.Namespace) -> dict[str, str]:
@@ -147,6 +153,11 @@ def finish(options: argparse.Namespace, folder: Path) -> None:
         raise ConfigError(f"training in {folder} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
+def is_uninterrupted(options: argparse.Namespace, folder: Path) -> bool:
+    """Return whether a run came to its end in one session, which leaves one file of events, and is kept."""
+    return max(checkpoint_steps(folder), default=0) >= total_steps(options) and len(event_files(folder)) == 1
+
+
 def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: random.Random) -> grid.Row | None:
     """Start a session, kill it at a random moment of the phase ``aim``; None where it had come to its end before."""
     path = options.runs / "marks"
@@ -156,7 +167,7 @@ def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: rando
     process = subprocess.Popen(
         words, env=environment_of(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    later, share = chance.randint(0, CHECKPOINT_EVERY), chance.random()
+    later, share = chance.randint(0, LATEST_STEP), chance.random()
 
     def due() -> bool:
         return 0 <= marks[FIRST_STEP] <= marks[ENV_STEP] - later and PHASES[int(marks[PHASE])] == aim
@@ -264,10 +275,11 @@ def comparison(whole: Path, killed: Path) -> Iterator[grid.Row]:
 def measure(options: argparse.Namespace) -> int:
     """Make both runs, compare them, write the tables; return 1 where anything differs or more was lost."""
     whole, killed = options.runs / "uninterrupted", options.runs / "killed"
-    for folder in (whole, killed):
-        shutil.rmtree(folder, ignore_errors=True)
     options.runs.mkdir(parents=True, exist_ok=True)
-    finish(options, whole)
+    shutil.rmtree(killed, ignore_errors=True)
+    if not is_uninterrupted(options, whole):
+        shutil.rmtree(whole, ignore_errors=True)
+        finish(options, whole)
     rows = kill_often(options, killed)
     last_began_at = max(checkpoint_steps(killed))
     finish(options, killed)
