@@ -36,6 +36,7 @@ import recorded  # noqa: E402
 from polygrad_jax import cli  # noqa: E402
 from polygrad_jax.analysis import figures, opened_run, reports  # noqa: E402
 from polygrad_jax.config import INSERT_CHUNK  # noqa: E402
+from polygrad_jax.envs import mujoco_state  # noqa: E402
 from polygrad_jax.envs.collector import uniform_action  # noqa: E402
 from polygrad_jax.runs import first_screen  # noqa: E402
 from polygrad_jax.training import fitting, loop  # noqa: E402
@@ -205,6 +206,8 @@ def replaced(folder: Path) -> Iterator[None]:
         (loop, "compile_insert", lambda *_: session.insert),
         (loop, "Programs", Uncompiled),
         (loop, "learn", session.learn),
+        (loop, "repeatable_warnings", lambda _: []),  # these two step copies of the task
+        (mujoco_state, "why_no_simulator_states", lambda *_: None),
         (loop, "say_units", lambda *_: None),
         (loop, "say_uncovered", lambda *_: None),
         (loop, "describe_environment", lambda: dict(environment)),
