@@ -159,8 +159,9 @@ def accept_data(training: Any, data: Any, *_: Any) -> None:
 
 def look(run: Any, *_: Any) -> list[str]:
     """In place of ``evaluate``: everything that it and ``imagine`` may read."""
+    read = run.agent_state, run.model_state, run.normaliser, vars(run.transitions), np.array(run.env_steps)
     reports.append_evaluation(run, evaluation_row(run.env_steps))
-    accept(run.agent_state, run.model_state, run.normaliser, vars(run.transitions), run.env_steps * np.ones(()))
+    accept(*read)
 
 
 class Uncompiled:
