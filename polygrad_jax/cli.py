@@ -34,6 +34,11 @@ DIVERGED = 3
 FAILED = 1
 DEFAULT_ENV = "hopper"
 RUNS, DATASETS = Path("runs"), Path("datasets")
+MOST_COUNTED = 1_000_000
+"""Episodes and trajectories that a verb is asked for."""
+MOST_DIGITS = 19
+LONGEST_LINE = 900
+"""Characters of a complaint."""
 FIT_DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
 ALL_POINTS = ("--samples_per_plugin", "scalars=0")
@@ -51,16 +56,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _count(text: str) -> int:
-    value = int(text) if text.lstrip("-").isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or greater")
+    value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
+    if not 1 <= value <= MOST_COUNTED:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or greater, up to {MOST_COUNTED:,}")
     return value
 
 
 def _seed(text: str) -> int:
-    if not text.isdigit() or int(text) >= 2**32:
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: from 0 to 4294967295")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    """A path that the system can look up, whether or not something is there."""
+    try:
+        os.stat(text)
+    except FileNotFoundError as error:
+        if not text:
+            raise argparse.ArgumentTypeError(f"{text!r}; allowed: the name of a file or folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a character that no name may have
+        why = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{text!r} ({why}); allowed: the name of a file or folder") from error
+    return Path(text)
+
+
+def _dataset(text: str) -> str:
+    """The name of a dataset as it was given: an id is more than a path."""
+    _path(text)
+    return text
 
 
 def _train_parser(command: str = "train") -> argparse.ArgumentParser:
@@ -68,7 +92,7 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.add_argument("--env", default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--run", type=_path, default=None)
     parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--mixed-physics", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
@@ -77,7 +101,7 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
 
 def _run_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"polygrad {command}", description=description, allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder of a run")
     return parser
 
 
@@ -145,9 +169,13 @@ def _in_one_line(complaint: str) -> str:
 # --- which configuration ---------------------------------------------------------------------------------------------
 
 
+def _env_of(options: argparse.Namespace) -> str:
+    return DEFAULT_ENV if options.env is None else options.env
+
+
 def build_config(options: argparse.Namespace, fields: Sequence[str], preset: str) -> Config:
     """Take the preset, then the fields of the command line, then validate."""
-    config = replace(configs.preset(preset, options.env or DEFAULT_ENV), seed=options.seed or 0)
+    config = replace(configs.preset(preset, _env_of(options)), seed=options.seed or 0)
     return configs.validate(override(config, fields))
 
 
@@ -159,7 +187,7 @@ def _resumes(options: argparse.Namespace) -> bool:
 
 def _checked_early(options: argparse.Namespace, fields: Sequence[str]) -> Config:
     """The config of the preset asked for; without one, of whichever of the two that may be taken can be run."""
-    if options.preset:
+    if options.preset is not None:
         return build_config(options, fields, options.preset)
     try:
         return build_config(options, fields, "cpu")
@@ -179,7 +207,7 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
     early = _checked_early(options, fields)
     _prepare_jax(early)  # choosing a preset starts jax
     spec = _check_task(early)
-    preset, why = (options.preset, "asked for") if options.preset else _choose_preset()
+    preset, why = _choose_preset() if options.preset is None else (options.preset, "asked for")
     return build_config(options, fields, preset), spec, why
 
 
@@ -235,7 +263,7 @@ def train_command(arguments: Sequence[str]) -> int:
             "[--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--mixed-physics resumes a run that another "
             "version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
         )
-        override(configs.preset(options.preset or "paper", options.env or DEFAULT_ENV), ["--help"])
+        override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
     config, spec, why = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _prepare_jax(config)
@@ -256,8 +284,10 @@ def train_command(arguments: Sequence[str]) -> int:
         result = train(config, folder, options.mixed_physics)
     except NonFiniteError as error:
         return _say(error, DIVERGED)
-    except (EnvStepError, EnvRestartError, TransitionLogError) as error:
+    except (EnvStepError, EnvRestartError) as error:
         return _say(error, FAILED)
+    except TransitionLogError as error:  # the folder is the input
+        return _say(error, BAD_INPUT)
     if result.stopped_by is None:
         last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
         print(f"finished: {result.env_steps:,} environment steps; {last}")
@@ -271,8 +301,18 @@ def train_command(arguments: Sequence[str]) -> int:
 
 
 def _say(error: Exception, code: int) -> int:
-    print(f"polygrad: {error}", file=sys.stderr)
+    print(f"polygrad: {_as_one_line(str(error))}", file=sys.stderr)
     return code
+
+
+def _as_one_line(text: str) -> str:
+    """Return text as a line for a terminal: escapes for what does not print, and a gap in what is very long.
+
+    What a message names may come from a file that somebody else wrote.
+    """
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 3 :]}"
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
@@ -316,13 +356,13 @@ def _fit_parser() -> argparse.ArgumentParser:
         "Without --updates and --seconds: the paper's million updates. The same command resumes after a stop.",
     )
     parser.add_argument(
-        "--dataset", required=True, metavar="DATA",
+        "--dataset", type=_dataset, required=True, metavar="DATA",
         help="folder of a run or of a Minari dataset, id of a local Minari dataset, or the official code's .npy",
     )  # fmt: skip
     parser.add_argument("--preset", default=None, help="of the world model (cpu; paper with an accelerator)")
     parser.add_argument("--seed", type=int, default=0)
     out = "default runs/<dataset>-<world model>-<preset>-seed<seed>"
-    parser.add_argument("--out", type=Path, default=None, metavar="RUNFOLDER", help=out)
+    parser.add_argument("--out", type=_path, default=None, metavar="RUNFOLDER", help=out)
     parser.add_argument("--updates", type=int, default=None, help="gradient steps at most")
     parser.add_argument("--seconds", type=float, default=None, help="seconds of gradient steps at most")
     parser.add_argument("--no-early-stopping", dest="early_stopping", action="store_false")
@@ -337,7 +377,7 @@ def _fit_parser() -> argparse.ArgumentParser:
 def fit_config(options: argparse.Namespace, fields: Sequence[str], env: EnvConfig | None) -> Config:
     """Take the preset for the dataset's task, then the fields of the command line, then validate."""
     env = env or EnvConfig(name="recorded")
-    preset = options.preset or _choose_preset()[0]
+    preset = _choose_preset()[0] if options.preset is None else options.preset
     base = replace(configs.preset(preset, env.name), env=env, seed=options.seed)
     base = replace(base, guidance=replace(base.guidance, delta_lr=FIT_DELTA_LR))
     return configs.validate(override(base, fields))
@@ -389,7 +429,7 @@ def dataset_command(arguments: Sequence[str]) -> int:
     """``polygrad dataset``: write a run's transitions and final policy as a Minari dataset; train it if there is none.
     """
     parser = _train_parser("dataset")
-    parser.add_argument("--out", type=Path, default=DATASETS)
+    parser.add_argument("--out", type=_path, default=DATASETS)
     options, fields = parser.parse_known_args(arguments)
     if options.help:
         print(
@@ -458,7 +498,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     """``polygrad evaluate RUN``: whole episodes with the mean action, and a video."""
     parser = _run_parser("evaluate", "Whole episodes with the policy's mean action.")
     parser.add_argument("--episodes", type=_count, default=20)
-    parser.add_argument("--video", type=Path, default=None, help="film of the first episode, .mp4 or .gif")
+    parser.add_argument("--video", type=_path, default=None, help="film of the first episode, .mp4 or .gif")
     _add_which_and_seed(parser)
     options = parser.parse_args(arguments)
     if options.video is not None:
@@ -481,7 +521,7 @@ def imagine_command(arguments: Sequence[str]) -> int:
     """``polygrad imagine RUN``: imagined trajectories beside the simulator."""
     parser = _run_parser("imagine", "Imagined trajectories beside the simulator replaying the same actions.")
     parser.add_argument("--trajectories", type=_count, default=100)
-    parser.add_argument("--out", type=Path, default=None, help="folder for figures and tables (default RUN/imagined)")
+    parser.add_argument("--out", type=_path, default=None, help="folder for figures and tables (default RUN/imagined)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--video", dest="film", action="store_const", const="mp4", help="the film as .mp4")
     how.add_argument(
@@ -517,7 +557,7 @@ def imagine_command(arguments: Sequence[str]) -> int:
 def plot_command(arguments: Sequence[str]) -> int:
     """``polygrad plot RUN``: the training curves."""
     parser = _run_parser("plot", "Training curves of a run.")
-    parser.add_argument("-o", "--out", type=Path, default=None, help="default RUN/training_curves.png")
+    parser.add_argument("-o", "--out", type=_path, default=None, help="default RUN/training_curves.png")
     options = parser.parse_args(arguments)
     require_extra("figures", "polygrad plot")
 
@@ -530,9 +570,16 @@ def plot_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _is_folder(text: str) -> bool:
+    try:
+        return _path(text).is_dir()
+    except argparse.ArgumentTypeError:
+        return False
+
+
 def tensorboard_command(arguments: Sequence[str]) -> int:
     """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``, with every point of every series."""
-    if len(arguments) > 1 or (arguments and not Path(arguments[0]).is_dir()):
+    if len(arguments) > 1 or (arguments and not _is_folder(arguments[0])):
         raise ConfigError(f"tensorboard was given {shlex.join(arguments)}; allowed: one run folder, or nothing")
     require_extra("tensorboard", "polygrad tensorboard")
     folder = arguments[0] if arguments else str(RUNS)
@@ -567,7 +614,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"command is {given}; allowed: {', '.join(COMMANDS)}")
         return COMMANDS[arguments[0]](arguments[1:])
     except ConfigError as error:
-        return _say(ConfigError(" ".join(str(error).split())), BAD_INPUT)
+        return _say(error, BAD_INPUT)
     except KeyboardInterrupt:
         print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -302,16 +302,25 @@ def _draw_agent(ax: Axes, rows: Sequence[Mapping[str, Any]], step: str) -> None:
 
 def _draw_evaluations(ax: Axes, evaluations: Mapping[str, np.ndarray], name: str, label: str) -> None:
     ax.set_title(label, fontsize=9, loc="left")
-    if f"{name}_mean" not in evaluations:
-        ax.text(0.5, 0.5, "no evaluation yet", ha="center", transform=ax.transAxes, color=GREY)
+    if _say_lacking(ax, evaluations, ("env_steps", f"{name}_mean", f"{name}_std")):
         return
     x, mean, std = evaluations["env_steps"], evaluations[f"{name}_mean"], evaluations[f"{name}_std"]
     ax.plot(x, mean, color=BLUE, linewidth=1.6, marker="o", markersize=3)
     ax.fill_between(x, mean - std, mean + std, color=BLUE, alpha=0.2, linewidth=0)
 
 
+def _say_lacking(ax: Axes, evaluations: Mapping[str, np.ndarray], columns: Sequence[str]) -> bool:
+    """Say that there is nothing to draw where a column is not there; return whether one is not."""
+    lacking = not all(name in evaluations for name in columns)
+    if lacking:
+        ax.text(0.5, 0.5, "no evaluation yet", ha="center", transform=ax.transAxes, color=GREY)
+    return lacking
+
+
 def _draw_column(ax: Axes, evaluations: Mapping[str, np.ndarray], name: str, label: str, step: str) -> None:
     ax.set_title(label, fontsize=9, loc="left")
+    if _say_lacking(ax, evaluations, (step, name)):
+        return
     ax.plot(evaluations[step], evaluations[name], color=BLUE, linewidth=1.6, marker="o", markersize=3)
 
 
@@ -319,7 +328,8 @@ def _draw_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, 
     """Draw metrics by name, each with its label; return whether the rows have any of them."""
     drawn = False
     for (key, label), colour in zip(lines.items(), itertools.cycle(LINE_COLOURS), strict=False):
-        points = [(row[step], row[key]) for row in rows if row.get(key) is not None]
+        known = [row for row in rows if step in row and isinstance(row.get(key), int | float)]
+        points = [(row[step], row[key]) for row in known]
         if points:
             ax.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, gid=label)
             drawn = True

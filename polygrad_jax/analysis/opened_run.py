@@ -89,9 +89,14 @@ class OpenedRun:
         """Every stored transition, ``[T, ...]`` raw, on the host.
 
         Raises:
-          ConfigError: they are missing or damaged.
+          ConfigError: they are missing, damaged, or of another task.
         """
-        return self.saved.transitions
+        stored = self.saved.transitions
+        sizes = stored.observations.shape[1], stored.actions.shape[1]
+        if sizes != dataclasses.astuple(self.spec):
+            allowed = f"{dataclasses.astuple(self.spec)}, those of its task"
+            raise ConfigError(f"run folder {self.folder} has transitions of sizes {sizes}; allowed: {allowed}")
+        return stored
 
     @functools.cached_property
     def replay(self) -> replays.ReplayState:

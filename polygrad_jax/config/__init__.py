@@ -16,6 +16,7 @@ from polygrad_jax.config.presets import (
 )
 from polygrad_jax.config.schema import (
     INSERT_CHUNK,
+    LARGEST_COUNT,
     LARGEST_STORED,
     A2CConfig,
     AutoregressiveConfig,
@@ -55,6 +56,7 @@ from polygrad_jax.config.validate import (
 __all__ = [
     "ABLATIONS",
     "INSERT_CHUNK",
+    "LARGEST_COUNT",
     "LARGEST_STORED",
     "OPEN_TABLES",
     "PRESETS",

@@ -33,6 +33,10 @@ INSERT_CHUNK = 256
 LARGEST_STORED = 1e15
 """Largest size of a stored number: statistics are sums of squares in float32, which ends at 3e38."""
 
+LARGEST_FLOAT = 3.4e38
+LARGEST_COUNT = 2**31 - 1
+"""Largest numbers of a configuration: the device computes in float32 and counts in int32."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line naming field, value and what is allowed."""

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from polygrad_jax.config.schema import INSERT_CHUNK, Config, ConfigError, Range
+from polygrad_jax.config.schema import INSERT_CHUNK, LARGEST_COUNT, LARGEST_FLOAT, Config, ConfigError, Range
 
 OPEN_TABLES = {"world_model": "WORLD_MODELS", "agent": "AGENTS", "guidance.rule": "RULES"}
 """Fields whose value is a key of a table that a user's program may extend: any name passes here."""
@@ -75,14 +75,16 @@ def _forbids(name: str, declared: Field, value: Any) -> str | None:
         return None if isinstance(value, bool) else "True or False"
     if get_origin(declared.kind) is Literal:
         choices = get_args(declared.kind)
-        return None if name in OPEN_TABLES or value in choices else ", ".join(choices)
+        return None if value in choices or (name in OPEN_TABLES and isinstance(value, str)) else ", ".join(choices)
     kind, words = _KINDS[declared.kind]
     if not isinstance(value, kind) or isinstance(value, bool):
         return words
-    if isinstance(value, numbers.Real) and not math.isfinite(value):
-        return "a finite number"
+    if declared.kind is float and not abs(value) <= LARGEST_FLOAT:  # nor is NaN; comparing takes any whole number
+        return "a finite number" + (f" up to {LARGEST_FLOAT:.1e}" if math.inf > abs(value) else "")
     if declared.range is not None and not declared.range.holds(value):
         return declared.range.words
+    if declared.kind is int and name != "seed" and abs(value) > LARGEST_COUNT:
+        return f"at most {LARGEST_COUNT}"
     return None
 
 
@@ -306,7 +308,10 @@ def _upgrade(saved: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in new.items():
         group, _, last = name.rpartition(".")
-        (nested.setdefault(group, {}) if group else nested)[last] = value
+        fields = nested.setdefault(group, {}) if group else nested
+        if not isinstance(fields, dict):
+            raise ConfigError(f"saved configuration: {group} is {fields!r}; allowed: its fields by name")
+        fields[last] = value
     return nested
 
 

@@ -169,10 +169,11 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
             _check_lengths(folder, episode, metadata, dataset.storage.FORMAT)
             moves |= len(episode.rewards) < 2 or bool(np.any(episode.observations[1:] != episode.observations[-1]))
             parts.append(_record(folder, episode, low, high))
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"dataset {folder} cannot be read ({error}); allowed: a whole Minari dataset") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # minari and h5py raise many kinds for files that are no such dataset
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise ConfigError(f"dataset {folder} cannot be read ({why}); allowed: a whole Minari dataset") from error
     if not parts:
         raise ConfigError(f"dataset {folder} has no episode; allowed: at least one")
     read = len(parts), sum(len(part) for part in parts)

@@ -17,7 +17,11 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data import pickled_arrays
+from polygrad_jax.data.plain_arrays import read_npz
 from polygrad_jax.data.transition_log import TransitionRecord
+
+MOST_EXPANSION = 100
+"""How many times the size of a compressed file its arrays may have: the padding behind short episodes packs well."""
 
 _NEEDED = ("observations", "actions", "rewards", "terminals", "path_lengths")
 
@@ -29,15 +33,13 @@ def read(path: Path) -> TransitionRecord:
       ConfigError: the file is damaged, lacks an array, or holds anything but arrays of numbers.
     """
     try:
-        with open(path, "rb") as file:
-            if path.suffix == ".npy":
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
                 arrays = pickled_arrays.read(file, _NEEDED)
-            else:
-                loaded = np.load(file, allow_pickle=False)
-                arrays = {name: loaded[name] for name in _NEEDED}
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds for bytes that are no such file
-        # numpy's own message advises unpickling
-        why = "it holds pickles" if "allow_pickle" in str(error) else " ".join(str(error).split())[:200]
+        else:
+            arrays = read_npz(path, _NEEDED, MOST_EXPANSION)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
         allowed = f"a .npy of the official code or a .npz with {', '.join(_NEEDED)}"
         raise ConfigError(f"{path} cannot be read ({why}); allowed: {allowed}") from error
     lengths = _lengths(path, arrays)
@@ -51,9 +53,9 @@ def read(path: Path) -> TransitionRecord:
     truncations = np.zeros_like(terminals)
     truncations[ends] = ~terminals[ends]
     return TransitionRecord(
-        observations=arrays["observations"][rows].astype(np.float32),
-        actions=arrays["actions"][rows].astype(np.float32),
-        rewards=arrays["rewards"][rows].reshape(-1).astype(np.float32),
+        observations=arrays["observations"][rows].astype(np.float32, copy=False),
+        actions=arrays["actions"][rows].astype(np.float32, copy=False),
+        rewards=arrays["rewards"][rows].reshape(-1).astype(np.float32, copy=False),
         terminals=terminals,
         truncations=truncations,
         simulator_states=np.empty((len(terminals), 0)),

@@ -8,6 +8,7 @@ the requested arrays are made.
 
 from __future__ import annotations
 
+import os
 import pickletools
 import re
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
         shape, _, dtype = header(file)
         if shape != () or not dtype.hasobject:
             raise NotArrays(f"an array of shape {shape} and type {dtype} in place of a dictionary")
-        held = _follow(file)
+        held = _follow(_Bounded(file))
         dictionary = _only(held.state[4]) if isinstance(held, Call) and held.name.path in _MAKES_ARRAYS else held
         if not isinstance(dictionary, dict):
             raise NotArrays("it holds no dictionary")
@@ -72,7 +73,20 @@ def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise NotArrays(f"damaged or incomplete: {type(error).__name__} {error}") from error
 
 
-def _follow(file: BinaryIO) -> Any:
+class _Bounded:
+    """A file as ``pickletools`` reads it, from which no more is asked than it has: asking allocates."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.tell, self.readline = file.tell, file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self._size - self.tell():
+            raise NotArrays(f"damaged or incomplete: {count:,} bytes are said to follow")
+        return self._file.read(count)
+
+
+def _follow(file: Any) -> Any:
     """Follow the opcodes; return the one object on the stack at the end."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}

@@ -7,7 +7,8 @@ killed run leaves complete shards only.
 from __future__ import annotations
 
 import os
-import zipfile
+import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from polygrad_jax.data.plain_arrays import NoPlainArrays, read_npz
+
 _PREFIX, _SUFFIX, _UNFINISHED = "transitions_", ".npz", ".tmp"
+_NAME = re.compile(rf"{_PREFIX}([0-9]{{1,18}})_([0-9]{{1,18}}){re.escape(_SUFFIX)}")
 
 
 class TransitionLogError(RuntimeError):
@@ -40,6 +44,27 @@ class TransitionRecord:
         return TransitionRecord(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
+_STORED = {
+    "observations": (np.dtype(np.float32), 2),
+    "actions": (np.dtype(np.float32), 2),
+    "rewards": (np.dtype(np.float32), 1),
+    "terminals": (np.dtype(bool), 1),
+    "truncations": (np.dtype(bool), 1),
+    "simulator_states": (np.dtype(np.float64), 2),
+}
+"""Types and numbers of axes in a shard."""
+
+
+LEARNT_FROM = ("observations", "actions", "rewards", "terminals", "truncations")
+
+
+def checksum_of(record: TransitionRecord, before: list[int] | None = None) -> list[int]:
+    """Return a CRC-32 for each array that is learnt from, going on from those of the rows ``before``."""
+    begun = zip(LEARNT_FROM, before or [0] * len(LEARNT_FROM), strict=True)
+    flat = {name: np.ascontiguousarray(getattr(record, name)).reshape(-1).view(np.uint8) for name in LEARNT_FROM}
+    return [zlib.crc32(flat[name], crc) for name, crc in begun]
+
+
 class TransitionLog:
     """Keeps the transitions that the replay received and appends them to a folder on request."""
 
@@ -56,10 +81,12 @@ class TransitionLog:
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
             for leftover in self._folder.glob(f"*{_UNFINISHED}"):
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         shards = self._shards()
         self.flushed_rows = shards[-1][1] if shards else 0
         """Number of rows on disk."""
+        self.checksum = None if shards else [0] * len(LEARNT_FROM)
+        """Of the rows on disk, see :func:`checksum_of`; None where they were not read yet."""
         self._waiting: list[TransitionRecord] = []
 
     @property
@@ -111,6 +138,8 @@ class TransitionLog:
             return
         waiting, count = _join(self._waiting), upto_row - self.flushed_rows
         self._write(self.flushed_rows, waiting[:count])
+        if self.checksum is not None:
+            self.checksum = checksum_of(waiting[:count], self.checksum)
         self.flushed_rows = upto_row
         self._waiting = [waiting[count:]] if len(waiting) > count else []
 
@@ -135,6 +164,8 @@ class TransitionLog:
         if row > self.flushed_rows:
             raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; cannot keep {row}")
         self._waiting = []
+        if row != self.flushed_rows:
+            self.checksum = None if row else [0] * len(LEARNT_FROM)
         # Newest first, so that a kill in between leaves no gap.
         for first, end, path in reversed(self._shards()):
             if first >= row:
@@ -153,8 +184,10 @@ class TransitionLog:
         """Return first row, row behind the last, and path of every shard, in order and without a gap."""
         shards = []
         for path in self._folder.glob(f"{_PREFIX}*{_SUFFIX}"):
-            first, end = path.name[len(_PREFIX) : -len(_SUFFIX)].split("_")
-            shards.append((int(first), int(end), path))
+            name = _NAME.fullmatch(path.name)
+            if name is None or int(name[1]) >= int(name[2]):
+                raise TransitionLogError(f"{path} is no shard (transitions_FIRST_END.npz); remove it")
+            shards.append((int(name[1]), int(name[2]), path))
         # A killed truncation leaves a short and a long shard of the same first row: the long one counts.
         longest = {first: (first, end, path) for first, end, path in sorted(shards)}
         expected, ordered = 0, []
@@ -191,6 +224,9 @@ def _join(records: list[TransitionRecord]) -> TransitionRecord:
 
     A run may have been resumed where its task has others, or none.
     """
+    sizes = {(record.observations.shape[1], record.actions.shape[1]) for record in records}
+    if len(sizes) > 1:
+        raise TransitionLogError(f"stored transitions have several sizes (O, A): {sorted(sizes)}; restore the shards")
     if len({record.simulator_states.shape[1] for record in records}) > 1:
         records = [replace(record, simulator_states=np.empty((len(record), 0))) for record in records]
     names = [field.name for field in fields(TransitionRecord)]
@@ -199,12 +235,14 @@ def _join(records: list[TransitionRecord]) -> TransitionRecord:
 
 def _read(path: Path, rows: int) -> TransitionRecord:
     try:
-        # Opened here, because np.load leaves a damaged file that it opened itself open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            record = TransitionRecord(**{field.name: stored[field.name] for field in fields(TransitionRecord)})
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = read_npz(path, list(_STORED))
+        for name, (dtype, axes) in _STORED.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != axes:
+                has = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
+                raise NoPlainArrays(f"{name} are {has} in place of {dtype} with {axes}")
+            if len(arrays[name]) != rows:
+                raise NoPlainArrays(f"it has {len(arrays[name])} rows of {name}; its name says {rows}")
+    except NoPlainArrays as error:
         remedy = "resume from an earlier checkpoint, or restore the file"
-        raise TransitionLogError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
-    if len(record) != rows:
-        raise TransitionLogError(f"{path} holds {len(record)} rows; its name says {rows}")
-    return record
+        raise TransitionLogError(f"{path} is damaged ({error}); {remedy}") from error
+    return TransitionRecord(**arrays)

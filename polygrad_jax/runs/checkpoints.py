@@ -15,7 +15,6 @@ import json
 import logging
 import shutil
 import sys
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data.normaliser import RunningMoments, floored_in_version_2
+from polygrad_jax.data.plain_arrays import read_npz
 from polygrad_jax.runs.run_folder import (
     FORMAT_VERSION,
     LOOKED_AT_VERSIONS,
@@ -34,6 +34,7 @@ from polygrad_jax.runs.run_folder import (
     RunFolder,
     cannot_be_resumed,
     one_line_on_disk_trouble,
+    step_folders,
     write_bytes_atomically,
 )
 
@@ -100,13 +101,21 @@ def _checksum(arrays: dict[str, np.ndarray], host_json: dict[str, Any]) -> int:
 
 
 def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn names ``a/b/c`` into nested dictionaries."""
+    """Turn names ``a/b/c`` into nested dictionaries.
+
+    Raises:
+      ValueError: a name is both an array's and the beginning of another's.
+    """
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *inner, last = name.split("/")
         node = tree
         for key in inner:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name} is below an array")
+        if last in node:
+            raise ValueError(f"{name} has arrays below it")
         node[last] = leaf
     return tree
 
@@ -150,6 +159,10 @@ def _orbax_silent() -> Iterator[None]:
         logger.disabled = before
 
 
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +184,7 @@ class Checkpoints:
             with one_line_on_disk_trouble(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for left_over in self.folder.glob(f"*{_TEMPORARY}*"):
-                    shutil.rmtree(left_over)
+                    _remove(left_over)
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -188,7 +201,7 @@ class Checkpoints:
         """Environment steps of the checkpoints there are, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+        return step_folders(self.folder)
 
     def save(self, step: int, arrays: Any, host_json: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a JSON; both are on the disk when this returns.
@@ -298,7 +311,8 @@ class Checkpoints:
                 self._say(f"warning: checkpoint {path} cannot be read ({reason}); showing step {taken}")
                 continue
             aside = self.folder / f"corrupt-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                _remove(aside)
             (self.folder / str(step)).rename(aside)
             self._say(f"warning: checkpoint {aside} cannot be read ({reason}); going on from step {taken}")
         if corrupt and not self._read_only:
@@ -364,9 +378,6 @@ def load_npz(path: Path | str) -> dict[str, Any]:
       ConfigError: the file is not there or is not such a file.
     """
     try:
-        # Opened here: np.load leaves the file open where it is no archive.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            named = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return nested(read_npz(path))
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read ({error}); allowed: a .npz that this package exported") from error
-    return nested(named)

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import sys
 import time
@@ -36,6 +37,8 @@ _X_AXIS_TEXTS = {
     "updates": "The x-axis of every chart ('Step') is gradient steps of the world model.",
 }
 HISTOGRAM_BINS = 30
+_EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]{10}\.polygrad")
+"""Names of the files that are written here; a folder may hold others."""
 
 
 class Histogram(NamedTuple):
@@ -138,14 +141,25 @@ class MetricsLog:
 
         Rows of later steps, and a last row that a killed program left incomplete, are gone; rows of ``env_steps``
         itself stay. Each file is cut by one call to the system, so it is never half rewritten.
+
+        Raises:
+          ConfigError: a table cannot be read, or a whole row of it is no row; nothing is cut.
         """
         self.close()
         self._latest = env_steps
+        kept = {path: _kept(ends(path), env_steps) for path, ends in self._files()}  # before anything is cut
+        for path, end in kept.items():
+            if end < path.stat().st_size:
+                with one_line_on_disk_trouble(path):
+                    os.truncate(path, end)
+
+    def _files(self) -> Iterator[tuple[Path, Callable[[Path], Iterator[tuple[int, int]]]]]:
+        """The records that there are, and what gives the byte behind each record in them, and its step, in order."""
         for path, ends in ((self.rows, _ends_of_rows), (self.evaluations, _ends_of_lines)):
-            if path.exists():
-                _cut(path, ends(path.read_bytes()), env_steps)
+            if path.exists() or path.is_symlink():
+                yield path, ends
         for path in event_files(self.folder):
-            _cut(path, ((end, event.step) for end, event in _records(path.read_bytes())), env_steps)
+            yield path, _ends_of_events
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -153,10 +167,22 @@ class MetricsLog:
 
 def csv_columns(path: Path) -> list[str]:
     """The names in a table's header; none where there is no such file."""
+    return (csv_lines(path) or [[]])[0]
+
+
+def csv_lines(path: Path) -> list[list[str]]:
+    """Read the cells of a table, header first; none where there is no such file.
+
+    Raises:
+      ConfigError: it cannot be read as a table.
+    """
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        return next(csv.reader(file), [])
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); allowed: a table as it was written") from error
 
 
 def append_csv_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -173,8 +199,7 @@ def append_csv_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _add_columns(path: Path, columns: list[str]) -> None:
-    with open(path, newline="") as file:
-        _, *lines = csv.reader(file)
+    _, *lines = csv_lines(path)
     padded = [line + [""] * (len(columns) - len(line)) for line in lines]
     write_text_atomically(path, "".join(_csv_line(line) for line in [columns, *padded]))
 
@@ -207,41 +232,99 @@ def _write_all(handle: int, content: bytes) -> None:
         raise
 
 
-def _cut(path: Path, ends: Iterator[tuple[int, int]], env_steps: int) -> None:
-    """Shortens the file to behind its last record that belongs to ``env_steps`` or before.
-
-    ``ends`` gives the byte behind each complete record, and its step, in order.
-    """
+def _kept(ends: Iterator[tuple[int, int]], env_steps: int) -> int:
+    """Return the byte behind the last record that belongs to ``env_steps`` or before."""
     kept = 0
     for end, step in ends:
         if step > env_steps:
             break
         kept = end
-    if kept < path.stat().st_size:
-        with one_line_on_disk_trouble(path):
-            os.truncate(path, kept)
+    return kept
 
 
-def _ends_of_rows(content: bytes) -> Iterator[tuple[int, int]]:
+def _content(path: Path) -> bytes:
+    """Read a record of a run.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); allowed: a file as it was written") from error
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Return every line with the byte behind it, but a last one that a killed program left incomplete."""
     end = 0
-    for line in content.splitlines(keepends=True):
-        end += len(line)
-        if not line.endswith(b"\n"):
-            return
+    for line in _content(path).split(b"\n")[:-1]:
+        end += len(line) + 1
+        yield end, line
+
+
+def _ends_of_rows(path: Path) -> Iterator[tuple[int, int]]:
+    for end, row in _rows(path):
+        yield end, next(iter(row.values()))  # the step comes first, whatever is counted
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the rows of ``metrics.jsonl`` and the byte behind each.
+
+    Raises:
+      ConfigError: a whole line is no row.
+    """
+    for number, (end, line) in enumerate(_whole_lines(path), 1):
         try:
-            yield end, next(iter(json.loads(line).values()))  # the step comes first, whatever is counted
-        except (ValueError, StopIteration, AttributeError):
-            return
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_row(row):
+            allowed = "a step, then numbers, null or histograms by name"
+            raise ConfigError(f"{path}: line {number} is no row: {_beginning(line)}; allowed: {allowed}")
+        yield end, row
 
 
-def _ends_of_lines(content: bytes) -> Iterator[tuple[int, int]]:
-    end = 0
-    for number, line in enumerate(content.splitlines(keepends=True)):
-        end += len(line)
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not row:
+        return False
+    (name, step), *others = row.items()
+    known = all(x is None or _is_number(x) or _is_histogram(x) for _, x in others)
+    return name in _X_AXIS_TEXTS and _is_step(step) and known
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1023
+
+
+def _is_histogram(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"edges", "counts"}:
+        return False
+    edges, counts = value["edges"], value["counts"]
+    lists = isinstance(edges, list) and isinstance(counts, list) and len(edges) == len(counts) + 1
+    return lists and all(map(_is_number, [*edges, *counts]))
+
+
+def _ends_of_lines(path: Path) -> Iterator[tuple[int, int]]:
+    for number, (end, line) in enumerate(_whole_lines(path), 1):
         first = line.split(b",")[0]
-        if not line.endswith(b"\n") or (number > 0 and not first.isdigit()):
-            return
-        yield end, int(first) if number else -1  # the header belongs to no step
+        if first.isdigit() != (number > 1) or len(first) > 18:
+            what = "row" if number > 1 else "header"
+            raise ConfigError(f"{path}: line {number} is no {what}: {_beginning(line)}; allowed: a step first")
+        yield end, int(first) if number > 1 else -1  # the header belongs to no step
+
+
+def _beginning(line: bytes) -> str:
+    text = line[:40].decode("utf-8", "backslashreplace")
+    return f"{text!r}{' ...' if len(line) > 40 else ''}"
+
+
+def _ends_of_events(path: Path) -> Iterator[tuple[int, int]]:
+    for end, event in _records(_content(path)):
+        yield end, event.step
 
 
 def _csv_line(cells: list[Any]) -> str:
@@ -255,7 +338,7 @@ def _csv_line(cells: list[Any]) -> str:
 
 def event_files(folder: Path | str) -> list[Path]:
     """The event files of a run, oldest first."""
-    return sorted(Path(folder).glob("events.out.tfevents.*"))
+    return sorted(path for path in Path(folder).glob("events.out.tfevents.*") if _EVENTS.fullmatch(path.name))
 
 
 class _EventFile:
@@ -358,14 +441,12 @@ def read_rows(folder: Path | str) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl``; one that a killed program left incomplete is passed over.
 
     Raises:
-      ConfigError: there is no such file.
+      ConfigError: there is no such file, or a whole line of it is no row.
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; allowed: the folder of a run")
-    content = path.read_bytes()
-    end = max((end for end, _ in _ends_of_rows(content)), default=0)
-    return [json.loads(line) for line in content[:end].splitlines()]
+    return [row for _, row in _rows(path)]
 
 
 _FORMER_ROOMS = {

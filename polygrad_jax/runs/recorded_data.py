@@ -23,7 +23,7 @@ from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.prediction_error import why_not_replayed
 from polygrad_jax.runs.checkpoints import load_npz
-from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder
+from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder, read_json
 from polygrad_jax.runs.saved_run import read_saved
 from polygrad_jax.types import Params, Transitions
 
@@ -151,10 +151,14 @@ def _open_run(folder: Path) -> RecordedData:
 def _open_minari(folder: Path) -> RecordedData:
     transitions, env_id = minari_dataset.read(folder)
     env = None if env_id is None else EnvConfig(name=env_id)
-    metadata = json.loads((folder / "data" / "metadata.json").read_text())
+    metadata = read_json(folder / "data" / "metadata.json")
     collector, actor = None, None
     if "polygrad_config" in metadata:  # which says how the sampled actions were executed, whatever is beside the data
-        collector = configs.validate(configs.from_dict(json.loads(metadata["polygrad_config"])))
+        try:
+            told = json.loads(metadata["polygrad_config"])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"dataset {folder}: polygrad_config cannot be read ({error}); allowed: JSON") from error
+        collector = configs.validate(configs.from_dict(told))
         env = collector.env
     if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
         collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))

@@ -66,6 +66,9 @@ _NO_ACCESS = {
     errno.EROFS: "the file system is read-only",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "there is a file in its place",
+    errno.EISDIR: "there is a folder in its place",
+    errno.ELOOP: "there is a link to itself in its place",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 
@@ -128,6 +131,40 @@ def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+LARGEST_JSON = 2**20
+"""Bytes of a JSON file that a person could read; parsed, JSON takes up to thirty times its size."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of JSON that somebody else may have written.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ConfigError: it cannot be read, is no JSON, no object, too large or too deep.
+    """
+    try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise ValueError(f"{size:,} bytes; at most {LARGEST_JSON:,} are read")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError(f"a {type(saved).__name__} in place of an object")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); allowed: JSON as it was written") from error
+    return saved
+
+
+def step_folders(checkpoints: Path) -> list[int]:
+    """Return the steps by which the folders of checkpoints are named, least first; none where there is no folder."""
+    if not checkpoints.is_dir():
+        return []
+    names = [path.name for path in checkpoints.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18)
 
 
 # --- where the program runs ------------------------------------------------------------------------------------------
@@ -249,16 +286,13 @@ class RunFolder:
 
     def newest_step(self) -> int:
         """Environment steps of the newest checkpoint; 0 without one."""
-        return max((int(path.name) for path in self._checkpoints()), default=0)
-
-    def _checkpoints(self) -> list[Path]:
-        return [path for path in (self.path / CHECKPOINTS).glob("*") if path.name.isdigit()]
+        return max(step_folders(self.path / CHECKPOINTS), default=0)
 
     def format_version(self) -> Any:
         """Return the format version of the newest checkpoint; today's where there is none, or none that can be read."""
         try:
             host = json.loads((self._newest() / "host" / "metadata").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return FORMAT_VERSION
         return host.get("format_version") if isinstance(host, dict) else FORMAT_VERSION
 
@@ -281,24 +315,21 @@ class RunFolder:
         Raises:
           ConfigError: there is none, or it cannot be read.
         """
-        file = self.path / CONFIG_FILE
         try:
-            saved = json.loads(file.read_text())
+            return read_json(self.path / CONFIG_FILE)
         except FileNotFoundError:
             raise ConfigError(f"run folder {self.path} has no {CONFIG_FILE}; allowed: the folder of a run") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} cannot be read ({error}); allowed: the folder of a run") from error
-        if not isinstance(saved, dict):
-            raise ConfigError(f"{file} is not a configuration; allowed: the folder of a run")
-        return saved
 
     def saved_environment(self) -> dict[str, Any]:
-        """What ``environment.json`` says; empty where it is missing or unreadable, since nothing depends on it."""
+        """What ``environment.json`` says; empty where it is missing, unreadable or of another form."""
         try:
-            saved = json.loads((self.path / ENVIRONMENT_FILE).read_text())
-        except (OSError, ValueError):
+            saved = read_json(self.path / ENVIRONMENT_FILE)
+        except (FileNotFoundError, ConfigError):
             return {}
-        return saved if isinstance(saved, dict) else {}
+        earlier = saved.get("earlier", [])
+        every = [*earlier, saved] if isinstance(earlier, list) else [None]
+        whole = all(isinstance(one, dict) and isinstance(one.get("packages", {}), dict) for one in every)
+        return saved if whole else {}
 
     def lock(self) -> IO[bytes]:
         """Keeps other processes from training here while the file that is returned is open.

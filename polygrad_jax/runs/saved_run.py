@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.checkpoints import Checkpoints, load_npz, nested
+from polygrad_jax.runs.checkpoints import Checkpoints, flatten_named, load_npz, nested
 from polygrad_jax.runs.console import announce
-from polygrad_jax.runs.metrics_log import read_rows, todays_metric
+from polygrad_jax.runs.metrics_log import csv_lines, read_rows, todays_metric
 from polygrad_jax.runs.run_folder import BEST_FILE, CHECKPOINTS, RunFolder
 
 Which = Literal["newest", "best"]
@@ -106,15 +105,22 @@ def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
     """Read the columns of numbers of ``eval.csv``: ``[rows]`` float64 each, NaN where a cell is empty.
 
     None without the file.
+
+    Raises:
+      ConfigError: it cannot be read, or a cell is no number.
     """
     path = Path(folder) / "eval.csv"
-    if not path.is_file():
-        return {}
-    with open(path, newline="") as file:
-        names, *cells = list(csv.reader(file)) or [[]]
+    names, *cells = csv_lines(path) or [[]]
     rows = [dict(zip(names, row, strict=True)) for row in cells if len(row) == len(names)]
     numbers = [name for name in names if name != physics.COLUMN]
-    return {name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in numbers}
+    return {name: np.array([_number(path, name, row[name]) for row in rows]) for name in numbers}
+
+
+def _number(path: Path, name: str, cell: str) -> float:
+    try:
+        return float(cell) if cell else np.nan
+    except ValueError:
+        raise ConfigError(f"{path}: {name} is {cell[:40]!r}; allowed: numbers and empty cells") from None
 
 
 def _read_newest(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -138,11 +144,20 @@ def _read_best(folder: Path) -> tuple[int, dict[str, Any]]:
             f"run folder {folder} has no {BEST_FILE} yet; allowed: --which newest, or a run evaluated once"
         )
     tree = load_npz(path)
-    env_steps = int(tree.pop("env_steps", tree.pop("updates", 0)))
+    counted = tree.pop("env_steps", tree.pop("updates", np.int64(0)))
+    if np.shape(counted) != () or not np.issubdtype(np.asarray(counted).dtype, np.integer):
+        raise ConfigError(f"{path} has no whole number as its step; allowed: a .npz that this package exported")
+    env_steps = int(counted)
     tree.pop("five_step_error", None)
     tree.setdefault("world_model", {})  # the simulator's state has no arrays
     if "actor" in tree:
         tree["agent"] = {"actor": tree.pop("actor")}
+    tree.setdefault("agent", {})
+    if strange := sorted(name for name in tree if name not in _PARTS or not isinstance(tree[name], dict)):
+        raise ConfigError(f"{path} has {', '.join(strange[:3])}; allowed: arrays of {', '.join(_PARTS)}")
+    numbers = flatten_named(tree)
+    if bad := [name for name, x in numbers.items() if x.dtype.kind == "f" and np.isnan(x).any()]:
+        raise ConfigError(f"{path} has NaN in {', '.join(bad[:3])}; allowed: newest, or a finite evaluation")
     _require_finite_evaluation(folder, env_steps)
     return env_steps, tree
 

@@ -213,9 +213,12 @@ class Collecting:
         """Build the replay and the simulator's states again from the first ``env_steps`` logged transitions.
 
         Raises:
-          ConfigError: the world model is the simulator, and the states are not of today's size.
+          ConfigError: they are of another task, or the world model is the simulator and the states are not of today's
+            size.
         """
-        stored = self.transitions.load(env_steps)
+        stored, todays = self.transitions.load(env_steps), (self.spec.observation_size, self.spec.action_size)
+        if (sizes := (stored.observations.shape[1], stored.actions.shape[1])) != todays:
+            raise ConfigError(f"stored transitions have sizes {sizes}; allowed: {todays}, those of the task")
         self._require_todays_states(stored)
         for start in range(0, env_steps, INSERT_CHUNK):
             part = stored[start : start + INSERT_CHUNK]

@@ -22,7 +22,7 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_policy_apply
-from polygrad_jax.config import Config, ConfigError
+from polygrad_jax.config import LARGEST_COUNT, Config, ConfigError
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
@@ -33,7 +33,7 @@ from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardi
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
 from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
-from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, write_text_atomically
+from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, read_json, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.training.evaluating import beats
 from polygrad_jax.training.loop import crossed
@@ -269,8 +269,9 @@ class Schedule:
         """
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not isinstance(value, bool) and not value > 0:
-                raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: greater than 0")
+            if value is not None and not isinstance(value, bool) and not 0 < value <= LARGEST_COUNT:
+                allowed = "greater than 0" + (f", up to {LARGEST_COUNT}" if value > 0 else "")
+                raise ConfigError(f"{field.name.replace('_', '-')} is {value}; allowed: {allowed}")
         budget = PAPER_UPDATES if self.updates is None and self.seconds is None else self.updates
         return dataclasses.replace(self, updates=budget)
 
@@ -348,8 +349,9 @@ class Training:
         told |= {name: getattr(self.schedule, name) for name in ("evaluate_every_updates", "contexts")}
         told["judged_from"] = None if judged_from is None else judged_from.fingerprint()
         self._check_told(told)
-        self.lock = run_folder.lock()
-        run_folder.record(self.config, environment)
+        self.lock, self.environment = run_folder.lock(), environment
+        if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
+            run_folder.record(self.config, environment)
         write_text_atomically(self.folder / DATA_FILE, json.dumps(told, indent=2) + "\n")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.metrics = MetricsLog(self.folder, step="updates")
@@ -360,8 +362,8 @@ class Training:
         if not RunFolder(self.folder).holds_a_run():
             return
         try:
-            before = json.loads(file.read_text())
-        except (OSError, ValueError):
+            before = read_json(file)
+        except (FileNotFoundError, ConfigError):
             raise ConfigError(f"run folder {self.folder} has no {DATA_FILE}; allowed: of a world model alone") from None
         for name, value in told.items():
             if name != "dataset" and before.get(name) != value:  # it may have been moved
@@ -390,6 +392,7 @@ class Training:
         try:
             init_key = jax.random.fold_in(jax.random.key(self.config.seed), STREAMS["init"])
             state = self._restored(jax.jit(self.model.init)(init_key))
+            RunFolder(self.folder).record(self.config, self.environment)
             several = self._compile(state)
             with StopOnSignal() as stop:
                 return self._learn(several, state, stop)

@@ -25,7 +25,7 @@ from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
+from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord, checksum_of
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.random_steps import repeatable_warnings
@@ -109,6 +109,8 @@ class Run:
     config: Config
     spec: EnvSpec
     folder: Path
+    environment: dict[str, Any]
+    """Of this session, for ``environment.json``."""
     world_model: WorldModel
     agent: Agent
     collecting: Collecting
@@ -163,6 +165,7 @@ def train(config: Config, folder: Path | str, mixed_physics: bool = False) -> Re
         with StopOnSignal() as stop, contextlib.closing(programs):
             insert = compile_insert(steps, state, run.spec)
             restored = restore(run, state, insert)
+            RunFolder(run.folder).record(config, run.environment)
             if restored is None:
                 state = run.collecting.prefill(state, insert, lambda: stop.requested)
                 require_windows(state.replay, run.window)
@@ -199,12 +202,14 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     for warning in limit_warnings(collector.env.name, collector.env.time_limit, window_of(config, world_model)):
         announce(warning)
     lock = run_folder.lock()
-    run_folder.record(config, environment)
-    transitions = TransitionLog(folder / "replay")
+    if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
+        run_folder.record(config, environment)
+    with one_line_on_disk_trouble(folder / "replay"):
+        transitions = TransitionLog(folder / "replay")
     decide = make_decide(agent)
     collecting = Collecting(config, spec, collector, transitions, simulator_log, agent, decide, Counters())
     checkpoints, metrics = Checkpoints(folder / "checkpoints"), MetricsLog(folder)
-    return Run(lock, config, spec, folder, world_model, agent, collecting, checkpoints, metrics)
+    return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------
@@ -269,6 +274,7 @@ def save(run: Run, state: TrainState) -> None:
         "counters": dataclasses.asdict(run.at),
         "collecting": run.collecting.snapshot(),
         "interval": dataclasses.asdict(run.interval),
+        "transitions": run.collecting.transitions.checksum,
         "config": configs.to_dict(run.config),
     }
     run.checkpoints.save(run.at.env_steps, {"train_state": jax.device_get(without_rows(state))}, host)
@@ -278,6 +284,8 @@ def restore(
     run: Run, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState]
 ) -> TrainState | None:
     """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment, logs.
+
+    Transitions and logs are cut back to the checkpoint at the end: a folder that is refused stays as it is.
 
     Raises:
       ConfigError: an older version standardised otherwise what was stored.
@@ -294,8 +302,12 @@ def restore(
         raise ConfigError(f"{reason}; allowed: a new run")
     run.collecting.at = Counters.from_json(host["counters"])
     run.interval = Interval(**host["interval"])
-    run.collecting.transitions.truncate(env_steps)
-    run.metrics.truncate(env_steps)
+    learnt_from = checksum_of(run.collecting.transitions.load(env_steps))
+    if host.get("transitions") not in (None, learnt_from):  # None: saved by an older version
+        raise TransitionLogError(
+            f"{run.folder / 'replay'} does not belong to the checkpoint at step {env_steps}: its transitions are not "
+            "those that were learnt from; restore the folder, or resume from an earlier checkpoint"
+        )
     refilled = run.collecting.refill(state, insert, env_steps)
     counters = ("total", "head", "tail", "open_length")
     more = int(refilled.replay.tail) - int(saved.replay.tail)
@@ -309,6 +321,9 @@ def restore(
                 f"{have}, the checkpoint's {want}; restore the folder, or resume from an earlier checkpoint"
             )
     run.collecting.restore(host["collecting"])
+    run.metrics.truncate(env_steps)
+    run.collecting.transitions.truncate(env_steps)
+    run.collecting.transitions.checksum = learnt_from
     return with_rows(saved, refilled)
 
 

@@ -9,7 +9,7 @@ import pytest
 from polygrad_jax.config import EnvSpec
 from polygrad_jax.data import replay
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord
+from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord, checksum_of
 from polygrad_jax.types import Transitions
 
 FIELDS = ("observations", "actions", "rewards", "terminals", "truncations", "simulator_states")
@@ -106,6 +106,63 @@ def test_a_damaged_shard_is_named_and_needed_rows_decide(tmp_path, damage):
     assert_equal(log.load(300), rows[:300])
     log.truncate(300)  # an earlier checkpoint does not need it
     assert_equal(TransitionLog(tmp_path).load(300), rows[:300])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("observations", lambda a: a.astype(np.float64)),
+        ("observations", lambda a: a[..., None]),
+        ("actions", lambda a: a[:-1]),
+        ("rewards", lambda a: a[0]),
+        ("terminals", lambda a: a.astype(np.float32)),
+    ],
+)
+def test_arrays_of_another_form_are_refused(tmp_path, name, change):
+    log = TransitionLog(tmp_path)
+    append(log, make_rows(10))
+    log.flush()
+    (path,) = tmp_path.iterdir()
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez(path, **arrays | {name: change(arrays[name])})
+    with pytest.raises(TransitionLogError, match=f"is damaged .*{name}"):
+        TransitionLog(tmp_path).load(10)
+
+
+@pytest.mark.parametrize("name", ["a_b", "000000000010", "000000000010_000000000010", "\u00b2_\u00b3"])
+def test_what_is_named_like_no_shard_is_refused(tmp_path, name):
+    (tmp_path / f"transitions_{name}.npz").write_bytes(b"")
+    with pytest.raises(TransitionLogError, match="is no shard"):
+        TransitionLog(tmp_path)
+
+
+def test_shards_of_several_tasks_are_refused(tmp_path):
+    rows, other = make_rows(10), make_rows(10)
+    log = TransitionLog(tmp_path)
+    append(log, rows)
+    log.flush()
+    log.append(other.observations[:, :2], *(getattr(other, name) for name in FIELDS[1:]))
+    log.flush()
+    with pytest.raises(TransitionLogError, match=r"several sizes \(O, A\): \[\(2, 2\), \(3, 2\)\]"):
+        log.load(20)
+
+
+def test_the_checksum_is_that_of_the_rows_however_they_are_shared_out(tmp_path):
+    rows, sums = make_rows(60), []
+    for number, shards in enumerate(((60,), (10, 35, 60), (1, 2, 60))):
+        log = TransitionLog(tmp_path / str(number))
+        append(log, rows)
+        for end in shards:
+            log.flush(end)
+        sums.append(log.checksum)
+    assert sums == [checksum_of(rows)] * 3 != [checksum_of(make_rows(60, seed=1))] * 3
+    log.truncate(30)
+    assert log.checksum is None and TransitionLog(tmp_path / "0").checksum is None
+    log.truncate(0)
+    append(log, rows)
+    log.flush()
+    assert log.checksum == checksum_of(rows)
 
 
 def test_a_gap_and_too_few_rows_are_refused(tmp_path):

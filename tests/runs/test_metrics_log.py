@@ -217,6 +217,35 @@ def test_what_a_killed_write_left_is_cut(tmp_path, missing):
     assert steps_and_values(tmp_path, "loss")[:3] == [(20, 120.0), (40, 140.0), (60, 160.0)]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("metrics.jsonl", "[40, 1.0]"),
+        ("metrics.jsonl", '{"env_steps": 40, "loss": "x"}'),
+        ("metrics.jsonl", '{"loss": 1.0}'),
+        ("metrics.jsonl", "[" * 100_000),
+        ("eval.csv", "forty,1.0"),
+        ("eval.csv", "9" * 5000),
+    ],
+)
+def test_a_whole_line_that_is_no_row_is_refused_and_nothing_is_cut(tmp_path, name, line):
+    a_log_of(tmp_path, range(20, 61, 20))
+    lines = (tmp_path / name).read_text().splitlines()
+    (tmp_path / name).write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name}: line 3 is no row"):
+        MetricsLog(tmp_path).truncate(20)
+    assert snapshot(tmp_path) == before
+
+
+def test_event_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "events.out.tfevents.1700000000.host.1.0").write_bytes(b"theirs")
+    a_log_of(tmp_path, [20])
+    MetricsLog(tmp_path).truncate(0)
+    assert [path.name for path in event_files(tmp_path)] == ["events.out.tfevents.0000000000.polygrad"]
+    assert (tmp_path / "events.out.tfevents.1700000000.host.1.0").read_bytes() == b"theirs"
+
+
 def test_truncate_to_before_the_first_row_and_of_nothing(tmp_path):
     MetricsLog(tmp_path / "empty").truncate(10)
     a_log_of(tmp_path / "run", range(20, 61, 20))
