@@ -62,7 +62,8 @@ def contexts_of(run: OpenedRun, states: str) -> Segment:
     """Draw the first states ``[B, 1]`` of the newest windows, or of any."""
     recent = TRAJECTORIES if states == "recent" else 0
     horizon = run.world_model.window or run.config.horizon
-    windows = replays.sample(run.replay, jax.random.key(0), TRAJECTORIES, horizon, recent, NEWEST)
+    draw_windows = jax.jit(replays.sample, static_argnums=(2, 3, 4, 5))
+    windows = draw_windows(run.replay, jax.random.key(0), TRAJECTORIES, horizon, recent, NEWEST)
     first = jax.tree.map(lambda x: x[:, :1], windows)
     if run.world_model.context_length > 1:
         raise ConfigError(f"{run.folder} has contexts of several states; allowed: a world model that begins from one")

@@ -65,20 +65,23 @@ def run(readme_run):
     return open_run(readme_run.folder)
 
 
-def measured(monkeypatch, run, late):
-    monkeypatch.setattr(imagined_ends, "TRAJECTORIES", TRAJECTORIES)
-    monkeypatch.setattr(imagined_ends, "open_run", lambda folder: Known(run, late))
-    rows = list(imagined_ends.measure(SimpleNamespace(), run.folder))
+@pytest.fixture(scope="module", params=[0, 3])
+def measured(request, run):
+    """How late the model's ends are, and the rows by states and model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagined_ends, "TRAJECTORIES", TRAJECTORIES)
+        patch.setattr(imagined_ends, "open_run", lambda folder: Known(run, request.param))
+        rows = list(imagined_ends.measure(SimpleNamespace(), run.folder))
     assert [(row["states"], row["model"]) for row in rows] == [
         (states, model) for states in ("recent", "all") for model in ("world model", "untrained", "companion")
     ]
-    return {(row["states"], row["model"]): row for row in rows}
+    return request.param, {(row["states"], row["model"]): row for row in rows}
 
 
-@pytest.mark.parametrize("late, share", [(0, 1.0), (3, 0.0)])
-def test_the_simulator_as_the_model_is_right_about_every_end(monkeypatch, run, late, share):
+def test_the_simulator_as_the_model_is_right_about_every_end_unless_it_is_late(measured):
     """Kills: actions, states or ends of other trajectories; ends that count as right wherever they are."""
-    rows = measured(monkeypatch, run, late)
+    late, rows = measured
+    share = 1.0 if late == 0 else 0.0
     for states in ("recent", "all"):
         row = rows[states, "world model"]
         assert row["ends_real"] > 0.05, "nothing falls"
@@ -87,9 +90,9 @@ def test_the_simulator_as_the_model_is_right_about_every_end(monkeypatch, run, l
         assert never["ends_imagined"] == never["terminal_recall"] == 0 and np.isnan(never["terminal_precision"])
 
 
-def test_the_companions_probabilities_are_drawn(monkeypatch, run):
+def test_the_companions_probabilities_are_drawn(measured, run):
     """Kills: ends wherever they are possible, or where they are more likely than not."""
-    share = measured(monkeypatch, run, late=0)["all", "companion"]["ends_imagined"]
+    share = measured[1]["all", "companion"]["ends_imagined"]
     expected = 1 - (1 - PROBABILITY) ** (run.config.horizon - 1)
     assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / TRAJECTORIES)
 
