@@ -76,7 +76,7 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
         path = vg.walk_along(gain, imagined, jax.random.key(0), LINEAR)
         return vg.path_value(path, jnp.zeros(5), jnp.float32(0.0), 1.0, first_entropy=True), path
 
-    values, path = value(gain)
+    values, path = jax.jit(value)(gain)
     np.testing.assert_allclose(path.observations.swapaxes(0, 1), observations, atol=1e-6)
     np.testing.assert_allclose(path.alive.swapaxes(0, 1), 1.0 - np.pad(terminals, ((0, 0), (1, 0)))[:, :-1])
     np.testing.assert_allclose(values[1:], rewards[1:, :steps].sum(1), rtol=1e-5)
@@ -86,7 +86,8 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
     for t in range(steps):
         expected += -2 * np.asarray(observations[:, t, 0]) * changes * np.asarray(path.alive[t])
         changes = DECAY * changes + PUSH * (np.asarray(observations[:, t, 0]) + GAIN * changes)
-    np.testing.assert_allclose(jax.jacobian(lambda g: value(g)[0])(gain), expected, rtol=1e-4, atol=1e-5)
+    slopes = jax.jit(jax.jacobian(lambda g: value(g)[0]))(gain)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_path_counts_nothing_behind_its_end():

@@ -227,15 +227,16 @@ def test_what_pads_the_front_has_not_ended(history):
 
     Of an episode of two steps the same; there the first step has not ended either way.
     """
+    sample_windows = jax.jit(lambda state, key: replay.sample(state, key, 3, 6, history=history))
     for rows in (episode(1, "terminal", 5.0), episode(2, "terminal", 5.0)):
         state = filled(rows, 20, 6)
-        with_history = replay.sample(state, jax.random.key(0), 3, 6, history=history)
+        with_history = sample_windows(state, jax.random.key(0))
         contexts = sample_contexts(state, jax.random.key(0), 3, history + 1)
         for got, last in ((with_history, -6), (contexts, -1)):
             before = jax.tree.map(lambda x, last=last: np.asarray(x)[:, :last], got)
             assert not before.observed.any() and not before.terminals.any() and not before.rewards.any()
             assert (before.observations == 5.0).all()
-        drawn = replay.draw_padded_actions(state, jax.random.key(1), with_history)
+        drawn = jax.jit(replay.draw_padded_actions)(state, jax.random.key(1), with_history)
         real = slice(0, history + 1)  # the history, and the step that was taken
         np.testing.assert_array_equal(drawn.actions[:, real], with_history.actions[:, real])
 

@@ -488,32 +488,33 @@ def test_in_chunks_a_window_gives_several_steps_each_on_its_own_states():
     count = optax.tree.get(several.adam, "count")
     assert count == window.terminals.shape[1] // 2 > optax.tree.get(once.adam, "count") == 1
     assert all(x.shape == () for x in metrics.values())
-    known = ensemble.lesson_of(window, NORMALISER, "clipped").known[:, : 2 * count, 0]
-    held = ensemble.held_out(window.rows, ensemble.HELDOUT_SHARE)[:, : 2 * count]
-    measured = (known * held.astype(jnp.float32)).reshape(len(known), -1, 2).sum(2)
-    keys = jax.random.split(jax.random.key(1), count)
-    by_chunk = [measured[ensemble.halves(keys[k], E, len(known)), k].sum() / E for k in range(count)]
+    known = jax.jit(ensemble.lesson_of, static_argnums=2)(window, NORMALISER, "clipped").known
+    held = np.asarray(ensemble.held_out(window.rows, ensemble.HELDOUT_SHARE), np.float32)
+    measured = (np.asarray(known)[..., 0] * held)[:, : 2 * count].reshape(len(known), -1, 2).sum(2)
+    keys, halves = jax.random.split(jax.random.key(1), count), jax.jit(ensemble.halves, static_argnums=(1, 2))
+    by_chunk = [measured[np.asarray(halves(keys[k], E, len(known))), k].sum() / E for k in range(count)]
     expected = sum(n * ensemble.HELDOUT_DECAY ** (len(by_chunk) - 1 - k) for k, n in enumerate(by_chunk))
     np.testing.assert_allclose(several.heldout_steps, expected, rtol=1e-5)
 
 
 def test_in_chunks_every_member_learns_from_its_own_half_of_the_batch():
-    chosen = np.asarray(ensemble.halves(jax.random.key(1), 3, 9))
-    assert chosen.shape == (3, 4) and ensemble.halves(jax.random.key(1), 3, 1).shape == (3, 1)
+    halves = jax.jit(ensemble.halves, static_argnums=(1, 2))
+    chosen = np.asarray(halves(jax.random.key(1), 3, 9))
+    assert chosen.shape == (3, 4) and halves(jax.random.key(1), 3, 1).shape == (3, 1)
     assert all(len(set(half)) == 4 for half in chosen.tolist()) and len({tuple(sorted(half)) for half in chosen}) > 1
     window = jax.tree.map(lambda x: x[:, :2], segment(0))
     key = jax.random.key(1)
-    chosen = np.asarray(ensemble.halves(jax.random.split(key, 1)[0], E, len(window.terminals)))
+    chosen = np.asarray(halves(jax.random.split(key, 1)[0], E, len(window.terminals)))
     model = make_ensemble(CONFIG, SPEC, chunk=2)
     start = jax.jit(model.init)(jax.random.key(0))
     changed = next(i for i in range(len(window.terminals)) if 0 < (chosen == i).any(1).sum() < E)
     other = window.replace(rewards=window.rewards.at[changed].add(1.0), rows=window.rows.at[changed].set(1))
     assert not ensemble.held_out(other.rows, ensemble.HELDOUT_SHARE)[changed].any()
     same = window.replace(rows=other.rows)
-    before, after = (jax.jit(model.update)(start, x, NORMALISER, key)[0].params for x in (same, other))
+    before, after = (jax.device_get(jax.jit(model.update)(start, x, NORMALISER, key)[0].params) for x in (same, other))
     moved = np.zeros(E, bool)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        moved |= np.any(np.asarray(a != b).reshape(E, -1), axis=1)
+        moved |= np.any((a != b).reshape(E, -1), axis=1)
     np.testing.assert_array_equal(moved, (chosen == changed).any(1))
 
 
