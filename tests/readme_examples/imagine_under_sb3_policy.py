@@ -19,4 +19,5 @@ contexts = run.contexts(100, jax.random.key(0))
 state = run.settled(policy, contexts, jax.random.key(1))  # PolyGRAD adapts delta to this policy
 imagined = run.imagine(contexts, jax.random.key(2), model_state=state, policy=policy)
 mean, std = policy(imagined.observations)
-print("std of standardised actions (1 is on-policy):", ((imagined.actions - mean) / std)[:, :-1].std())
+standardised = ((imagined.actions - mean) / std)[:, :-1]
+print("mean and std of standardised actions (0 and 1 are on-policy):", standardised.mean(), standardised.std())
