@@ -240,8 +240,8 @@ def test_a_policy_of_stable_baselines3_is_imagined_under(weights, readme_run, tm
     """With weights that the exporting example wrote once, and what Stable-Baselines3 2.9.2 has for them at 64 states of
     Hopper; and with those that it writes now, where that library is installed."""
     monkeypatch.chdir(tmp_path)
-    recorded = np.load(FOLDER / "ppo_hopper_distribution.npz")
-    observations, mean, std = (recorded[name] for name in ("observations", "mean", "std"))
+    with np.load(FOLDER / "ppo_hopper_distribution.npz") as recorded:
+        observations, mean, std = (recorded[name] for name in ("observations", "mean", "std"))
     if weights == "recorded":
         shutil.copy(FOLDER / "ppo_hopper.npz", tmp_path)
     else:
