@@ -1,8 +1,12 @@
 """The examples of the README and the pages: verbatim, short, and doing what they say."""
 
 import ast
+import importlib.util
 import re
 import runpy
+import shlex
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from readme_run import SHORTER
 
 import polygrad_jax
-from polygrad_jax.config import ConfigError, EnvSpec, preset
+from polygrad_jax import cli
+from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, override, preset
+from polygrad_jax.data import minari_dataset
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode, contexts_at, replay_of, transitions_of
+from polygrad_jax.envs import mujoco_import, mujoco_state
 from polygrad_jax.runs.metrics_log import read_rows
 from polygrad_jax.training import fitting
 from polygrad_jax.training.fitting import fit
@@ -134,6 +142,126 @@ def test_own_data_are_learnt_and_imagined_under_ones_own_policy():
     z = (actions[:, :-1] + 0.5 * observations[:, :-1, 1:]) / 0.3
     assert z.std() == pytest.approx(1.0, abs=0.1) and abs(z.mean()) < 0.15
     assert float(names["sigma"]) == pytest.approx(z.std(ddof=1), rel=1e-3)
+
+
+@pytest.fixture
+def module_of(tmp_path, monkeypatch, nothing_left_registered):
+    """Save an example in an empty folder, as a reader would; return the `polygrad` commands that the page has on it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def save(name):
+        shutil.copy(FOLDER / f"{name}.py", tmp_path)
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is forgotten afterwards
+        del sys.modules[name]
+        page = (ROOT / "docs" / "your_own_environment.md").read_text()
+        return [shlex.split(line) for line in re.findall(rf"^(?:\$ )?\S+/polygrad (.*{name}:.*)$", page, re.MULTILINE)]
+
+    return save
+
+
+def test_a_wrapped_task_is_looked_at_and_trained_on(module_of, monkeypatch, capsys):
+    """With the README example's tiny networks, whose programs are compiled already."""
+    (check,) = module_of("upright_hopper")
+    assert cli.main(check) == 0
+    said, page = capsys.readouterr().out, (ROOT / "docs" / "your_own_environment.md").read_text()
+    told = re.findall("^(?:actions|repeatable|simulator) .*$", said, flags=re.MULTILINE)  # by no timing, by no version
+    assert len(told) == 3 and all(f"\n{line}\n" in page for line in told)
+    tiny = lambda name, env: override(preset(name, "hopper"), SHORTER | {"env.name": env})  # noqa: E731
+    monkeypatch.setattr(polygrad_jax, "preset", tiny, raising=False)
+    names = runpy.run_path("upright_hopper.py", run_name="__main__")
+    assert f"last evaluation return: {names['result'].last_return}\n" in capsys.readouterr().out
+    run = polygrad_jax.open_run("runs/upright")
+    assert run.env_steps >= 1_500 and run.has_simulator_states
+    # The same steps of Hopper itself, from the stored states: its reward less the angle that follows.
+    stored = run.transitions
+    hopper = mujoco_state.step_copies(EnvConfig("hopper"), stored.simulator_states, stored.actions)
+    np.testing.assert_allclose(stored.rewards, hopper.rewards - abs(hopper.observations[:, 1]), rtol=1e-5, atol=1e-5)
+    assert abs(hopper.observations[:, 1]).max() > 0.1
+
+
+# GLFW warns where there is no display; MuJoCo's Python package makes it when dm_control is imported.
+@pytest.mark.filterwarnings("ignore::Warning:glfw")
+def test_a_dm_control_task_runs_or_one_line_says_what_it_needs(module_of, capsys):
+    check, train = module_of("walker_walk")
+    starts = importlib.util.find_spec("shimmy") and mujoco_import._version() == "3.17.0"
+    for words in (check, [*train, "--loop.total-env-steps", "1300", "--loop.eval-episodes", "2"]):
+        code, said = cli.main(words), capsys.readouterr()
+        if starts:
+            assert code == 0
+            assert words != check or ("24 numbers" in said.out and "time limit 1,000 steps" in said.out)
+        else:
+            assert code == cli.BAD_INPUT and said.err.count("\n") == 1
+            assert said.err.startswith("polygrad: env.name is 'walker_walk:WalkerWalk-v0', which does not start: ")
+            if importlib.util.find_spec("shimmy"):  # under a MuJoCo that dm_control does not know
+                assert "allowed: an environment with mujoco==3.17.0, which docs/installation.md" in said.err
+            else:
+                page = (ROOT / "docs" / "your_own_environment.md").read_text()
+                assert " ".join(said.err.split()) in " ".join(page.split())
+    if starts:
+        run = polygrad_jax.open_run("runs/walker_walk:WalkerWalk-v0-smoke-seed0")
+        assert run.spec == EnvSpec(24, 6) and run.env_steps >= 1_300 and not run.has_simulator_states
+
+
+# Minari recommends an author, an e-mail address, a link and an evaluation environment.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_minari_dataset_is_learnt_and_judged(tmp_path, monkeypatch, capsys):
+    for package in ("minari", "h5py"):
+        pytest.importorskip(package, reason="the extra minari is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    names = runpy.run_path(str(FOLDER / "fit_a_minari_dataset.py"))
+    # The library's own reader of the dataset's folder finds the same transitions.
+    read, _ = minari_dataset.read(tmp_path / "pendulum" / "random-v0")
+    ours = transitions_of(names["episodes"])
+    for name in ("observations", "actions", "rewards", "terminals", "truncations"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(read, name).astype(np.float32))
+    assert len(names["episodes"]) == 30 and np.abs(ours.actions).max() == pytest.approx(1.0, abs=0.01)
+    error, still = (np.square(names[x] - names["after"]).mean() for x in ("predicted", "before"))
+    assert error < 0.05 * still
+    assert capsys.readouterr().out.endswith(
+        f"squared error one step ahead: {error!s}\nof predicting that nothing moves: {still!s}\n"
+    )
+
+
+def sb3_says(policy, observations):
+    """Mean and std that Stable-Baselines3's own code has for a policy of its."""
+    import torch
+
+    with torch.no_grad():
+        gaussian = policy.get_distribution(torch.as_tensor(observations)).distribution
+    return gaussian.mean.numpy(), gaussian.stddev.numpy()
+
+
+# The example is a user's program, without the strictness of these tests.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("weights", ["recorded", "exported"])
+def test_a_policy_of_stable_baselines3_is_imagined_under(weights, readme_run, tmp_path, monkeypatch, capsys):
+    """With weights that the exporting example wrote once, and what Stable-Baselines3 2.9.2 has for them at 64 states of
+    Hopper; and with those that it writes now, where that library is installed."""
+    monkeypatch.chdir(tmp_path)
+    with np.load(FOLDER / "ppo_hopper_distribution.npz") as recorded:
+        observations, mean, std = (recorded[name] for name in ("observations", "mean", "std"))
+    if weights == "recorded":
+        shutil.copy(FOLDER / "ppo_hopper.npz", tmp_path)
+    else:
+        pytest.importorskip("stable_baselines3", reason="the extra baselines is not installed")
+        exported = runpy.run_path(str(FOLDER / "export_sb3_policy.py"))
+        mean, std = sb3_says(exported["model"].policy, observations)
+    (tmp_path / "runs").symlink_to(readme_run.folder.parent)
+    with jax.numpy_rank_promotion("allow"):
+        names = runpy.run_path(str(FOLDER / "imagine_under_sb3_policy.py"))
+        ours = names["policy"](observations)
+    np.testing.assert_allclose(ours[0], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours[1], std, rtol=1e-6)
+    run, imagined = names["run"], names["imagined"]
+    assert imagined.observations.shape == (100, 10, 11) and imagined.actions.shape == (100, 10, 3)
+    # Delta went from the run's to one under which the actions spread as the policy says: 1.21 without, 1.42 under the
+    # run's own policy. The tiny model's actions do not have the policy's mean.
+    z = ((imagined.actions - names["mean"]) / names["std"])[:, :-1]
+    assert float(z.std()) == pytest.approx(1.0, abs=0.05)
+    assert f"(0 and 1 are on-policy): {z.mean()!s} {z.std()!s}\n" in capsys.readouterr().out
+    assert float(names["state"].log_delta) != float(run.model_state.log_delta)
 
 
 # --- arrays to a replay ----------------------------------------------------------------------------------------------

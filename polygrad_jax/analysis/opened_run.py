@@ -33,6 +33,7 @@ from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
 from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
+from polygrad_jax.training.fitting import settle
 from polygrad_jax.training.train_state import without_optimisers
 from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, Transitions, WorldModel
 from polygrad_jax.world_models.companion import imagining_state
@@ -146,18 +147,28 @@ class OpenedRun:
             raise ConfigError(f"run folder {self.folder}: {line}; allowed: a run with simulator states")
         return self.transitions.simulator_states[rows]
 
-    def imagine(self, contexts: Segment, key: Array, model_state: Any = None) -> Segment:
-        """Imagine trajectories ``[B, H]`` from ``contexts [B, C]`` under the run's policy, raw.
+    def imagine(
+        self, contexts: Segment, key: Array, model_state: Any = None, policy: Policy | None = None
+    ) -> Segment:
+        """Imagine trajectories ``[B, H]`` from ``contexts [B, C]``, raw, under the run's policy or another one.
 
         ``rows [B, 1]`` are those of the first states. ``model_state`` takes the place of the run's, e.g. an untrained
-        one.
+        one, or one that :meth:`settled` made for ``policy``.
         """
         state = self.model_state if model_state is None else model_state
-        if self.policy is None:
+        policy = self.policy if policy is None else policy
+        if policy is None:
             segment, _ = self._imagine_in_latents(self.agent_state, state, contexts, self.normaliser, key)
         else:
-            segment, _ = self._imagine(state, self.policy, contexts, self.normaliser, key)
+            segment, _ = self._imagine(state, policy, contexts, self.normaliser, key)
         return segment.replace(rows=contexts.rows[:, -1:])
+
+    def settled(self, policy: Policy, contexts: Segment, key: Array) -> Any:
+        """Return the state of the world model adapted to another policy (PolyGRAD: delta); the run's is kept.
+
+        Imagines 300 times from ``contexts [B, C]``. A model that adapts nothing returns its state unchanged.
+        """
+        return settle(self.world_model, self.model_state, policy, contexts, self.normaliser, key)
 
     @functools.cached_property
     def _imagine(self) -> Callable[..., tuple[Segment, Metrics]]:

@@ -13,6 +13,8 @@ BRIDGES = {
 }
 """Packages on top of MuJoCo, by module: the release tried, the MuJoCo from which and below which its tasks start, and
 the release of MuJoCo to install. `docs/installation.md` has the same table."""
+IMPORTED_FOR = {"shimmy": "dm_control"}
+"""Modules that give Gymnasium the tasks of a bridge, and the bridge."""
 
 
 def import_mujoco() -> ModuleType | None:
@@ -26,7 +28,7 @@ def import_mujoco() -> ModuleType | None:
 
 def blamed(error: Exception) -> str | None:
     """Say in one line what of MuJoCo's installation made a task fail, and what to type; None where nothing did."""
-    return _broken() or _unsuited_bridge(error)
+    return _broken() or _missing_bridge(error) or _unsuited_bridge(error)
 
 
 def _broken() -> str | None:
@@ -46,6 +48,21 @@ def _broken() -> str | None:
         f"the installed package mujoco does not import ({trouble}); allowed: pip install "
         f"--force-reinstall --no-deps {remedy}"
     )
+
+
+def _missing_bridge(error: BaseException | None) -> str | None:
+    """Say which bridge is not installed, with the MuJoCo that it needs; None where another module is missing."""
+    while error is not None:
+        module = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        bridge = IMPORTED_FOR.get(module, module)
+        if bridge in BRIDGES:
+            name, _, _, release = BRIDGES[bridge]
+            return (
+                f"no module named {module!r}; allowed: an environment with {name} and mujoco=={release}, which "
+                "docs/installation.md describes"
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _unsuited_bridge(error: Exception) -> str | None:

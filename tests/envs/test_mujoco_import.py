@@ -89,6 +89,31 @@ def test_a_bridge_that_fails_under_this_mujoco_is_named_with_the_one_it_needs(mo
     assert first <= tuple(int(part) for part in release.split(".")[:2]) < below
 
 
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("shimmy", "dm_control 1.0.50 and mujoco==3.17.0"),
+        ("dm_control", "dm_control 1.0.50 and mujoco==3.17.0"),
+        ("gymnasium_robotics", "gymnasium-robotics 1.4.2 and mujoco==3.11.0"),
+    ],
+)
+@pytest.mark.parametrize("named_by", ["its task", "module:id"])
+def test_a_bridge_that_is_not_installed_is_named_with_what_it_needs(monkeypatch, module, needs, named_by):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it fails as if it were not there
+    name = f"{module}:Task-v0"
+    if named_by == "its task":
+        gym.register(name := f"Missing{module}-v0", lambda render_mode=None: importlib.import_module(module))
+    with pytest.raises(ConfigError) as refused:
+        tasks.make(EnvConfig(name=name))
+    wanted = f"no module named '{module}'; allowed: an environment with {needs}, which docs/installation.md describes"
+    assert str(refused.value) == f"env.name is '{name}', which does not start: {wanted}"
+
+
+def test_another_module_that_is_missing_is_no_bridge():
+    assert mujoco_import.blamed(ModuleNotFoundError("no", name="no_such_package")) is None
+    assert mujoco_import.blamed(ImportError("its own words", name="dm_control")) is None
+
+
 @pytest.mark.parametrize("text", ["import no_such_package", "raise RuntimeError('licence')", "1 / 0", "def f(:"])
 def test_a_task_module_that_does_not_import_is_one_line(monkeypatch, tmp_path, capsys, text):
     fake(monkeypatch, tmp_path, "failing_tasks", text)
