@@ -73,7 +73,8 @@ def test_packed_arrays_may_have_so_many_times_the_size_of_the_file(tmp_path):
 
 
 def test_a_name_twice_and_objects_are_refused(tmp_path):
-    write(tmp_path / "x.npz", [("a.npy", npy(np.zeros(1))), ("a.npy", npy(np.ones(1)))])
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        write(tmp_path / "x.npz", [("a.npy", npy(np.zeros(1))), ("a.npy", npy(np.ones(1)))])
     with pytest.raises(NoPlainArrays, match="a name twice"):
         read_npz(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
@@ -85,7 +86,7 @@ def test_a_name_twice_and_objects_are_refused(tmp_path):
 def test_a_changed_byte_is_noticed(tmp_path, place):
     np.savez(tmp_path / "x.npz", a=np.zeros(1000))
     content = bytearray((tmp_path / "x.npz").read_bytes())
-    content[40 if place == "header" else 4000] ^= 1
+    content[content.find(b"NUMPY") if place == "header" else 4000] ^= 1
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(NoPlainArrays):
         read_npz(tmp_path / "x.npz")
