@@ -169,6 +169,7 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
             _check_lengths(folder, episode, metadata, dataset.storage.FORMAT)
             moves |= len(episode.rewards) < 2 or bool(np.any(episode.observations[1:] != episode.observations[-1]))
             parts.append(_record(folder, episode, low, high))
+        total, spec = dataset.total_steps, dataset.env_spec
     except ConfigError:
         raise
     except Exception as error:  # minari and h5py raise many kinds for files that are no such dataset
@@ -177,7 +178,7 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
     if not parts:
         raise ConfigError(f"dataset {folder} has no episode; allowed: at least one")
     read = len(parts), sum(len(part) for part in parts)
-    if read != (told := (len(told), dataset.total_steps)):
+    if read != (told := (len(told), total)):
         raise ConfigError(
             f"dataset {folder} has {read[0]} episodes of {read[1]} steps, its metadata tell of {told[0]} of {told[1]}; "
             "allowed: a whole dataset"
@@ -191,7 +192,6 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
         raise ConfigError(f"dataset {folder} has simulator states in some episodes only; allowed: in all or none")
     names = TransitionRecord.__dataclass_fields__
     whole = TransitionRecord(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-    spec = dataset.env_spec
     return whole, None if spec is None else spec.id
 
 

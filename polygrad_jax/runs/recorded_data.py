@@ -149,9 +149,9 @@ def _open_run(folder: Path) -> RecordedData:
 
 
 def _open_minari(folder: Path) -> RecordedData:
+    metadata = read_json(folder / "data" / "metadata.json")  # before minari reads it, whatever it is
     transitions, env_id = minari_dataset.read(folder)
     env = None if env_id is None else EnvConfig(name=env_id)
-    metadata = read_json(folder / "data" / "metadata.json")
     collector, actor = None, None
     if "polygrad_config" in metadata:  # which says how the sampled actions were executed, whatever is beside the data
         try:

@@ -26,6 +26,12 @@ def results(tmp_path_factory):
     return {line["whole"]: line for line in lines if "whole" in line}, [line for line in lines if "mutation" in line]
 
 
+def assert_no_fault(whole, mutated):
+    whys = {f"{line['file']} ({line['mutation']}), {line['verb']}": fault(line, whole[line["verb"]]) for line in mutated}
+    faults = [f"{case}: {why}" for case, why in whys.items() if why is not None]
+    assert not faults, f"{len(faults)} of {len(mutated)}:\n" + "\n".join(faults)
+
+
 def test_whole_files_are_read(results):
     whole, _ = results
     assert len(whole) >= 7
@@ -33,12 +39,14 @@ def test_whole_files_are_read(results):
 
 
 def test_300_mutated_files_are_refused_in_one_line_or_read_as_what_they_are(results):
-    whole, mutated = results
+    whole, mutated = results[0], [line for line in results[1] if line["kind"] != "minari"]
     assert len(mutated) >= COUNT
-    faults = [
-        f"{line['file']} ({line['mutation']}), {line['verb']}: {why}"
-        for line in mutated
-        if (why := fault(line, whole[line["verb"]])) is not None
-    ]
-    assert not faults, f"{len(faults)} of {len(mutated)}:\n" + "\n".join(faults)
+    assert_no_fault(whole, mutated)
     assert sum(line["code"] == 2 for line in mutated) > len(mutated) // 2, "most are no longer mutated enough"
+
+
+def test_mutated_minari_datasets_are_refused_in_one_line_or_read_as_what_they_are(results):
+    pytest.importorskip("minari", reason="the extra minari is not installed")
+    whole, mutated = results[0], [line for line in results[1] if line["kind"] == "minari"]
+    assert mutated
+    assert_no_fault(whole, mutated)
