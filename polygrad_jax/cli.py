@@ -214,12 +214,16 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
 def _check_task(config: Config) -> EnvSpec:
     """Refuse an unknown task, or one that the world model cannot do; return its sizes."""
     from polygrad_jax.envs import mujoco_state, tasks
+    from polygrad_jax.envs.checked_task import EnvStepError
 
     env = tasks.make(config.env)
     if config.world_model == "simulator":
         mujoco_state.require_simulator_states(config.env, "world_model is simulator; ")
     spec = tasks.spec_of(env)
-    env.close()
+    try:
+        env.close()
+    except EnvStepError as error:
+        raise ConfigError(f"env.name {error}; allowed: a task that closes") from error
     return spec
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.data import pickled_arrays
-from polygrad_jax.data.plain_arrays import read_npz
+from polygrad_jax.data import pickled_arrays, plain_arrays
 from polygrad_jax.data.transition_log import TransitionRecord
 
 MOST_EXPANSION = 100
@@ -34,10 +33,11 @@ def read(path: Path) -> TransitionRecord:
     """
     try:
         if path.suffix == ".npy":
+            plain_arrays.require_file(path)
             with open(path, "rb") as file:
                 arrays = pickled_arrays.read(file, _NEEDED)
         else:
-            arrays = read_npz(path, _NEEDED, MOST_EXPANSION)
+            arrays = plain_arrays.read_npz(path, _NEEDED, MOST_EXPANSION)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         allowed = f"a .npy of the official code or a .npz with {', '.join(_NEEDED)}"
@@ -45,8 +45,8 @@ def read(path: Path) -> TransitionRecord:
     lengths = _lengths(path, arrays)
     rows = np.arange(arrays["observations"].shape[1])[None, :] < lengths[:, None]  # [E, L], False for padding
     ends = np.cumsum(lengths) - 1
-    if not np.isfinite(arrays["terminals"][rows]).all():
-        raise ConfigError(f"{path}: terminals are not all finite; allowed: 0 and 1")
+    if not np.isin(arrays["terminals"][rows], (0, 1)).all():  # nor is NaN
+        raise ConfigError(f"{path}: terminals are not all 0 or 1; allowed: 0 and 1")
     terminals = arrays["terminals"][rows].reshape(-1) > 0
     if (terminals.sum() != terminals[ends].sum()) or not len(lengths):
         raise ConfigError(f"{path} has terminals inside of episodes, or no episode; allowed: only last steps terminal")
@@ -75,7 +75,8 @@ def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
         if len(shape) != 3 or shape != (episodes, longest, *width) or 0 in shape:
             wanted = f"[{episodes}, {longest}, {1 if name in widths else '1 or more'}]"
             raise ConfigError(f"{path}: {name} have shape {list(shape)}; allowed: {wanted}")
-    lengths = np.nan_to_num(arrays["path_lengths"], nan=0.0).astype(np.int64)
-    if lengths.shape != (episodes,) or lengths.min(initial=1) < 1 or lengths.max(initial=1) > longest:
-        raise ConfigError(f"{path}: path_lengths are not {episodes} numbers from 1 to {longest}; allowed: such")
-    return lengths
+    lengths = arrays["path_lengths"]
+    counts = lengths.dtype.kind != "b" and lengths.shape == (episodes,)
+    if not (counts and np.isin(lengths, np.arange(1, longest + 1)).all()):
+        raise ConfigError(f"{path}: path_lengths are not {episodes} whole numbers from 1 to {longest}; allowed: such")
+    return lengths.astype(np.int64)

@@ -25,6 +25,8 @@ _LITERALS = {
 _MAKES_ARRAYS = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
 _NUMBERS = re.compile(r"[fiub][0-9]{1,2}")
 _MARK = object()
+MOST_OPCODES = 100_000
+"""A dictionary of arrays needs some tens for each; following a million takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def _follow(file: Any) -> Any:
     """Follow the opcodes; return the one object on the stack at the end."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(file):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count == MOST_OPCODES:
+            raise NotArrays(f"it has more than {MOST_OPCODES:,} opcodes, which no dictionary of arrays needs")
         name = opcode.name
         if name in ("PROTO", "FRAME"):
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def read_npz(path: Path | str, names: Sequence[str] | None = None, most_expansio
       NoPlainArrays: the file is not there, damaged, lacks a name, has one twice, or holds objects (pickles).
     """
     try:
+        require_file(path)
         with open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
             parts = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(parts) != len(archive.infolist()):
@@ -49,6 +51,17 @@ def read_npz(path: Path | str, names: Sequence[str] | None = None, most_expansio
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for bytes that are no such file
         raise NoPlainArrays(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+
+def require_file(path: Path | str) -> None:
+    """Refuse what is there but no file: whoever opens a pipe waits for its other end.
+
+    Raises:
+      NoPlainArrays: it is a folder, a pipe or a device.
+      OSError: nothing is there.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise NoPlainArrays("it is no file")
 
 
 def _array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray:

@@ -13,6 +13,8 @@ from polygrad_jax.config import LARGEST_STORED
 
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 """What Gymnasium's reset and step return."""
+FAILURES = (Exception, SystemExit)
+"""What a task raises. ``sys.exit``, as games have it for a window that is closed, must not end a run as if done."""
 UP_TO = f"finite numbers up to {LARGEST_STORED:.0e}"
 RESETS_WITHOUT_POSITION = tuple(
     f"gymnasium.envs.mujoco.{task}_v4" for task in ("hopper", "walker2d", "half_cheetah", "swimmer")
@@ -98,7 +100,7 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._seed, self._steps = seed, 0
         try:
             answer = self.env.reset(seed=seed, options=options)
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed("reset", RESET, error) from error
         self._check_count("reset", RESET, answer)
         observation, info = self._checked_observation("reset", answer[0]), self._checked_info("reset", answer[1])
@@ -116,7 +118,7 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         action = self._rescaled(action)
         try:
             answer = self.env.step(action)
-        except Exception as error:
+        except FAILURES as error:
             raise self._failed("step", STEP, error) from error
         self._check_count("step", STEP, answer)
         observation, reward, terminal, truncated, info = answer
@@ -140,12 +142,12 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """
         try:
             self.env.close()
-        except Exception as error:
+        except FAILURES as error:
             raise EnvStepError(f"{self.name}: close failed: {_said(error)}") from error
 
     # --- refusing ----------------------------------------------------------------------------------------------------
 
-    def _failed(self, what: str, wanted: tuple[str, ...], error: Exception) -> EnvStepError:
+    def _failed(self, what: str, wanted: tuple[str, ...], error: BaseException) -> EnvStepError:
         # Gymnasium's wrappers and those of a user unpack the answer before it comes here.
         if isinstance(error, ValueError) and f"unpack (expected {len(wanted)}" in str(error):
             return self._refused(what, f"another number of values ({error})", ", ".join(wanted))
@@ -280,7 +282,7 @@ def _single(value: Any) -> float | None:
     return float(array.item()) if array.size == 1 and array.dtype.kind in "fiub" else None
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {_one_line(error)}"
 
 

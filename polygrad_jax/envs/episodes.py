@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import tasks
+from polygrad_jax.envs import random_steps, tasks
 from polygrad_jax.envs.checked_task import CheckedTask, EnvStepError
 from polygrad_jax.envs.collector import EVALUATION_STREAM, episode_seed
 
@@ -44,9 +44,9 @@ def run_episodes(
 ) -> EpisodeResults:
     """Run ``episodes`` (E) episodes side by side; ``seed`` and ``act`` determine the results.
 
-    A task that cannot have E copies at once runs its episodes one group after another, in as many copies as there are;
-    the results are the same. Episodes of a task without a time limit are cut after MOST_STEPS, or after ``most_steps``
-    where that is more.
+    A task that cannot have E copies at once, or whose copies disturb each other, runs its episodes one group after
+    another, in as many copies as there are; the results are the same. Episodes of a task without a time limit are cut
+    after MOST_STEPS, or after ``most_steps`` where that is more.
 
     Args:
         env_config: which task.
@@ -111,10 +111,19 @@ def _copies(
 ) -> tuple[list[CheckedTask], list[str]]:
     """Make as many copies of a task as it allows, up to ``wanted``, which ``opened`` closes; say where it allows fewer.
 
+    Where copies disturb each other there is one, which is the spare one if there is.
+
     Raises:
         ConfigError: not one can be made, and none is spare.
     """
     envs: list[CheckedTask] = []
+    if why := random_steps.why_not_side_by_side(env_config):
+        if spare is None:
+            envs.append(tasks.make(env_config, "rgb_array" if with_frames else None))
+            opened.callback(envs[-1].close)
+        else:
+            envs.append(opened.enter_context(spare()))
+        return envs, [f"evaluation runs episodes in turn: copies of the task disturb each other ({why})"]
     for e in range(wanted):
         try:
             envs.append(tasks.make(env_config, "rgb_array" if with_frames and e == 0 else None))

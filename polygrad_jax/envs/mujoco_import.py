@@ -26,7 +26,7 @@ def import_mujoco() -> ModuleType | None:
     return mujoco if hasattr(mujoco, "MjModel") else None  # the rest of a deleted one imports as an empty package
 
 
-def blamed(error: Exception) -> str | None:
+def blamed(error: BaseException) -> str | None:
     """Say in one line what of MuJoCo's installation made a task fail, and what to type; None where nothing did."""
     return _broken() or _missing_bridge(error) or _unsuited_bridge(error)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +69,8 @@ def take(env: CheckedTask) -> RandomSteps:
 def why_not_repeatable(env_config: EnvConfig, env: CheckedTask) -> str | None:
     """Say where an episode from the same seed, under the same actions, is another one; None where it is the same.
 
-    The episode is repeated in ``env``, with another one between, and in a copy where the task allows one. Resuming
-    a run repeats its open episode.
+    The episode is repeated in ``env``, with another one between, in a copy where the task allows one, and beside
+    another copy. Resuming a run repeats its open episode.
 
     Raises:
         EnvStepError: the task failed, or gave what cannot be used.
@@ -83,7 +85,28 @@ def why_not_repeatable(env_config: EnvConfig, env: CheckedTask) -> str | None:
         return None
     with contextlib.closing(made) as copy:
         where = _difference(first, _episode(copy, 1))
-    return None if where is None else f"{where} in a copy of the task"
+    return why_not_side_by_side(env_config) if where is None else f"{where} in a copy of the task"
+
+
+@functools.cache
+def why_not_side_by_side(env_config: EnvConfig) -> str | None:
+    """Say where an episode is another one because a copy of the task is stepped beside it; None where it is the same.
+
+    Copies may share a generator (``np.random.seed`` in reset) or an array of their class. None, too, where an episode
+    on its own is another one every time, one copy can be made only, or the task fails, which whoever steps it next
+    says. The answer is kept: asking steps copies, which disturb an open episode.
+    """
+    with contextlib.suppress(ConfigError, EnvStepError), contextlib.ExitStack() as opened:
+        env, copy = (opened.enter_context(contextlib.closing(tasks.make(env_config))) for _ in range(2))
+        alone, beside, other = _episode(env, 1), [], _steps(copy, 2)
+        if _difference(alone, _episode(env, 1)) is not None:
+            return None
+        for seen in _steps(env, 1):
+            beside.append(seen)
+            next(other, None)
+        if (where := _difference(alone, beside)) is not None:
+            return f"{where} while a copy of the task is stepped"
+    return None
 
 
 def repeatable_warnings(env_config: EnvConfig) -> list[str]:
@@ -101,16 +124,19 @@ def not_repeatable(name: str, why: str) -> str:
 
 
 def _episode(env: CheckedTask, number: int) -> list[tuple[np.ndarray, float, bool]]:
+    return list(_steps(env, number))
+
+
+def _steps(env: CheckedTask, number: int) -> Iterator[tuple[np.ndarray, float, bool]]:
     """Go through the beginning of an episode; per step the observation ``[O]``, the reward and whether it ended."""
     size = tasks.spec_of(env).action_size
     observation, _ = env.reset(seed=number)
-    seen = [(np.array(observation), 0.0, False)]
+    yield np.array(observation), 0.0, False
     for step in range(REPEATED_STEPS):
         observation, reward, terminal, truncated, _ = env.step(uniform_action(number, step, size))
-        seen.append((np.array(observation), reward, terminal or truncated))
+        yield np.array(observation), reward, terminal or truncated
         if terminal or truncated:
             break
-    return seen
 
 
 def _difference(first: list[tuple[np.ndarray, float, bool]], again: list[tuple[np.ndarray, float, bool]]) -> str | None:

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
-from polygrad_jax.envs.checked_task import CheckedTask, layers_of
+from polygrad_jax.envs.checked_task import FAILURES, CheckedTask, layers_of
 from polygrad_jax.envs.mujoco_import import blamed, import_mujoco
 
 NAMED_TASKS = {
@@ -80,7 +80,7 @@ def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
         try:
             env = _started(name, render_mode)
-        except Exception as error:  # a task's constructor, or the module that registers it, raises anything
+        except FAILURES as error:  # a task's constructor, or the module that registers it, raises anything
             why = blamed(error) or _why(name, error)
             raise ConfigError(f"env.name is {name!r}, which does not start: {why}") from error
         check_spaces(f"env.name {name}", env)
@@ -108,7 +108,7 @@ def _find_modules_here(name: str) -> None:
         sys.path.append(here)  # last, so that nothing that is installed is hidden
 
 
-def _why(name: str, error: Exception) -> str:
+def _why(name: str, error: BaseException) -> str:
     """Say in one line why a task did not start."""
     missing, module = getattr(error.__cause__, "name", None), name.partition(":")[0]
     if isinstance(error, ModuleNotFoundError) and missing and f"{module}.".startswith(f"{missing}."):

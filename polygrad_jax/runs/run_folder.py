@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import stat
 import subprocess
 import sys
 import tempfile
@@ -147,7 +148,9 @@ def read_json(path: Path) -> dict[str, Any]:
       ConfigError: it cannot be read, is no JSON, no object, too large or too deep.
     """
     try:
-        if (size := path.stat().st_size) > LARGEST_JSON:
+        if not stat.S_ISREG((found := path.stat()).st_mode):  # a pipe would be waited for
+            raise ValueError("it is no file")
+        if (size := found.st_size) > LARGEST_JSON:
             raise ValueError(f"{size:,} bytes; at most {LARGEST_JSON:,} are read")
         saved = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(saved, dict):

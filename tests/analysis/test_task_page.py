@@ -46,6 +46,19 @@ class InThousands(Clock):
     reward = -5e3
 
 
+class Unclosable(Clock):
+    def close(self):
+        raise OSError("the port is gone")
+
+
+class Offset(Clock):
+    """Observes a constant that no float32 is, and a coin behind a large offset."""
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return np.float32([0.1, 1e6 + self.np_random.integers(2)]), *rest
+
+
 class Images(Clock):
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
@@ -113,8 +126,12 @@ def test_what_a_run_would_be_warned_of_is_said(capsys, kind, limit, words):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [(Broken, "reward nan; allowed: finite numbers"), (Images, "observation space is Box(0, 255, (8")],
-    ids=["nan", "images"],
+    [
+        (Broken, "reward nan; allowed: finite numbers"),
+        (Images, "observation space is Box(0, 255, (8"),
+        (Unclosable, "close failed: OSError: the port is gone"),
+    ],
+    ids=["nan", "images", "close"],
 )
 def test_what_cannot_be_trained_on_is_refused_in_one_line(capsys, kind, words):
     assert cli.main(["check", register(kind, max_episode_steps=20)]) == cli.BAD_INPUT
@@ -133,3 +150,10 @@ def test_random_steps_count_what_happens():
     seen = random_steps.take(env)
     assert (len(seen.rewards), seen.lengths.tolist(), seen.terminated) == (70, [7] * 10, 10)
     assert seen.observations.shape == (70, 2) and seen.returns.tolist() == [3.5] * 10
+
+
+def test_statistics_of_the_page_do_not_round(capsys, monkeypatch):
+    monkeypatch.setattr(random_steps, "MOST_STEPS", 2_000)
+    monkeypatch.setattr(random_steps, "MOST_SECONDS", 60.0)
+    entries, _ = page(capsys, register(Offset, max_episode_steps=20))
+    assert entries["observations"].endswith("standard deviations 0 to 0.5; 1 never moved (number 0 first)")

@@ -6,6 +6,7 @@ What needs the package ``minari`` (an optional extra) is skipped without it.
 import json
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -622,7 +623,7 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, deep):
     twice = pickle.EMPTY_TUPLE + b"".join(
         pickle.BINPUT + bytes([0]) + pickle.BINGET + bytes([0]) + pickle.TUPLE2 for _ in range(40)
     )
-    key = twice if deep == "wide" else pickle.EMPTY_TUPLE + pickle.TUPLE1 * 1_000_000
+    key = twice if deep == "wide" else pickle.EMPTY_TUPLE + pickle.TUPLE1 * 90_000
     held = np.array({}, dtype=object)
     with open(tmp_path / "official.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
@@ -631,11 +632,40 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, deep):
         official_npy.read(tmp_path / "official.npy")
 
 
+def test_a_file_of_opcodes_is_refused_before_all_are_followed(tmp_path):
+    held = np.array({}, dtype=object)
+    with open(tmp_path / "official.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(held))
+        file.write(pickle.PROTO + bytes([4]) + pickle.EMPTY_LIST + (pickle.NONE + pickle.APPEND) * 60_000 + pickle.STOP)
+    with pytest.raises(ConfigError, match="more than 100,000 opcodes"):
+        official_npy.read(tmp_path / "official.npy")
+
+
+@pytest.mark.parametrize("name", ["official.npz", "official.npy", "run"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    """In a process of its own, which ends it if it waits."""
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "config.json")
+    os.mkfifo(tmp_path / "official.npz")
+    os.mkfifo(tmp_path / "official.npy")
+    read = "read_json(Path(sys.argv[1]) / 'config.json')" if name == "run" else "official_npy.read(Path(sys.argv[1]))"
+    program = (
+        "import signal, sys; from pathlib import Path; from polygrad_jax.config import ConfigError\n"
+        "from polygrad_jax.data import official_npy; from polygrad_jax.runs.run_folder import read_json\n"
+        f"signal.setitimer(signal.ITIMER_REAL, 30)\ntry:\n    {read}\nexcept ConfigError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "it is no file" in done.stdout, done
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("path_lengths", np.array([3, 5]), "path_lengths"),
         ("path_lengths", np.array([3]), "path_lengths"),
+        ("path_lengths", np.array([2.7, 2.0]), "path_lengths are not 2 whole numbers"),
+        ("path_lengths", np.array([np.inf, 2.0]), "path_lengths are not 2 whole numbers"),
+        ("path_lengths", np.array([True, True]), "path_lengths are not 2 whole numbers"),
         ("rewards", np.zeros((2, 3, 1)), "rewards have shape"),
         ("rewards", np.zeros((2, 4, 2)), r"allowed: \[2, 4, 1\]"),
         ("terminals", np.zeros((2, 4, 0)), r"allowed: \[2, 4, 1\]"),
@@ -644,6 +674,8 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, deep):
         ("observations", np.float32(1), "observations have shape"),
         ("actions", np.full((2, 4, 1), "left"), "actions are of type <U4"),
         ("terminals", np.ones((2, 4, 1)), "terminals inside"),
+        ("terminals", -official()["terminals"], "terminals are not all 0 or 1"),
+        ("terminals", 0.5 * official()["terminals"], "terminals are not all 0 or 1"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, name, value, words):

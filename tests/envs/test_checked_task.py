@@ -524,6 +524,79 @@ def test_the_only_copy_is_lent_by_training_and_comes_back_where_it_was():
         episodes.run_episodes(config, act, 5, seed=3)
 
 
+class SharesAnArray(Brought):
+    """Keeps its state in an array of the class, which all copies change."""
+
+    state = np.zeros(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.state[:] = np.random.default_rng(seed).uniform(size=2)
+        return self.state.copy(), {}
+
+    def step(self, action):
+        self.state += 0.1 * action[0]
+        return self.state.copy(), float(self.state[0]), bool(self.state[1] > 2.0), False, {}
+
+
+class SharesAGenerator(SharesAnArray):
+    """Seeds NumPy's own generator, from which all copies draw."""
+
+    def reset(self, *, seed=None, options=None):
+        np.random.seed(seed)  # noqa: NPY002
+        self.state = np.random.uniform(size=2)  # noqa: NPY002
+        return self.state.copy(), {}
+
+    def step(self, action):
+        self.state = self.state + np.random.uniform(0.0, 0.2)  # noqa: NPY002
+        return super().step(action)
+
+
+@pytest.mark.parametrize("kind", [SharesAnArray, SharesAGenerator])
+def test_copies_that_disturb_each_other_are_evaluated_one_by_one(kind):
+    config = bring(kind)
+
+    def act(observations):
+        return np.full((len(observations), 1), 0.5)
+
+    env, alone = tasks.make(config), []
+    for e in range(3):
+        env.reset(seed=episode_seed(3, EVALUATION_STREAM, e))
+        rewards, over = [], False
+        while not over:
+            _, reward, over, _, _ = env.step(np.full(1, 0.5, np.float32))
+            rewards.append(reward)
+        alone.append(sum(rewards))
+    assert len(set(alone)) == 3
+    got = episodes.run_episodes(config, act, 3, seed=3)
+    np.testing.assert_array_equal(got.returns, alone)
+    [remark] = got.remarks
+    assert "in turn" in remark and "of step 1 is another one while a copy of the task is stepped" in remark
+
+    collector = Collector(config, 0)
+    for _ in range(2):
+        collector.step(np.full(1, 0.25))
+    before = collector.snapshot()
+    lent = episodes.run_episodes(config, act, 3, seed=3, spare=collector.lent)
+    np.testing.assert_array_equal(lent.returns, alone)
+    after = collector.step(np.full(1, 0.25))
+    collector.restore(before)
+    np.testing.assert_array_equal(after.next_observation, collector.step(np.full(1, 0.25)).next_observation)
+
+
+def test_what_never_repeats_is_not_taken_for_disturbed():
+    noisy = bring(observe=lambda self: np.random.default_rng().uniform(size=2))
+    assert evaluate(noisy).remarks == ()
+
+
+def test_a_task_that_exits_is_one_line():
+    def leave(*_, **__):
+        raise SystemExit(0)
+
+    refused_alike(bring(earn=leave), EnvStepError, "step failed: SystemExit: 0")
+    refused_alike(bring(observe=leave), EnvStepError, "reset failed: SystemExit: 0")
+    refused_alike(bring(__init__=leave), ConfigError, "does not start", "SystemExit: 0")
+
+
 def test_copies_are_closed_whatever_happens():
     kind = limited(99)
     config = bring(type("Breaks", (kind,), {"step": breaks}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
-from polygrad_jax.envs import episodes, tasks
+from polygrad_jax.envs import episodes, random_steps, tasks
 from polygrad_jax.envs.collector import (
     EVALUATION_STREAM,
     TRAINING_STREAM,
@@ -258,6 +258,7 @@ def test_the_environment_receives_the_executed_action(how, by_hand):
     collector.restore(snapshot)
     np.testing.assert_array_equal(received[2:], before)
 
+    assert random_steps.why_not_side_by_side(config) is None  # which makes copies once
     made, make = [], tasks.make
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "make", lambda *given: made.append(make(*given)) or made[-1])
