@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import stat
 import zipfile
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ def read_npz(path: Path | str, names: Sequence[str] | None = None, most_expansio
     """
     try:
         require_file(path)
+        with open(path, "rb") as raw:
+            if raw.read(1) == pickle.PROTO:
+                raise NoPlainArrays("it holds pickles")
         with open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
             parts = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(parts) != len(archive.infolist()):

@@ -27,8 +27,8 @@ def results(tmp_path_factory):
 
 
 def assert_no_fault(whole, mutated):
-    whys = {f"{line['file']} ({line['mutation']}), {line['verb']}": fault(line, whole[line["verb"]]) for line in mutated}
-    faults = [f"{case}: {why}" for case, why in whys.items() if why is not None]
+    whys = [(line, fault(line, whole[line["verb"]])) for line in mutated]
+    faults = [f"{line['file']} ({line['mutation']}), {line['verb']}: {why}" for line, why in whys if why is not None]
     assert not faults, f"{len(faults)} of {len(mutated)}:\n" + "\n".join(faults)
 
 
