@@ -341,6 +341,24 @@ def test_arrays_that_do_not_fit_are_one_line(episodes, updates, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("largest", [1.0, 1.0 + 1e-6, 2.0])
+def test_actions_beyond_their_bounds_are_warned_of_where_they_are_clipped_and_refused_where_squashed(largest, capsys):
+    """As of a recording whose bounds are -2 and 2; tanh has no such value."""
+    episode = Episode(np.zeros((5, 2)), np.linspace(-1, largest, 5)[:, None], np.zeros(5))
+    config = override(preset("smoke", "own"), {"horizon": 4, "world_model": "ensemble"})
+    model, key = make_world_model(config, EnvSpec(2, 1)), jax.random.key(0)
+    fit(model, [episode], config, key, 1)
+    said = capsys.readouterr().err
+    warning = "warning: actions are up to 2; what lies beyond -1 and 1 counts as these bounds"
+    assert (warning in said) == (largest == 2.0) and "actions are up to 1" not in said
+    squashed = override(config, {"env.actions": "squashed"})
+    if largest < 2.0:
+        fit(make_world_model(squashed, EnvSpec(2, 1)), [episode], squashed, key, 1)
+        return
+    with pytest.raises(ConfigError, match="actions are up to 2; allowed where env.actions is squashed: from -1 to 1"):
+        fit(model, [episode], squashed, key, 1)
+
+
 def test_contexts_of_the_wrong_size_are_one_line():
     with pytest.raises(ConfigError, match=r"observations have shape \(3, 4\); allowed: \[B, 2\]"):
         contexts_at(np.zeros((3, 4)), EnvSpec(2, 1))

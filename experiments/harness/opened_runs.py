@@ -77,9 +77,13 @@ def config_of(run: OpenedRun, options: argparse.Namespace, *fields: str) -> Conf
 
 
 def recorded_episodes(run: OpenedRun, rows: int) -> list[Episode]:
-    """Return the first ``rows`` transitions of a run as its episodes; the last one may be cut short."""
+    """Return the first ``rows`` transitions of a run as its episodes; the last one may be cut short.
+
+    Where actions are clipped, they are those that the policy drew: its Gaussian goes beyond the bounds.
+    """
+    actions_of = np.tanh if run.config.env.actions == "squashed" else np.asarray
     return [
-        Episode(part.observations, part.actions, part.rewards, terminated=bool(part.terminals[-1]))
+        Episode(part.observations, actions_of(part.actions), part.rewards, terminated=bool(part.terminals[-1]))
         for part in episodes_of(run.transitions[:rows])
     ]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_policy_apply
-from polygrad_jax.config import LARGEST_COUNT, Config, ConfigError
+from polygrad_jax.config import LARGEST_COUNT, Config, ConfigError, Execution
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode, replay_of, transitions_of
@@ -47,6 +47,8 @@ BEST_FILE = "best.npz"
 JUDGED_HORIZON = 5
 """Steps ahead at which the error decides (paper, Appendix C.1)."""
 PAPER_UPDATES = 1_000_000
+ROUNDING = 1e-5
+"""How far beyond 1 an executed action may be: rescaling rounds."""
 SETTLING_CONTEXTS = 64
 FIRST_SETTLING_ROUNDS, SETTLING_ROUNDS = 300, 30
 """Imaginations in which what a model adapts to the policy (PolyGRAD's delta) settles before it is judged."""
@@ -70,12 +72,14 @@ def fit(
     hundred updates with the means since the last call.
 
     Raises:
-      ConfigError: episodes that do not fit together, hold numbers that are not finite, or are all too short.
+      ConfigError: episodes that do not fit together, hold numbers that are not finite, or are all too short; actions
+        beyond [-1, 1] where ``env.actions`` is ``squashed`` (else a warning).
     """
     if updates < 1:
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
     window = window_of(config, world_model)
     rows = transitions_of(episodes)
+    _look_at_actions(rows.actions, config.env.actions)
     rows = rows.replace(actions=tasks.raw_of(rows.actions, config.env.actions))
     replay = replay_of(rows, window.states)
     require_windows(replay, window)
@@ -90,6 +94,21 @@ def fit(
         if report is not None:
             report(end, {name: x / (end - first) for name, x in scalars_of(sums).items()})
     return state, normaliser
+
+
+def _look_at_actions(actions: np.ndarray, how: Execution) -> None:
+    """Say where actions ``[T, A]`` are beyond what the task executes, as in a recording in other units.
+
+    Raises:
+      ConfigError: no squashed action can be as large.
+    """
+    largest = float(np.abs(actions).max())
+    if largest <= 1.0 + ROUNDING:
+        return
+    found, rescaled = f"actions are up to {largest:.4g}", "polygrad_jax.data.minari_dataset.to_unit rescales"
+    if how == "squashed":
+        raise ConfigError(f"episodes: {found}; allowed where env.actions is squashed: from -1 to 1 ({rescaled})")
+    announce(f"warning: {found}; what lies beyond -1 and 1 counts as these bounds ({rescaled} from other bounds)")
 
 
 def make_model_updates(world_model: WorldModel, config: Config) -> Callable[..., tuple[Any, Metrics]]:

@@ -1,10 +1,12 @@
 """Files that something else has written: refused in one line with nothing written over, or read as what they are.
 
 The mutated files are read by a program of its own with a bound on its memory, so that a hang, a crash or a huge
-allocation is seen. ``hostile_files.py`` says which verbs read them.
+allocation is seen. ``hostile_files.py`` says which verbs read them. ``make test`` tries one in four of the 300 and more;
+``POLYGRAD_HOSTILE_EVERY=1`` tries all.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 from judged import fault
 
 PROGRAM = Path(__file__).with_name("hostile_files.py")
-COUNT, MOST_SECONDS = 300, 900
+EVERY = int(os.environ.get("POLYGRAD_HOSTILE_EVERY", "4"))
+COUNT, MOST_SECONDS = 300 // EVERY - 20, 1_800
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What the verbs made of whole files, by verb, and of the mutated ones."""
-    command = [sys.executable, str(PROGRAM), str(tmp_path_factory.mktemp("hostile") / "files")]
+    command = [sys.executable, str(PROGRAM), str(tmp_path_factory.mktemp("hostile") / "files"), str(EVERY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -38,7 +41,7 @@ def test_whole_files_are_read(results):
     assert all(line["code"] == 0 and line["raised"] is None for line in whole.values()), whole
 
 
-def test_300_mutated_files_are_refused_in_one_line_or_read_as_what_they_are(results):
+def test_mutated_files_are_refused_in_one_line_or_read_as_what_they_are(results):
     whole, mutated = results[0], [line for line in results[1] if line["kind"] != "minari"]
     assert len(mutated) >= COUNT
     assert_no_fault(whole, mutated)
