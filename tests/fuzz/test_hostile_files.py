@@ -1,8 +1,8 @@
 """Files that something else has written: refused in one line with nothing written over, or read as what they are.
 
 The mutated files are read by a program of its own with a bound on its memory, so that a hang, a crash or a huge
-allocation is seen. ``hostile_files.py`` says which verbs read them. ``make test`` tries one in four of the 300 and more;
-``POLYGRAD_HOSTILE_EVERY=1`` tries all.
+allocation is seen. ``hostile_files.py`` says which verbs read them. ``make test`` tries one in four;
+``POLYGRAD_HOSTILE_EVERY=1`` tries all, which are above 300.
 """
 
 import json
