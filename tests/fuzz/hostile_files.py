@@ -1,9 +1,9 @@
 """Mutated files, and what the verbs make of them: a program of its own, so that a hang, an end of the process or a huge
 allocation is seen from outside.
 
-``python tests/fuzz/hostile_files.py FOLDER [EVERY]`` prints a line of JSON for each file, or for one in EVERY. The verbs
-run by ``cli.main``; what comes behind reading (training, episodes, drawing a picture) is replaced by looking at what was
-read.
+``python tests/fuzz/hostile_files.py FOLDER [EVERY]`` prints a line of JSON for each file, or for one in EVERY. The
+verbs run by ``cli.main``; what comes behind reading (training, episodes, drawing a picture) is replaced by looking at
+what was read.
 """
 
 import contextlib
