@@ -343,7 +343,8 @@ def check_command(arguments: Sequence[str]) -> int:
         print(*task_page.describe(config, why), sep="\n")
     except EnvStepError as error:  # here the task is the input
         return _say(error, BAD_INPUT)
-    print(f"train: {sys.argv[0]} train --env {shlex.quote(options.env)}")
+    preset = [] if options.preset is None else ["--preset", options.preset]
+    print(f"train: {shlex.join([sys.argv[0], 'train', '--env', options.env, *preset, *fields])}")
     return 0
 
 

@@ -97,8 +97,15 @@ def test_the_page_says_what_the_task_is(capsys):
     assert entries["repeatable"].startswith("yes")
     assert entries["simulator"] == "no states: it is no task of Gymnasium's MuJoCo"
     assert entries["preset"].startswith("cpu (asked for): 80,000 environment steps, about 5")
-    assert entries["train:"].endswith("train --env PageClock-v0")
+    assert entries["train:"].endswith("train --env PageClock-v0 --preset cpu")
     assert warnings == []
+
+
+def test_the_command_that_trains_has_what_was_asked_for(capsys):
+    name = register(Clock, max_episode_steps=20)
+    assert cli.main(["check", name, "--preset", "smoke", "--horizon", "5", "--a2c.no-search"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"train --env {name} --preset smoke --horizon 5 --a2c.no-search")
 
 
 def test_simulator_states_are_said_to_be_exact_where_they_are(capsys):

@@ -40,7 +40,7 @@ def environment(cache):
 
 
 def finish(folder, cache, *fields):
-    done = subprocess.run(command(folder, *fields), env=environment(cache), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(folder, *fields), env=environment(cache), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -121,7 +121,7 @@ def test_half_then_half_is_the_whole_and_sigterm_says_how_to_resume(uninterrupte
     assert 1_200 <= saved < TOTAL_ENV_STEPS
     # the folder alone says all: the run's own config is taken
     alone = [sys.executable, "-m", "polygrad_jax.cli", "train", "--run", str(folder)]
-    done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, folder)
 
