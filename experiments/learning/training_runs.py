@@ -302,13 +302,19 @@ def draw_curves(rows: list[grid.Row], runs: list[grid.Row], path: Path) -> None:
             lines += f", grey: {others} others"
         if any(row["exp_name"].endswith(AGAIN) for row in rows):
             lines += ", dashed: a run repeated"
-        figure.suptitle(f"{task_in_words(rows)}, preset {runs[0]['preset']}\n{lines}", fontsize=9)
+        figure.suptitle(f"{task_in_words(rows)}, {presets_in_words(runs)}\n{lines}", fontsize=9)
 
 
 def task_in_words(rows: list[grid.Row]) -> str:
     """Return the task of an experiment's rows and its physics, for a caption."""
     versions = grid.physics_of(rows)
     return f"{rows[0]['env_name']}{f', {versions}' if versions else ''}"
+
+
+def presets_in_words(runs: list[grid.Row]) -> str:
+    """Return the presets of an experiment's runs, for a caption."""
+    names = list(dict.fromkeys(run["preset"] for run in runs))
+    return f"preset{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def colours_of(rows: list[grid.Row]) -> tuple[dict[str, str], int]:
@@ -417,7 +423,7 @@ def draw_along(runs: list[grid.Row], path: Path) -> None:
         axis.set_ylabel(f"evaluation return,\nmean of the last {LAST_EVALUATIONS} evaluations")
         figures.room_for_names(axis, 1.8)
         steps, seeds = min(int(r["env_steps"]) for r in runs), len({r["seed"] for r in runs})
-        about = f"{task_in_words(runs)}, preset {runs[0]['preset']}, {steps} environment steps"
+        about = f"{task_in_words(runs)}, {presets_in_words(runs)}, {steps} environment steps"
         figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
 
 

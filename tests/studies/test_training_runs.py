@@ -201,3 +201,10 @@ def test_settings_along_the_value_of_a_field(trained, tmp_path):
     assert training_runs.field_along([rows[0] | {"exp_name": "score"}, *rows[1:]]) is None
     assert training_runs.field_along([rows[0] | {"exp_name": "a b 0.5"}, *rows[1:]]) is None
     assert training_runs.field_along([row for row in rows if row["exp_name"] == "c 0.3"]) is None
+
+
+@pytest.mark.parametrize(
+    ("presets", "words"), [(["cpu"], "preset cpu"), (["cpu_a2c", "cpu", "cpu_a2c"], "presets cpu_a2c, cpu")]
+)
+def test_a_caption_names_every_preset_of_its_runs(presets, words):
+    assert training_runs.presets_in_words([{"preset": name} for name in presets]) == words
