@@ -19,6 +19,7 @@ from polygrad_jax.runs.checkpoints import Checkpoints
 
 KILLS = int(os.environ.get("POLYGRAD_KILLS", "1"))
 TOTAL_ENV_STEPS = 1_500 + 400 * max(KILLS - 1, 0)
+LATE_ENV_STEPS = TOTAL_ENV_STEPS - 300
 FIELDS = (
     f"--env hopper --preset smoke --seed 7 --loop.total-env-steps {TOTAL_ENV_STEPS} "
     "--loop.checkpoint-every-env-steps 150 --loop.eval-every-env-steps 300 --loop.log-every-env-steps 50 "
@@ -82,8 +83,27 @@ def uninterrupted(tmp_path_factory):
     return folder, cache
 
 
-def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
-    (whole, cache), folder, chance, ended = uninterrupted, tmp_path / "killed", random.Random(0), []
+def test_killed_then_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
+    """Killed at any moment, then stopped by SIGTERM, which says how to resume; the folder alone says all it needs."""
+    (whole, cache), folder = uninterrupted, tmp_path / "killed"
+    kill_often(folder, cache)
+    process = subprocess.Popen(command(folder), env=environment(cache), stdout=subprocess.PIPE, text=True)
+    while checkpoint_count(folder) < LATE_ENV_STEPS and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"--run {folder}" in said.splitlines()[-1]
+    assert LATE_ENV_STEPS <= checkpoint_count(folder) < TOTAL_ENV_STEPS
+    alone = [sys.executable, "-m", "polygrad_jax.cli", "train", "--run", str(folder)]  # the run's own config is taken
+    done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, folder)
+
+
+def kill_often(folder, cache):
+    """Start or resume KILLS times and kill each session at some moment behind its first checkpoint."""
+    chance, ended = random.Random(0), []
     for _ in range(KILLS):
         process = subprocess.Popen(
             command(folder), env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -98,32 +118,12 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, 
         ended.append(process.wait())
     assert KILLS == 0 or checkpoint_count(folder) > 0, "the run was killed before it had saved anything"
     assert KILLS == 0 or -signal.SIGKILL in ended, f"no run was killed while it ran: they ended with {ended}"
-    finish(folder, cache)
-    assert_same_run(whole, folder)
 
 
 def checkpoint_count(folder):
     """The newest checkpoint's step, as a mark of progress; 0 without any."""
     steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
     return max(steps, default=0)
-
-
-def test_half_then_half_is_the_whole_and_sigterm_says_how_to_resume(uninterrupted, tmp_path):
-    (whole, cache), folder = uninterrupted, tmp_path / "halves"
-    process = subprocess.Popen(command(folder), env=environment(cache), stdout=subprocess.PIPE, text=True)
-    while checkpoint_count(folder) < 1_200 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert f"--run {folder}" in said.splitlines()[-1]
-    saved = checkpoint_count(folder)
-    assert 1_200 <= saved < TOTAL_ENV_STEPS
-    # the folder alone says all: the run's own config is taken
-    alone = [sys.executable, "-m", "polygrad_jax.cli", "train", "--run", str(folder)]
-    done = subprocess.run(alone, env=environment(cache), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert_same_run(whole, folder)
 
 
 def test_another_configuration_is_refused_in_one_line(uninterrupted):
