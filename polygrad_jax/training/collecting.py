@@ -15,7 +15,7 @@ import numpy as np
 
 from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
 from polygrad_jax.data.simulator_log import SimulatorLog
-from polygrad_jax.data.transition_log import TransitionLog, TransitionRecord
+from polygrad_jax.data.transition_log import LEARNT_FROM, TransitionLog, TransitionRecord
 from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.runs.console import announce
@@ -208,22 +208,22 @@ class Collecting:
             )
 
     def refill(
-        self, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState], env_steps: int
+        self, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState], stored: TransitionRecord
     ) -> TrainState:
-        """Build the replay and the simulator's states again from the first ``env_steps`` logged transitions.
+        """Build the replay and the simulator's states again from the stored transitions ``[T]`` up to a checkpoint.
 
         Raises:
           ConfigError: they are of another task, or the world model is the simulator and the states are not of today's
             size.
         """
-        stored, todays = self.transitions.load(env_steps), (self.spec.observation_size, self.spec.action_size)
+        todays = (self.spec.observation_size, self.spec.action_size)
         if (sizes := (stored.observations.shape[1], stored.actions.shape[1])) != todays:
             raise ConfigError(f"stored transitions have sizes {sizes}; allowed: {todays}, those of the task")
         self._require_todays_states(stored)
-        for start in range(0, env_steps, INSERT_CHUNK):
+        for start in range(0, len(stored), INSERT_CHUNK):
             part = stored[start : start + INSERT_CHUNK]
             chunk = empty_chunk(INSERT_CHUNK, self.spec)
-            for name in ("observations", "actions", "rewards", "terminals", "truncations"):
+            for name in LEARNT_FROM:
                 getattr(chunk, name)[: len(part)] = getattr(part, name)
             chunk.valid[: len(part)] = True
             self.simulator_log.append(part.simulator_states[:, : self.collector.simulator_state_size])

@@ -302,13 +302,14 @@ def restore(
         raise ConfigError(f"{reason}; allowed: a new run")
     run.collecting.at = Counters.from_json(host["counters"])
     run.interval = Interval(**host["interval"])
-    learnt_from = checksum_of(run.collecting.transitions.load(env_steps))
+    stored = run.collecting.transitions.load(env_steps)
+    learnt_from = checksum_of(stored)
     if host.get("transitions") not in (None, learnt_from):  # None: saved by an older version
         raise TransitionLogError(
             f"{run.folder / 'replay'} does not belong to the checkpoint at step {env_steps}: its transitions are not "
             "those that were learnt from; restore the folder, or resume from an earlier checkpoint"
         )
-    refilled = run.collecting.refill(state, insert, env_steps)
+    refilled = run.collecting.refill(state, insert, stored)
     counters = ("total", "head", "tail", "open_length")
     more = int(refilled.replay.tail) - int(saved.replay.tail)
     if more > 0 and more == first_ends(run.collecting.transitions.load(env_steps)):

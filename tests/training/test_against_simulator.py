@@ -106,7 +106,7 @@ def test_a_run_whose_stored_states_are_not_todays_goes_on_without(stored_size, t
     collecting.transitions.append(*rows, before)
     collecting.transitions.flush()
     capsys.readouterr()
-    collecting.refill(None, lambda state, chunk: None, 6)
+    collecting.refill(None, lambda state, chunk: None, collecting.transitions.load(6))
     line = f"InvertedPendulum-v5: no simulator states: those stored have {stored_size} numbers, the task's 7"
     assert capsys.readouterr().err.strip() == ("" if task == "Goal" else line)
     assert collecting.simulator_log.get(np.arange(6)).shape == (6, 0)
@@ -125,7 +125,7 @@ def test_the_simulator_as_a_world_model_needs_the_stored_states(begun):
     )
     run.collecting.transitions.flush()
     with pytest.raises(ConfigError, match="world_model is simulator; .* those stored have 5 numbers, the task's 7"):
-        run.collecting.refill(None, lambda state, chunk: None, 6)
+        run.collecting.refill(None, lambda state, chunk: None, run.collecting.transitions.load(6))
     assert isinstance(run.collecting.simulator_log, SimulatorLog) and run.collecting.simulator_log.total == 0
 
 
