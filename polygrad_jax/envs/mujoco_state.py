@@ -53,10 +53,17 @@ def is_mujoco(env: gym.Env) -> bool:
     This says nothing about what else the task depends on: see `why_no_simulator_states`.
     """
     mujoco, base = sys.modules.get("mujoco"), env.unwrapped
-    if mujoco is None or not hasattr(base, "_get_obs"):
+    if mujoco is None or _attribute(base, "_get_obs") is None:
         return False
-    model, data = getattr(base, "model", None), getattr(base, "data", None)
-    return isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData)
+    return isinstance(_attribute(base, "model"), mujoco.MjModel) and isinstance(_attribute(base, "data"), mujoco.MjData)
+
+
+def _attribute(task: gym.Env, name: str) -> Any:
+    """Return an attribute, or None: a task's own ``__getattr__`` or property may raise anything."""
+    try:
+        return getattr(task, name, None)
+    except Exception:
+        return None
 
 
 def uses_mujoco(env: gym.Env) -> bool:

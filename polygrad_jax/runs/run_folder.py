@@ -84,7 +84,7 @@ def one_line_on_disk_trouble(path: Path | str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        reason = _disk_trouble(error)
+        reason = _disk_trouble(error, Path(path))
         if reason is None:
             raise
         raise ConfigError(
@@ -92,16 +92,26 @@ def one_line_on_disk_trouble(path: Path | str) -> Iterator[None]:
         ) from error
 
 
-def _disk_trouble(error: BaseException | None) -> str | None:
+def _disk_trouble(error: BaseException | None, path: Path) -> str | None:
     """Why the disk refused, or None; libraries wrap the system's error, so its causes and its words are looked at."""
     while error is not None:
         reason = (_NO_ROOM | _NO_ACCESS).get(getattr(error, "errno", None))
+        if reason is None and _is_missing(error, path):
+            reason = "a folder on the way to it is gone or cannot be made"
         if reason is None and os.strerror(errno.ENOSPC) in str(error):
             reason = _NO_ROOM[errno.ENOSPC]
         if reason is not None:
             return reason
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_missing(error: BaseException, path: Path) -> bool:
+    """Whether the system found ``path`` missing, something in it or a folder on the way to it."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    missing, path = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+    return missing.is_relative_to(path) or path.is_relative_to(missing)
 
 
 def write_bytes_atomically(path: Path | str, content: bytes) -> None:
@@ -138,10 +148,12 @@ def _umask() -> int:
 
 LARGEST_JSON = 2**20
 """Bytes of a JSON file that a person could read; parsed, JSON takes up to thirty times its size."""
+LARGEST_HOST_JSON = 2**23
+"""Bytes of what the host remembers in a checkpoint: the actions of the open episode are most of it."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of JSON that somebody else may have written.
+def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
+    """Read an object of JSON, of at most ``largest`` bytes, that somebody else may have written.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -150,8 +162,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG((found := path.stat()).st_mode):  # a pipe would be waited for
             raise ValueError("it is no file")
-        if (size := found.st_size) > LARGEST_JSON:
-            raise ValueError(f"{size:,} bytes; at most {LARGEST_JSON:,} are read")
+        if (size := found.st_size) > largest:
+            raise ValueError(f"{size:,} bytes; at most {largest:,} are read")
         saved = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
             raise ValueError(f"a {type(saved).__name__} in place of an object")
@@ -294,10 +306,9 @@ class RunFolder:
     def format_version(self) -> Any:
         """Return the format version of the newest checkpoint; today's where there is none, or none that can be read."""
         try:
-            host = json.loads((self._newest() / "host" / "metadata").read_text())
-        except (OSError, ValueError, RecursionError):
+            return read_json(self._newest() / "host" / "metadata", LARGEST_HOST_JSON).get("format_version")
+        except (FileNotFoundError, ConfigError):
             return FORMAT_VERSION
-        return host.get("format_version") if isinstance(host, dict) else FORMAT_VERSION
 
     def check_version(self) -> None:
         """Refuse to resume a checkpoint of another format version; one that cannot be read is left to the reader.

@@ -770,3 +770,18 @@ def test_what_says_how_long_an_episode_is():
     ):
         with contextlib.closing(tasks.make(config)) as env:
             assert env.time_limit == limit
+
+
+def _forever(self, name):
+    return getattr(self.inner, name)  # which is never set, so that this asks itself
+
+
+def _refuses(self, name):
+    raise ValueError(f"no {name}")
+
+
+@pytest.mark.parametrize("answer", [_forever, _refuses])
+def test_a_task_that_raises_at_a_question_for_an_attribute_is_collected_from_and_evaluated(answer):
+    config = bring(__getattr__=answer)
+    assert collect(config)[9].terminal
+    assert np.allclose(evaluate(config).returns, Brought.length)

@@ -166,9 +166,26 @@ def test_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch, broken):
     assert contents(tmp_path) == {"x.json": b"before"}
 
 
+@pytest.mark.parametrize("missing", ["", "checkpoints/20", ".."], ids=["itself", "in it", "on the way"])
+def test_a_folder_that_is_gone_is_one_line(tmp_path, missing):
+    run = tmp_path / "gone" / "run"
+    with pytest.raises(ConfigError, match="run cannot be written: a folder on the way to it is gone") as error:
+        with rf.one_line_on_disk_trouble(run):
+            os.scandir(os.path.normpath(run / missing))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_where_no_folder_can_be_made_is_one_line():
+    with pytest.raises(ConfigError, match="/proc/x cannot be written"):
+        rf.RunFolder("/proc/x").lock()
+
+
 def test_other_errors_pass_through(tmp_path):
     with pytest.raises(ZeroDivisionError), rf.one_line_on_disk_trouble(tmp_path):
         1 / 0  # noqa: B018
+    with pytest.raises(FileNotFoundError), rf.one_line_on_disk_trouble(tmp_path / "run"):
+        (tmp_path / "elsewhere").stat()  # a missing file of ours is no trouble of the disk
 
 
 def test_files_have_the_usual_permissions(tmp_path):
