@@ -222,7 +222,7 @@ def gradient_through_data(through: str) -> dict:
             made["advantages"] = data["advantages"] + jnp.sum(mean - jax.lax.stop_gradient(mean), axis=-1)
         return a2c.actor_loss(params, policy_apply, raw_obs, **made, weights=jnp.ones((3, 4)), entropy_weight=0.0)[0]
 
-    return jax.grad(loss)(params)
+    return jax.jit(jax.grad(loss))(params)
 
 
 def largest_difference(a, b) -> float:
