@@ -1,0 +1,152 @@
+"""What do runs return in the end, how much does that depend on the seed, and how sure is a difference?
+
+Print a table of every setting of experiments of ``training_runs.py`` and ``model_free_runs.py``: for each seed the mean
+of the last three evaluations, over the seeds mean and Student's 95 % interval, interquartile mean, the worst seed and
+the metres; against one of the settings the difference of the means with Welch's interval, and the probability that a
+run is better. Runs nothing: all of it is made from CSV files. Repeated runs ("... again") are left out.
+
+    python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \
+        --against PPO --out results/learning_curves
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from experiments.harness import in_venv  # noqa: F401
+
+# isort: split
+import argparse
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.harness import grid, statistics
+from experiments.learning.curves_beside import rows_of
+from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
+
+BAD_INPUT = 2
+LAST = 3
+"""Evaluations whose mean is a run's return: one alone is one sample of a deterministic gait."""
+RETURN, DISTANCE = "return_mean", "distance_mean"
+
+
+class Run(NamedTuple):
+    """What one run came to."""
+
+    seed: str
+    value: float  # return, the mean of its last evaluations
+    metres: float  # NaN where the task tells none
+    step: int  # of the last of them
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", required=True, metavar="EXPERIMENT", help="names of CSV files")
+    parser.add_argument("--out", type=Path, required=True, help="their folder")
+    parser.add_argument("--until", type=int, default=None, metavar="STEP", help="evaluations up to here (all)")
+    parser.add_argument("--against", default=None, metavar="SETTING", help="what every other setting is compared with")
+    parser.add_argument(physics.ASKED_BY, action="store_true", help="whatever versions of MuJoCo made the curves")
+    return parser.parse_args()
+
+
+def runs_of(rows: Sequence[grid.Row], until: int | None) -> list[Run]:
+    """Return a setting's runs, by seed; one with fewer than three evaluations counts those it has."""
+    found = []
+    for (seed,), own in sorted(statistics.groups(rows, ["seed"]).items()):
+        last = {metric: last_values(own, metric, until) for metric in (RETURN, DISTANCE)}
+        if last[RETURN]:
+            metres = [value for _, value in last[DISTANCE]]
+            value = float(np.mean([value for _, value in last[RETURN]]))
+            found.append(Run(seed, value, float(np.mean(metres)) if metres else math.nan, last[RETURN][-1][0]))
+    return found
+
+
+def last_values(rows: Sequence[grid.Row], metric: str, until: int | None) -> list[tuple[int, float]]:
+    """Return steps and values of the last evaluations of one run."""
+    values = sorted((int(row["env_step"]), float(row["value"])) for row in rows if row["metric"] == metric)
+    return [(step, value) for step, value in values if until is None or step <= until][-LAST:]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
+    """Return the lines of a table, a setting each."""
+    head = ["setting", "steps", "last three, by seed", "mean (95 %)", "interquartile mean", "worst", "metres"]
+    if against is not None:
+        head += [f"less {against} (95 %)", f"better than {against}"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, runs in settings.items():
+        values = [run.value for run in runs]
+        cells = [
+            name,
+            f"{min(run.step for run in runs):,}",
+            ", ".join(f"{value:,.0f}" for value in values),
+            estimate(statistics.mean_interval(values)),
+            f"{statistics.interquartile_mean([values]):,.0f}",
+            f"{min(values):,.0f}",
+            ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
+        ]
+        if against is not None:
+            cells += compared(values, [run.value for run in settings[against]]) if name != against else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def compared(values: list[float], others: list[float]) -> list[str]:
+    """Return how much more these return, and how often one of them is better."""
+    share = statistics.improvement([values], [others])
+    return [estimate(statistics.difference_interval(values, others)), f"{share:.2f}"]
+
+
+def estimate(of: statistics.Estimate) -> str:
+    """Write ``1,200 (900 to 1,500)``; the value alone where there is no interval."""
+    value, low, high = of
+    return f"{value:,.0f}" if math.isnan(low) else f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
+    """Return the runs of every setting of the experiments.
+
+    Raises:
+      ConfigError: no such experiment or setting, or experiments of several tasks or of several physics.
+    """
+    of_each = {name: rows_of(options.out, name, "--experiments") for name in options.experiments}
+    rows = [row for own in of_each.values() for row in own]
+    tasks = list(dict.fromkeys(row["env_name"] for row in rows))
+    if len(tasks) > 1:
+        raise ConfigError(f"--experiments are of {', '.join(tasks)}; allowed: experiments on one task")
+    used = [use for name, own in of_each.items() for use in grid.used(own, Path(f"{name}.csv"))]
+    physics.refuse_mixed(used, options.mixed_physics)
+    named = [run for own in of_each.values() for run in {(row["exp_name"], row["seed"]) for row in own}]
+    if twice := [f"{name}, seed {seed}" for (name, seed), count in sorted(Counter(named).items()) if count > 1]:
+        raise ConfigError(f"--experiments have {twice[0]} more than once; allowed: different settings")
+    by_name = {name: runs_of(own, options.until) for (name,), own in statistics.groups(rows, ["exp_name"]).items()}
+    settings = {name: runs for name, runs in by_name.items() if runs}
+    if not settings:
+        first = min(int(row["env_step"]) for row in rows)
+        raise ConfigError(f"--until is {options.until}; allowed: from {first:,} on, where the first evaluation is")
+    if options.against is not None and options.against not in settings:
+        raise ConfigError(f"--against is {options.against}; allowed: {', '.join(settings)}")
+    return settings
+
+
+def main() -> int:
+    options = parse()
+    try:
+        print("\n".join(table(settings_of(options), options.against)))
+    except ConfigError as error:
+        print(f"returns_table: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
