@@ -122,8 +122,8 @@ def mean_curve(curves: list[list[tuple[int, float]]]) -> tuple[np.ndarray, np.nd
 def caption(rows: list[grid.Row], published: list[grid.Row]) -> str:
     """Say what the lines are, and from whom the published ones."""
     text = (
-        f"{task_in_words(rows)}. Thin: a seed, thick: the mean (number of seeds). Dashed: Stable-Baselines3, default "
-        "hyperparameters, run by us."
+        f"{task_in_words(rows)}. Thin: a seed, thick: the mean (number of seeds). Dashed: Stable-Baselines3, "
+        "default hyperparameters (A2C: the paper's), run by us."
     )
     if not published:
         return text

@@ -1,9 +1,10 @@
 """How well do model-free algorithms learn the same tasks on the same machine and versions?
 
-Train PPO and SAC of Stable-Baselines3 with their default hyperparameters, which are tuned to no task here. Every run is
-judged by the evaluations of ``training_runs.py`` and recorded in the same CSV files, so that its curves stand beside
-those of a world model. ``stable_baselines.py`` is one run; this is the grid of them, resumable as every grid: finished
-runs are kept, a run that was killed begins again. Needs the extra ``baselines``.
+Train PPO, TRPO, A2C and SAC of Stable-Baselines3 and sb3-contrib with the paper's settings (Appendix C.2): the
+libraries' default hyperparameters, which are tuned to no task here, but for two of A2C's. Every run is judged by the
+evaluations of ``training_runs.py`` and recorded in the same CSV files, so that its curves stand beside those of a world
+model. ``stable_baselines.py`` is one run; this is the grid of them, resumable as every grid: finished runs are kept, a
+run that was killed begins again. Needs the extra ``baselines``.
 
     python experiments/learning/model_free_runs.py --experiment hopper_model_free --env hopper --algorithms ppo sac \
         --seeds 0 1 2 3 4 --steps 100000 --jobs 1 --out results/learning_curves
@@ -27,7 +28,7 @@ from experiments.learning import stable_baselines, training_runs
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs.tasks import gymnasium_id
 
-PRESET = "SB3 defaults"
+DEFAULTS, CHANGED = "SB3 defaults", "SB3, as in the paper"
 """What ``runs.csv`` has in place of a preset's name."""
 
 
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default=None, help="name of the CSV and the figure (ENV_model_free)")
     parser.add_argument("--env", default="hopper")
-    parser.add_argument("--algorithms", nargs="+", choices=stable_baselines.ALGORITHMS, default=["ppo"])
+    parser.add_argument("--algorithms", nargs="+", choices=tuple(stable_baselines.ALGORITHMS), default=["ppo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps of every run")
     parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/EXPERIMENT)")
@@ -49,6 +50,7 @@ def parse() -> argparse.Namespace:
 def cell_of(options: argparse.Namespace, algorithm: str, seed: int) -> grid.Cell:
     """Return one run by the command line that a user would type."""
     name = algorithm.upper()
+    preset = CHANGED if stable_baselines.ALGORITHMS[algorithm].changed else DEFAULTS
     folder = options.runs / training_runs.run_name(name, seed)
     words = ["--algorithm", algorithm, "--env", options.env, "--seed", str(seed)]
     words += ["--steps", str(options.steps), "--run"]
@@ -58,7 +60,7 @@ def cell_of(options: argparse.Namespace, algorithm: str, seed: int) -> grid.Cell
     return grid.Cell(
         name=folder.name,
         command=(sys.executable, str(script), *words, str(folder.resolve())),
-        labels=(("experiment", options.experiment), ("exp_name", name), ("seed", seed), ("preset", PRESET)),
+        labels=(("experiment", options.experiment), ("exp_name", name), ("seed", seed), ("preset", preset)),
         collect=partial(training_runs.summary, folder, recorded_command),
     )
 

@@ -1,8 +1,9 @@
 """Train one policy with a model-free algorithm of Stable-Baselines3, judged by the evaluations of every other run.
 
-The algorithm keeps the default hyperparameters of Stable-Baselines3 and its ``MlpPolicy``, on one core. Its task and
-its evaluations are this package's: actions in [-1, 1], whole episodes with the mean action, seeds that training never
-sees. Needs the extra ``baselines``; ``model_free_runs.py`` runs a grid of these trainings.
+PPO, TRPO (of sb3-contrib) and SAC keep the library's default hyperparameters, A2C has the two that the paper changes
+(Appendix C.2); all have its ``MlpPolicy`` and one core. Task and evaluations are this package's: actions in [-1, 1],
+whole episodes with the mean action, seeds that training never sees. Needs the extra ``baselines``;
+``model_free_runs.py`` runs a grid of these trainings.
 
     python experiments/learning/stable_baselines.py --algorithm ppo --env hopper --seed 0 --steps 100000 --run runs/ppo
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
@@ -23,10 +24,12 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 # isort: split
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import json
 import time
+from collections.abc import Mapping
 from importlib import metadata
 
 from polygrad_jax.config import ConfigError, EnvConfig
@@ -46,8 +49,23 @@ from polygrad_jax.training.evaluating import evaluation_row, evaluation_seed
 BAD_INPUT = 2
 EVAL_EVERY_ENV_STEPS = 5_000
 """As in the ``cpu`` preset."""
-ALGORITHMS = ("ppo", "sac")
-PACKAGES = ("stable_baselines3", "torch")
+
+
+class Algorithm(NamedTuple):
+    """Where an algorithm is found, and what is not the library's default in it."""
+
+    module: str
+    name: str
+    changed: dict[str, float] = {}
+
+
+ALGORITHMS = {
+    "ppo": Algorithm("stable_baselines3", "PPO"),
+    "trpo": Algorithm("sb3_contrib", "TRPO"),
+    "a2c": Algorithm("stable_baselines3", "A2C", {"learning_rate": 3e-4, "ent_coef": 1e-5}),
+    "sac": Algorithm("stable_baselines3", "SAC"),
+}
+PACKAGES = ("stable_baselines3", "sb3_contrib", "torch")
 NOT_LEARNT_WITH = ("device", "verbose", "stats_window_size", "_init_setup_model")
 """Arguments of an algorithm that are no hyperparameters."""
 
@@ -78,20 +96,20 @@ def check_steps(steps: int) -> None:
 
 
 def make_model(training: Training) -> Any:
-    """Make the algorithm with its default hyperparameters, on one core."""
-    import stable_baselines3
+    """Make the algorithm, on one core."""
     import torch
 
     torch.set_num_threads(1)  # networks this small lose time on more
-    algorithm = getattr(stable_baselines3, training.algorithm.upper())
-    return algorithm("MlpPolicy", tasks.make(training.env), seed=training.seed, device="cpu")
+    algorithm = ALGORITHMS[training.algorithm]
+    kind = getattr(importlib.import_module(algorithm.module), algorithm.name)
+    return kind("MlpPolicy", tasks.make(training.env), seed=training.seed, device="cpu", **algorithm.changed)
 
 
-def hyperparameters(model: Any) -> dict[str, Any]:
-    """Return the defaults that the algorithm was made with: those that are numbers or words."""
+def hyperparameters(model: Any, changed: Mapping[str, float]) -> dict[str, Any]:
+    """Return what the algorithm was made with: its defaults that are numbers or words, and what was changed."""
     defaults = {p.name: p.default for p in inspect.signature(type(model).__init__).parameters.values()}
     words = {name: value for name, value in defaults.items() if isinstance(value, bool | int | float | str)}
-    return {name: value for name, value in words.items() if name not in NOT_LEARNT_WITH}
+    return {name: value for name, value in words.items() if name not in NOT_LEARNT_WITH} | dict(changed)
 
 
 def train(training: Training, folder: Path) -> None:
@@ -102,7 +120,8 @@ def train(training: Training, folder: Path) -> None:
     """
     require_packages()
     model = make_model(training)
-    config = json.loads(json.dumps(dataclasses.asdict(training) | {"hyperparameters": hyperparameters(model)}))
+    learnt_with = hyperparameters(model, ALGORITHMS[training.algorithm].changed)
+    config = json.loads(json.dumps(dataclasses.asdict(training) | {"hyperparameters": learnt_with}))
     run = RunFolder(folder)
     if run.holds_a_run() and run.saved_config() != config:
         raise ConfigError(f"run folder {folder} has another config; allowed: the same, or another folder")
@@ -156,7 +175,7 @@ def evaluate(model: Any, training: Training, env_steps: int) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", choices=ALGORITHMS, required=True)
+    parser.add_argument("--algorithm", choices=tuple(ALGORITHMS), required=True)
     parser.add_argument("--env", default="hopper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps")

@@ -72,7 +72,7 @@ def faked(monkeypatch):
     """Trainings by a model without PyTorch."""
     monkeypatch.setattr(stable_baselines, "require_packages", lambda: None)
     monkeypatch.setattr(stable_baselines, "make_model", lambda _: Model())
-    monkeypatch.setattr(stable_baselines, "hyperparameters", lambda _: {"gamma": 0.99})
+    monkeypatch.setattr(stable_baselines, "hyperparameters", lambda *_: {"gamma": 0.99})
     monkeypatch.setattr(stable_baselines.metadata, "version", lambda package: f"{package} 1")
 
 
@@ -154,6 +154,27 @@ def test_a_missing_extra_is_one_line(script, monkeypatch, tmp_path, capsys):
     assert script.main() == 2
     expected = f"{name}: this Python has no stable_baselines3; type: pip install -e .[baselines]\n"
     assert capsys.readouterr().err == expected
+
+
+def test_only_a2c_differs_from_the_librarys_defaults():
+    """Appendix C.2 of the paper: learning rate and entropy coefficient of A2C."""
+    changed = {name: algorithm.changed for name, algorithm in stable_baselines.ALGORITHMS.items() if algorithm.changed}
+    assert changed == {"a2c": {"learning_rate": 3e-4, "ent_coef": 1e-5}}
+
+    class Defaults:
+        def __init__(self, policy, learning_rate=7e-4, ent_coef=0.0, gamma=0.99, verbose=0, device="auto"):
+            pass
+
+    expected = {"learning_rate": 3e-4, "ent_coef": 1e-5, "gamma": 0.99}
+    assert stable_baselines.hyperparameters(Defaults("p"), changed["a2c"]) == expected
+
+
+@pytest.mark.skipif(stable_baselines.importlib.util.find_spec("stable_baselines3") is None, reason="extra baselines")
+@pytest.mark.parametrize("name", stable_baselines.ALGORITHMS)
+def test_every_algorithm_is_made_with_its_hyperparameters(name):
+    model = stable_baselines.make_model(stable_baselines.Training(name, PENDULUM, 0, 5_000))
+    said = stable_baselines.hyperparameters(model, stable_baselines.ALGORITHMS[name].changed)
+    assert all(getattr(model, key) == said[key] for key in ("learning_rate", "gamma"))
 
 
 @pytest.mark.skipif(stable_baselines.importlib.util.find_spec("stable_baselines3") is None, reason="extra baselines")
