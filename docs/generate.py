@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
-from generators import deviations  # noqa: E402
+from generators import deviations, pretrained_page  # noqa: E402
 
 from polygrad_jax import config as configs  # noqa: E402
 
@@ -102,7 +102,11 @@ def _allowed(name: str, declared: Any) -> str:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-PAGES: dict[str, Callable[[], str]] = {"configuration": configuration, "deviations": deviations.page}
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration": configuration,
+    "deviations": deviations.page,
+    "pretrained": pretrained_page.page,
+}
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = DOCS) -> int:

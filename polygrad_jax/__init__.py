@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polygrad_jax.agents.agent_table import make_agent
-    from polygrad_jax.analysis.opened_run import open_run
+    from polygrad_jax.analysis.opened_run import open_pretrained, open_run
     from polygrad_jax.config import Config, EnvSpec, preset
     from polygrad_jax.data.recordings import Episode
     from polygrad_jax.training.fitting import fit
@@ -30,6 +30,7 @@ __all__ = [
     "fit",
     "make_agent",
     "make_world_model",
+    "open_pretrained",
     "open_run",
     "preset",
     "train",
@@ -46,6 +47,7 @@ _MODULES = {
     "fit": "training.fitting",
     "make_agent": "agents.agent_table",
     "make_world_model": "world_models.model_table",
+    "open_pretrained": "analysis.opened_run",
     "open_run": "analysis.opened_run",
     "preset": "config",
     "train": "training.loop",

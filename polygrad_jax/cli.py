@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.config.extras import require_extra
+from polygrad_jax.runs import pretrained
 from polygrad_jax.runs.run_folder import BEST_FILE, CONFIG_FILE, RunFolder
 
 if TYPE_CHECKING:
@@ -99,15 +100,33 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     return parser
 
 
-def _run_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _policy_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser for what is shown of a run of one's own or of one that comes with the package."""
     parser = _Parser(prog=f"polygrad {command}", description=description, allow_abbrev=False)
-    parser.add_argument("run", type=_path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", type=_path, nargs="?", metavar="RUN", help="folder of a run")
+    shipped = f"a run that comes with the package, copied to {RUNS}: {', '.join(pretrained.names())}"
+    parser.add_argument("--pretrained", metavar="NAME", help=shipped)
+    parser.add_argument(
+        "--which", choices=("newest", "best"), help="newest checkpoint (default), or best.npz (of pretrained runs)"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default 0)")
     return parser
 
 
-def _add_which_and_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--which", choices=("newest", "best"), default="newest", help="newest checkpoint, or best.npz")
-    parser.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default 0)")
+def _parse_policy(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse what :func:`_policy_parser` knows; ``run`` is the folder in either case."""
+    options = parser.parse_args(arguments)
+    if (options.run is None) == (options.pretrained is None):
+        given = "neither" if options.run is None else f"{options.run} and --pretrained {options.pretrained}"
+        raise ConfigError(f"RUN or --pretrained is {given}; allowed: one of them")
+    if options.pretrained is not None:
+        options.run = RUNS / f"pretrained-{pretrained.find(options.pretrained).name}"
+    if RunFolder(options.run).is_pretrained() or options.pretrained is not None:
+        if options.which == "newest":
+            raise ConfigError("which is newest; allowed for a run that comes with the package: best")
+        options.which = "best"
+    options.which = options.which or "newest"
+    return options
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
@@ -496,16 +515,17 @@ def _open(options: argparse.Namespace) -> OpenedRun:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from polygrad_jax.analysis.opened_run import open_run
 
+    if options.pretrained is not None:
+        pretrained.copy_to(options.pretrained, options.run)
     return open_run(options.run, options.which)
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
-    """``polygrad evaluate RUN``: whole episodes with the mean action, and a video."""
-    parser = _run_parser("evaluate", "Whole episodes with the policy's mean action.")
+    """``polygrad evaluate RUN`` or ``--pretrained NAME``: whole episodes with the mean action, and a video."""
+    parser = _policy_parser("evaluate", "Whole episodes with the policy's mean action.")
     parser.add_argument("--episodes", type=_count, default=20)
     parser.add_argument("--video", type=_path, default=None, help="film of the first episode, .mp4 or .gif")
-    _add_which_and_seed(parser)
-    options = parser.parse_args(arguments)
+    options = _parse_policy(parser, arguments)
     if options.video is not None:
         from polygrad_jax.analysis.films import check_film_path
 
@@ -523,8 +543,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 
 
 def imagine_command(arguments: Sequence[str]) -> int:
-    """``polygrad imagine RUN``: imagined trajectories beside the simulator."""
-    parser = _run_parser("imagine", "Imagined trajectories beside the simulator replaying the same actions.")
+    """``polygrad imagine RUN`` or ``--pretrained NAME``: imagined trajectories beside the simulator."""
+    parser = _policy_parser("imagine", "Imagined trajectories beside the simulator replaying the same actions.")
     parser.add_argument("--trajectories", type=_count, default=100)
     parser.add_argument("--out", type=_path, default=None, help="folder for figures and tables (default RUN/imagined)")
     how = parser.add_mutually_exclusive_group()
@@ -534,8 +554,7 @@ def imagine_command(arguments: Sequence[str]) -> int:
     )
     how.add_argument("--no-video", dest="film", action="store_const", const="none", help="no film")
     parser.add_argument("--shown", type=_count, default=5, help="trajectories in the film (default 5)")
-    _add_which_and_seed(parser)
-    options = parser.parse_args(arguments)
+    options = _parse_policy(parser, arguments)
     out = options.out or options.run / "imagined"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {out}, which is a file; allowed: a folder")
@@ -561,7 +580,8 @@ def imagine_command(arguments: Sequence[str]) -> int:
 
 def plot_command(arguments: Sequence[str]) -> int:
     """``polygrad plot RUN``: the training curves."""
-    parser = _run_parser("plot", "Training curves of a run.")
+    parser = _Parser(prog="polygrad plot", description="Training curves of a run.", allow_abbrev=False)
+    parser.add_argument("run", type=_path, metavar="RUN", help="folder of a run")
     parser.add_argument("-o", "--out", type=_path, default=None, help="default RUN/training_curves.png")
     options = parser.parse_args(arguments)
     require_extra("figures", "polygrad plot")

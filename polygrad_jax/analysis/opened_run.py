@@ -28,6 +28,7 @@ from polygrad_jax.diffusion.schedule import sampling_coefficients
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.prediction_error import why_not_replayed
+from polygrad_jax.runs import pretrained
 from polygrad_jax.runs.checkpoints import export_npz, flatten_named, restored, why_standardised_otherwise
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import RecordedData
@@ -217,6 +218,15 @@ def open_run(folder: Path | str, which: Which = "newest") -> OpenedRun:
         model_state=restored(model_like, flatten_named(arrays["world_model"]), where),
         normaliser=_normaliser(saved, spec),
     )
+
+
+def open_pretrained(name: str) -> OpenedRun:
+    """Open a run that comes with the package: ``open_pretrained("hopper")``, at its best evaluation.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    return open_run(pretrained.find(name), "best")
 
 
 def _where(saved: SavedRun) -> str:

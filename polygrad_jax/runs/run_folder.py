@@ -33,6 +33,8 @@ DATA_FILE = "data.json"
 CHECKPOINTS = "checkpoints"
 BEST_FILE = "best.npz"
 """Policy, world model and statistics of the best evaluation, as plain arrays."""
+CARD_FILE = "card.json"
+"""What is said of a run that comes with the package; others have none."""
 TEMPORARY_SUFFIX = ".tmp"
 
 FORMAT_VERSION = 3
@@ -288,6 +290,10 @@ class RunFolder:
         """Whether a run was started here, so that starting again means going on."""
         return (self.path / CONFIG_FILE).is_file()
 
+    def is_pretrained(self) -> bool:
+        """Whether the run came with the package, without checkpoints."""
+        return (self.path / CARD_FILE).is_file()
+
     def check_has_policy(self) -> None:
         """Nothing for a run of ``polygrad train``, and for what is none.
 
@@ -297,6 +303,18 @@ class RunFolder:
         if (self.path / DATA_FILE).is_file():
             raise ConfigError(
                 f"run folder {self.path} is of a world model alone ({DATA_FILE}); allowed: a folder of polygrad train"
+            )
+
+    def check_not_pretrained(self) -> None:
+        """Nothing for a run of one's own.
+
+        Raises:
+          ConfigError: it came with the package, without what going on would need.
+        """
+        if self.is_pretrained():
+            raise ConfigError(
+                f"run folder {self.path} came with the package ({CARD_FILE}) and is not trained on; "
+                "allowed: another folder"
             )
 
     def newest_step(self) -> int:
@@ -376,6 +394,7 @@ class RunFolder:
         if not self.holds_a_run():
             self._check_empty()
             return []
+        self.check_not_pretrained()
         self.check_version()
         # Both through JSON, so that a tuple and a list are the same. A field that an older version did not write has
         # the value that does what it did.
