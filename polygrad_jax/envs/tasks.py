@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
+from polygrad_jax.envs.camera import follow
 from polygrad_jax.envs.checked_task import FAILURES, CheckedTask, layers_of
 from polygrad_jax.envs.mujoco_import import blamed, import_mujoco
 
@@ -85,6 +86,8 @@ def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
             raise ConfigError(f"env.name is {name!r}, which does not start: {why}") from error
         check_spaces(f"env.name {name}", env)
         _check_no_running_statistics(env, name)
+        if render_mode is not None:
+            follow(env)
         return CheckedTask(without_velocities(env, config) if config.hide_velocities else env)
 
 

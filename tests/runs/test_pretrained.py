@@ -22,7 +22,7 @@ WALKS = {"hopper": 2_500, "halfcheetah": 5_000, "walker2d": 2_500}
 
 
 def test_some_come():
-    assert {"hopper", "halfcheetah"} <= set(pretrained.names()) <= set(WALKS)
+    assert {"hopper"} <= set(pretrained.names()) <= set(WALKS)
 
 
 @pytest.mark.parametrize("name", pretrained.names())

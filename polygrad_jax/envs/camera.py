@@ -1,0 +1,30 @@
+"""Pictures of a MuJoCo task that show the body wherever it has gone. Host only."""
+
+from __future__ import annotations
+
+import sys
+
+import gymnasium as gym
+
+TRACK = "track"
+"""Gymnasium's name for the camera of a model that follows the body."""
+
+
+def follow(env: gym.Env) -> None:
+    """Let the pictures of a task follow its body, where the task says how and chooses no camera itself.
+
+    Gymnasium 1.4 draws with a camera that stays where the episode began: it sets the body to track, but leaves the
+    camera free, and no longer takes the model's own. What walks has left the picture after two metres. Anything that
+    is not Gymnasium's renderer is left alone.
+    """
+    mujoco = sys.modules.get("mujoco")
+    renderer = vars(env.unwrapped).get("mujoco_renderer")
+    if mujoco is None or getattr(renderer, "camera_id", None) != -1 or not hasattr(renderer, "default_cam_config"):
+        return
+    wanted = dict(renderer.default_cam_config or {})
+    camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, TRACK)
+    if camera >= 0:
+        renderer.camera_id = camera
+    elif wanted.get("trackbodyid", -1) > 0 and "type" not in wanted:  # 0 is the world
+        renderer.default_cam_config = wanted | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
+        renderer.camera_id = None  # what is drawn keeps the type

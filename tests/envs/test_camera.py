@@ -1,0 +1,70 @@
+"""Pictures show the body wherever it has gone."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from polygrad_jax.analysis import films
+from polygrad_jax.config import EnvConfig
+from polygrad_jax.envs import camera, tasks
+
+needs_gl = pytest.mark.skipif(bool(films.missing_packages("egl")), reason="no GL library")
+
+
+def picture(env, x):
+    base = env.unwrapped
+    pose = base.model.qpos0.copy()
+    pose[0] = x
+    base.set_state(pose, np.zeros(base.model.nv))
+    return np.array(base.render(), np.float64)
+
+
+def bodies_pixels(env, x):
+    """How many pixels change when the body is hidden."""
+    base = env.unwrapped
+    seen = picture(env, x)
+    colours, base.model.geom_rgba[1:, 3] = base.model.geom_rgba.copy(), 0.0  # all but the floor
+    hidden = picture(env, x)
+    base.model.geom_rgba[:] = colours
+    return int((np.abs(seen - hidden).max(axis=-1) > 30).sum())
+
+
+@needs_gl
+@pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah", "Ant-v5", "Swimmer-v5"])
+def test_what_has_walked_is_still_in_the_picture(name):
+    films.choose_backend()
+    env = tasks.make(EnvConfig(name), "rgb_array")
+    env.reset(seed=0)
+    at_home = bodies_pixels(env, 0.0)
+    assert at_home > 1_000
+    for x in (2.0, 9.0, 15.0):
+        assert bodies_pixels(env, x) > 0.7 * at_home
+    env.close()
+
+
+@needs_gl
+def test_a_task_without_a_camera_of_its_own_tracks_the_body_it_names():
+    films.choose_backend()
+    env = gym.make("Hopper-v5", render_mode="rgb_array")
+    env.reset(seed=0)
+    renderer = env.unwrapped.mujoco_renderer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(camera, "TRACK", "no such camera")
+        camera.follow(env)
+    at_home = bodies_pixels(env, 0.0)
+    assert renderer.camera_id is None and at_home > 1_000
+    assert bodies_pixels(env, 9.0) > 0.7 * at_home
+    env.close()
+
+
+def test_a_camera_that_was_chosen_stays_and_other_renderers_are_left_alone():
+    chosen = gym.make("Hopper-v5", render_mode="rgb_array", camera_id=0)
+    camera.follow(chosen)
+    assert chosen.unwrapped.mujoco_renderer.camera_id == 0
+    pendulum = gym.make("InvertedPendulum-v5", render_mode="rgb_array")
+    camera.follow(pendulum)
+    assert pendulum.unwrapped.mujoco_renderer.camera_id == -1  # the world is tracked, which does not move
+    other = gym.make("Pendulum-v1", render_mode="rgb_array")
+    before = dict(vars(other.unwrapped))
+    camera.follow(other)
+    assert vars(other.unwrapped).keys() == before.keys()
