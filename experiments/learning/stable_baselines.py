@@ -127,10 +127,16 @@ def train(training: Training, folder: Path) -> None:
         raise ConfigError(f"run folder {folder} has another config; allowed: the same, or another folder")
     with run.lock():
         record_beginning(folder, config)
-        metrics = MetricsLog(folder)
+        metrics = MetricsLog(folder, hyperparameters=flat(config))
         metrics.truncate(-1)  # what a killed run left
         learn(model, training, metrics)
         metrics.close()
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields by dotted name."""
+    parts = [flat(x, f"{prefix}{n}.") if isinstance(x, dict) else {f"{prefix}{n}": x} for n, x in nested.items()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def record_beginning(folder: Path, config: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import one_line_on_disk_trouble, write_text_atomically
+from polygrad_jax.runs.tensorboard_page import opening
 
 if TYPE_CHECKING:
     from tensorboardX.proto.event_pb2 import Event
@@ -59,9 +60,16 @@ class MetricsLog:
     """Appends to the three records of a run folder. Steps never go back, except by :meth:`truncate`.
 
     ``step`` is what is counted: environment steps, or ``updates`` where a world model alone is trained.
+    ``hyperparameters`` are shown in TensorBoard, by dotted name.
     """
 
-    def __init__(self, folder: Path | str, say: Callable[[str], None] | None = None, step: str = STEP):
+    def __init__(
+        self,
+        folder: Path | str,
+        say: Callable[[str], None] | None = None,
+        step: str = STEP,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ):
         self.folder = Path(folder)
         self.rows = self.folder / "metrics.jsonl"
         self.evaluations = self.folder / "eval.csv"
@@ -70,6 +78,7 @@ class MetricsLog:
         self._events: _EventFile | None = None
         self._latest = -1
         self._step, self._axis = step, f"(x: {step.replace('_', ' ')})"
+        self._hyperparameters = hyperparameters or {}
         with one_line_on_disk_trouble(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -123,7 +132,8 @@ class MetricsLog:
         from tensorboardX import summary as tb_summary
 
         if self._events is None:
-            self._events = _EventFile(self.folder, from_step=env_steps, axis=_X_AXIS_TEXTS[self._step])
+            first = [tb_summary.text("x-axis", _X_AXIS_TEXTS[self._step]), *opening(self._hyperparameters, self._axis)]
+            self._events = _EventFile(self.folder, from_step=env_steps, first=first)
         summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
         summaries += [_histogram_summary(f"{n} {self._axis}", h) for n, h in histograms.items() if h.counts.sum() > 0]
         self._events.add(env_steps, tb_summary.Summary(value=summaries))
@@ -348,8 +358,8 @@ class _EventFile:
     messages are used here, its thread is not.
     """
 
-    def __init__(self, folder: Path, from_step: int, axis: str):
-        from tensorboardX import summary as tb_summary
+    def __init__(self, folder: Path, from_step: int, first: Sequence[Any]):
+        """Begin a file; the first of a run holds the summaries ``first``."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         files = event_files(folder)
@@ -360,7 +370,8 @@ class _EventFile:
             self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if number == 0:
-            self.add(0, tb_summary.text("x-axis", axis))
+            for summary in first:
+                self.add(0, summary)
         else:
             # A TensorBoard that was watching drops what it read of this step and later before the run went back.
             self._write(

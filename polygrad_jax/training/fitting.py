@@ -373,7 +373,7 @@ class Training:
             run_folder.record(self.config, environment)
         write_text_atomically(self.folder / DATA_FILE, json.dumps(told, indent=2) + "\n")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.metrics = MetricsLog(self.folder, step="updates")
+        self.metrics = MetricsLog(self.folder, step="updates", hyperparameters=dict(configs.flatten(self.config)))
 
     def _check_told(self, told: dict[str, Any]) -> None:
         """Refuses a folder where another dataset was learnt from, or a run of the loop is."""

@@ -208,7 +208,8 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
         transitions = TransitionLog(folder / "replay")
     decide = make_decide(agent)
     collecting = Collecting(config, spec, collector, transitions, simulator_log, agent, decide, Counters())
-    checkpoints, metrics = Checkpoints(folder / "checkpoints"), MetricsLog(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    metrics = MetricsLog(folder, hyperparameters=dict(configs.flatten(config)))
     return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 
