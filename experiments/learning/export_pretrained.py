@@ -86,9 +86,8 @@ def command_of(run: OpenedRun) -> str:
     """Return what a user types for this run: the fields that differ from its preset, no folder of a machine."""
     config = run.config
     words = ["polygrad", "train", "--env", config.env.name, "--preset", config.preset, "--seed", str(config.seed)]
-    of_preset = dict(configs.flatten(configs.preset(config.preset, config.env.name)))
-    for name, value in configs.flatten(config):
-        if name not in ("seed", "preset") and value != of_preset[name]:
+    for name, value in configs.non_default(config).items():
+        if name != "seed":
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

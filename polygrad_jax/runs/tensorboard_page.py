@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run beside single curves: a page of those that matter, and its configuration.
 
-The tab Custom Scalars has the page, the tab HParams a line per run: fields, and the newest evaluation.
+The tab Custom Scalars has the page, the tab HParams a line per run: what it is, the fields that differ from its preset,
+and the newest evaluation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from polygrad_jax import config as configs
+from polygrad_jax.config import Config
+
+NAMING = ("env.name", "preset", "seed", "world_model", "agent")
+"""Fields by which a run is known: they are in the table whether or not the preset has them too."""
 ERRORS = "error/observation_mse_"
 """Beginning of the names of errors by horizon."""
 PAGE: dict[str, dict[str, tuple[str, ...]]] = {
@@ -37,6 +43,12 @@ PAGE: dict[str, dict[str, tuple[str, ...]]] = {
 """Charts by heading, and the names of ``docs/metrics.md`` in each; what a run does not log is not drawn."""
 RESULTS = ("evaluation/return_mean", "evaluation/length_mean", "evaluation/distance_mean")
 """Numbers beside the fields, the newest of each."""
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the fields to be shown, by dotted name: all 120 would hide those that were set."""
+    every = dict(configs.flatten(config))
+    return {name: every[name] for name in NAMING} | configs.non_default(config)
 
 
 def opening(hyperparameters: Mapping[str, Any], axis: str) -> list[Any]:

@@ -35,6 +35,7 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, read_json, write_text_atomically
 from polygrad_jax.runs.stop_signals import StopOnSignal
+from polygrad_jax.runs.tensorboard_page import hyperparameters
 from polygrad_jax.training.evaluating import beats
 from polygrad_jax.training.loop import crossed
 from polygrad_jax.training.step import NonFiniteError, all_finite, make_model_update
@@ -373,7 +374,7 @@ class Training:
             run_folder.record(self.config, environment)
         write_text_atomically(self.folder / DATA_FILE, json.dumps(told, indent=2) + "\n")
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
-        self.metrics = MetricsLog(self.folder, step="updates", hyperparameters=dict(configs.flatten(self.config)))
+        self.metrics = MetricsLog(self.folder, step="updates", hyperparameters=hyperparameters(self.config))
 
     def _check_told(self, told: dict[str, Any]) -> None:
         """Refuses a folder where another dataset was learnt from, or a run of the loop is."""

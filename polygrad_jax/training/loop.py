@@ -35,6 +35,7 @@ from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.runs.stop_signals import StopOnSignal
+from polygrad_jax.runs.tensorboard_page import hyperparameters
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.evaluating import (
     Against,
@@ -209,7 +210,7 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     decide = make_decide(agent)
     collecting = Collecting(config, spec, collector, transitions, simulator_log, agent, decide, Counters())
     checkpoints = Checkpoints(folder / "checkpoints")
-    metrics = MetricsLog(folder, hyperparameters=dict(configs.flatten(config)))
+    metrics = MetricsLog(folder, hyperparameters=hyperparameters(config))
     return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 

@@ -21,7 +21,9 @@ from polygrad_jax.runs import tensorboard_page
 from polygrad_jax.runs.metrics_log import MetricsLog
 
 METRICS = Path(__file__).parents[2] / "docs" / "metrics.md"
-FIELDS = dict(configs.flatten(configs.preset("cpu", "hopper")))
+FIELDS = tensorboard_page.hyperparameters(
+    configs.override(configs.preset("cpu", "hopper"), {"value_gradient.gamma": 0.9, "loop.side_by_side": False})
+)
 
 
 def served(folder):
@@ -77,11 +79,13 @@ def test_the_page_has_a_chart_for_what_matters(two_runs):
     assert tags("delta") == set()
 
 
-def test_the_table_has_every_field_and_the_newest_evaluation(two_runs):
+def test_the_table_has_the_fields_that_were_set_and_the_newest_evaluation(two_runs):
     served_runs = served(two_runs)
     context, request = backend_context.Context(served_runs), RequestContext()
     experiment = get_experiment.Handler(request, context, "", api_pb2.GetExperimentRequest()).run()
-    assert {info.name for info in experiment.hparam_infos} == set(FIELDS)
+    named = {"env.name", "preset", "seed", "world_model", "agent"}
+    changed = {"value_gradient.gamma", "loop.side_by_side"}
+    assert {info.name for info in experiment.hparam_infos} == set(FIELDS) == named | changed
     asked = api_pb2.ListSessionGroupsRequest(
         start_index=0,
         slice_size=10,
