@@ -1,4 +1,10 @@
-"""A command line that cannot be meant is one line, exit code 2, and nothing is written, whatever it is made of."""
+"""A command line that cannot be meant is one line, exit code 2, and nothing is written, whatever it is made of.
+
+``make test`` tries one in eight of 300; ``POLYGRAD_HOSTILE_EVERY=1`` tries all.
+"""
+
+import os
+import random
 
 import pytest
 from hostile_commands import COUNT, commands, make_working_folder
@@ -7,6 +13,8 @@ from judged import why_no_refusal
 from polygrad_jax import cli
 from polygrad_jax.analysis import task_page
 from polygrad_jax.training import fitting, loop
+
+EVERY = int(os.environ.get("POLYGRAD_HOSTILE_EVERY", "8"))
 
 
 class Accepted(Exception):
@@ -40,7 +48,7 @@ def refused(words, folder, capsys):
     return why_no_refusal(said.err) or (None if tree(folder) == before else "something was written")
 
 
-def test_300_malformed_command_lines_are_refused_in_one_line(folder, capsys, monkeypatch):
+def test_malformed_command_lines_are_refused_in_one_line(folder, capsys, monkeypatch):
     def accept(*_):
         raise Accepted
 
@@ -49,6 +57,7 @@ def test_300_malformed_command_lines_are_refused_in_one_line(folder, capsys, mon
     monkeypatch.chdir(folder)
     lines = commands()
     assert len(lines) == COUNT
+    lines = random.Random(0).sample(lines, COUNT // EVERY)
     whys = {repr(words)[:200]: refused(words, folder, capsys) for words in lines}
     faults = [f"{why}  <-  {words}" for words, why in whys.items() if why is not None]
-    assert not faults, f"{len(faults)} of {COUNT}:\n" + "\n".join(faults)
+    assert not faults, f"{len(faults)} of {len(lines)}:\n" + "\n".join(faults)
