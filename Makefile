@@ -5,6 +5,7 @@
 # make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make figures               draws the figures of results/ again from their CSV files
+# make report                makes report.html: every figure and table of results/ beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 # make lock                  renews the pins of requirements*.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
@@ -33,7 +34,7 @@ INSTALLED = $(VENV)/installed-$(BUILD)
 INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: install train fit dataset figures test lint docs tensorboard benchmark lock clean
+.PHONY: install train fit dataset figures report test lint docs tensorboard benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -110,6 +111,9 @@ figures: $(INSTALLED)
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done
+
+report: $(INSTALLED_DEV)
+	@$(BIN)/python experiments/report/build.py $(ARGS)
 
 # The site is read from the source without importing it: no JAX, and an environment of its own, so that the pins of the
 # package and of the site never meet. NO_MKDOCS_2_WARNING: Material says at every build that it gets critical fixes until

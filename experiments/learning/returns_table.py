@@ -3,7 +3,8 @@
 Print a table of every setting of experiments of ``training_runs.py`` and ``model_free_runs.py``: for each seed the mean
 of the last three evaluations, over the seeds mean and Student's 95 % interval, interquartile mean, the worst seed and
 the metres; against one of the settings the difference of the means with Welch's interval, and the probability that a
-run is better. Runs nothing: all of it is made from CSV files. Repeated runs ("... again") are left out.
+run is better (empty where they were trained for another number of steps). Runs nothing: all of it is made from CSV
+files. Repeated runs ("... again") are left out.
 
     python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \
         --against PPO --out results/learning_curves
@@ -95,9 +96,16 @@ def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
             ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
         ]
         if against is not None:
-            cells += compared(values, [run.value for run in settings[against]]) if name != against else ["", ""]
+            alike = name != against and as_far(runs, settings[against])
+            cells += compared(values, [run.value for run in settings[against]]) if alike else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def as_far(runs: list[Run], others: list[Run]) -> bool:
+    """Return whether both were trained equally long, but for the interval between evaluations."""
+    steps, other_steps = (min(run.step for run in own) for own in (runs, others))
+    return abs(steps - other_steps) < 0.05 * other_steps
 
 
 def compared(values: list[float], others: list[float]) -> list[str]:

@@ -52,6 +52,12 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
     assert rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
 
 
+def test_runs_of_another_length_are_not_compared(tmp_path, run):
+    write(tmp_path, "x", EVALUATIONS | {"C": {0: [1, 2, 3]}})
+    rows = cells(run("--experiments", "x", "--against", "B")[1])
+    assert rows["C"][6:] == ["", ""] and rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
+
+
 def test_only_evaluations_up_to_a_step_count(tmp_path, run):
     write(tmp_path, "x")
     rows = cells(run("--experiments", "x", "--until", "10000")[1])

@@ -1,0 +1,107 @@
+"""The page that shows everything: whole, self-contained, and drawn from every row of the CSV files."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments.report import build
+from experiments.report.sections import CURVES, NAMES, SECTIONS
+from polygrad_jax.config import ConfigError
+
+FOLDERS = [name for section in SECTIONS for name in section.folders]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["build.py", "--out", str(path)])
+        assert build.main() == 0
+    return path
+
+
+def test_every_folder_of_results_is_in_it_once():
+    """The archive is of searches that led somewhere else; what led to the preset is shown."""
+    there = {path.parent.relative_to(build.RESULTS).as_posix() for path in build.RESULTS.rglob("README.md")} - {"."}
+    assert set(FOLDERS) == {name for name in there if not name.startswith("archive")} | {
+        "archive/value_gradient_search"
+    }
+    assert len(FOLDERS) == len(set(FOLDERS))
+
+
+def test_it_needs_no_other_file(page):
+    text = page.read_text()
+    outside_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', outside_scripts)
+    assert all(address.startswith(("data:", "#", "https://")) for address in addresses)
+    assert not re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="http', text)
+    pictures = sum(len(list((build.RESULTS / name).rglob("*.png"))) for name in FOLDERS)
+    assert outside_scripts.count("data:image/png;base64,") == pictures > 40
+    assert {f"#section-{k}" for k in range(1, len(SECTIONS) + 1)} <= set(addresses)
+
+
+@pytest.mark.parametrize("task", CURVES)
+def test_every_evaluation_is_a_point_of_its_seeds_line(task):
+    drawn = {
+        (line.name, words[1], step, value)
+        for line in build.draw(build.curves_of(build.rows_of(build.RESULTS, task), False)).data
+        if (words := re.search(r"seed (\S+)<br>", line.hovertemplate))
+        for step, value in zip(line.x, line.y, strict=True)
+    }
+    expected = set()
+    for experiment in CURVES[task]:
+        path = build.RESULTS / "learning_curves" / f"{experiment}.csv"
+        if not path.is_file():
+            continue
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                if row["metric"] == "return_mean" and not row["exp_name"].endswith(" again"):
+                    name = NAMES.get((experiment, row["exp_name"]), row["exp_name"])
+                    expected.add((name, row["seed"], int(row["env_step"]), float(row["value"])))
+    assert drawn == expected and expected
+
+
+def test_published_curves_are_marked_and_hidden_at_first():
+    lines = build.draw(build.curves_of(build.published_rows(build.RESULTS, "Hopper"), True)).data
+    assert len(lines) > 50 and all(line.name.endswith("published)") for line in lines)
+    assert {line.visible for line in lines} == {"legendonly"} and {line.line.dash for line in lines} == {"dot"}
+
+
+def test_a_missing_extra_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(tmp_path / "r.html")])
+    assert build.main() == 2
+    assert capsys.readouterr().err == "report: this Python has no plotly; type: pip install -e .[report]\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_of_several_physics_are_refused(tmp_path):
+    folder = tmp_path / "learning_curves"
+    folder.mkdir()
+    for name, version in (("hopper", "4.0.0"), ("hopper_long", "3.4.0")):
+        (folder / f"{name}.csv").write_text(
+            "exp_name,env_name,seed,metric,env_step,value,mujoco\n" f"A,Hopper-v5,0,return_mean,5000,1.0,{version}\n"
+        )
+    with pytest.raises(ConfigError, match="3.4.0"):
+        build.rows_of(tmp_path, "Hopper")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_draws_every_chart_and_complains_of_nothing(page):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert "CONSOLE" not in done.stderr
+    charts = done.stdout.count('class="task"')
+    assert charts == len([task for task in CURVES if build.rows_of(build.RESULTS, task)])
+    drawn = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.DOTALL)
+    own = {task: build.curves_of(build.rows_of(build.RESULTS, task), False) for task in CURVES}
+    published = {task: build.curves_of(build.published_rows(build.RESULTS, task), True) for task in CURVES}
+    in_legends = sum(len({curve.name for curve in own[task] + published[task]}) for task in CURVES)
+    assert drawn.count('class="js-line"') == sum(map(len, own.values())) + in_legends
+    assert drawn.count('aria-pressed="true"') == 1
