@@ -62,6 +62,16 @@ def copy_to(name: str, folder: Path) -> Path:
     with one_line_on_disk_trouble(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
-            whole = Path(shutil.copytree(source, Path(unfinished) / name))
+            whole = Path(unfinished) / name
+            _copy_files(source, whole)
             whole.rename(folder)
     return folder
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy what is in the files alone: those of an installation may be read-only."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)

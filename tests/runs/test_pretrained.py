@@ -120,6 +120,20 @@ def test_it_is_not_trained_on(small, tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_copy_of_a_read_only_installation_can_be_written_to(small, tmp_path, monkeypatch):
+    shutil.copytree(small, tmp_path / "shipped" / "small")
+    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path / "shipped")
+    inside = list((tmp_path / "shipped").rglob("*"))
+    for path in inside:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        folder = pretrained.copy_to("small", tmp_path / "mine")
+    finally:
+        for path in inside:
+            path.chmod(0o755)
+    assert all(path.stat().st_mode & 0o200 for path in (folder, *folder.rglob("*")))
+
+
 def test_what_is_in_the_way_stays(small, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError, match="mine is there and is not the pretrained small"):
