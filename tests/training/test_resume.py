@@ -25,7 +25,8 @@ FIELDS = (
     "--loop.checkpoint-every-env-steps 150 --loop.eval-every-env-steps 300 --loop.log-every-env-steps 50 "
     "--agent value_gradient --env.actions squashed --value-gradient.actor-ema 0.9 --value-gradient.hidden-size 16 "
     "--value-gradient.critics 2 --value-gradient.updates 2 --value-gradient.batch-size 16 "
-    "--value-gradient.trajectories 16"
+    "--value-gradient.trajectories 16 --value-gradient.path-length 2 --denoiser.width 16 --denoiser.num-blocks 1 "
+    "--ensemble.members 2 --ensemble.elites 2"
 ).split()
 
 
