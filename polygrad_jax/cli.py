@@ -629,15 +629,11 @@ USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; all but tensorboard know
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``polygrad`` command; return the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
     try:
-        if not arguments or arguments[0] not in COMMANDS:
-            given = arguments[0] if arguments else "nothing"
-            raise ConfigError(f"command is {given}; allowed: {', '.join(COMMANDS)}")
-        return COMMANDS[arguments[0]](arguments[1:])
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # that the reader has gone may show only here: the buffer holds more than a help page
     except ConfigError as error:
         return _say(error, BAD_INPUT)
     except KeyboardInterrupt:
@@ -646,6 +642,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # polygrad train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go at exit
         return 128 + signal.SIGPIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        given = arguments[0] if arguments else "nothing"
+        raise ConfigError(f"command is {given}; allowed: {', '.join(COMMANDS)}")
+    return COMMANDS[arguments[0]](arguments[1:])
 
 
 if __name__ == "__main__":
