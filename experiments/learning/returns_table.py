@@ -1,10 +1,10 @@
 """What do runs return in the end, how much does that depend on the seed, and how sure is a difference?
 
 Print a table of every setting of experiments of ``training_runs.py`` and ``model_free_runs.py``: for each seed the mean
-of the last three evaluations, over the seeds mean and Student's 95 % interval, interquartile mean, the worst seed and
-the metres; against one of the settings the difference of the means with Welch's interval, and the probability that a
-run is better (empty where they were trained for another number of steps). Runs nothing: all of it is made from CSV
-files. Repeated runs ("... again") are left out.
+of the last three evaluations, over the seeds mean, standard deviation and Student's 95 % interval of the mean,
+interquartile mean, the worst seed and the metres; against one of the settings the difference of the means with Welch's
+interval, and the probability that a run is better (empty where they were trained for another number of steps). Runs
+nothing: all of it is made from CSV files. Repeated runs ("... again") are left out.
 
     python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \
         --against PPO --out results/learning_curves
@@ -80,7 +80,7 @@ def last_values(rows: Sequence[grid.Row], metric: str, until: int | None) -> lis
 
 def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
     """Return the lines of a table, a setting each."""
-    head = ["setting", "steps", "last three, by seed", "mean (95 %)", "interquartile mean", "worst", "metres"]
+    head = ["setting", "steps", "last three, by seed", "mean ± sd (95 %)", "interquartile mean", "worst", "metres"]
     if against is not None:
         head += [f"less {against} (95 %)", f"better than {against}"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -90,7 +90,7 @@ def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
             name,
             f"{min(run.step for run in runs):,}",
             ", ".join(f"{value:,.0f}" for value in values),
-            estimate(statistics.mean_interval(values)),
+            with_deviation(values),
             f"{statistics.interquartile_mean([values]):,.0f}",
             f"{min(values):,.0f}",
             ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
@@ -100,6 +100,12 @@ def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
             cells += compared(values, [run.value for run in settings[against]]) if alike else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def with_deviation(values: list[float]) -> str:
+    """Write ``1,200 ± 90 (900 to 1,500)``: mean, standard deviation over seeds, interval of the mean."""
+    mean, interval = (estimate(statistics.mean_interval(values)) + " ").split(" ", 1)
+    return f"{mean} ± {np.std(values, ddof=1):,.0f} {interval}".strip() if len(values) > 1 else mean
 
 
 def as_far(runs: list[Run], others: list[Run]) -> bool:

@@ -135,9 +135,9 @@ def task_part(results: Path, task: str) -> str:
     import plotly.io
 
     own = rows_of(results, task)
-    curves = curves_of(own, False) + curves_of(published_rows(results, task), True)
-    if not curves:
+    if not own:
         return ""
+    curves = curves_of(own, False) + curves_of(published_rows(results, task), True)
     settings = statistics.groups(own, ["exp_name"])
     by_name = {name: returns_table.runs_of(rows, None) for (name,), rows in settings.items()}
     table = returns_table.table(by_name, REFERENCE if REFERENCE in by_name else None)
@@ -195,7 +195,7 @@ def section_part(results: Path, section: Section, number: int) -> str:
     """Return a section: the claim, then where it was measured."""
     said = f"The paper, {section.paper}" if section.paper else "Not in the paper"
     curves = ""
-    if number == 1:
+    if section.curves:
         parts = {task: task_part(results, task) for task in CURVES}
         parts = {task: part for task, part in parts.items() if part}
         buttons = "".join(f'<button data-task="{t}">{t}</button>' for t in ("All", *parts))

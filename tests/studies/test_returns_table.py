@@ -46,8 +46,8 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
     rows = cells(said)
     assert set(rows) == {"A", "B"}
     # A: 20 and 50, mean 35, std 21.213, / sqrt(2) * t(0.975; 1 degree) = 12.706 -> 190.6
-    assert rows["A"][:6] == ["20,000", "20, 50", "35 (-156 to 226)", "35", "20", "2.0, 5.0"]
-    assert rows["B"][:6] == ["20,000", "2, 4, 9", "5 (-4 to 14)", "5", "2", "0.2, 0.4, 0.9"]
+    assert rows["A"][:6] == ["20,000", "20, 50", "35 ± 21 (-156 to 226)", "35", "20", "2.0, 5.0"]
+    assert rows["B"][:6] == ["20,000", "2, 4, 9", "5 ± 4 (-4 to 14)", "5", "2", "0.2, 0.4, 0.9"]
     # 35 - 5; variances 450 / 2 and 13 / 3; Welch's degrees of freedom 1.039, t = 11.64 -> 176.3
     assert rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
 
