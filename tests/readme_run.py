@@ -1,19 +1,21 @@
 """The README's example, run once: its training is what the tests of the loop and of looking at a run look at."""
 
 import contextlib
+import dataclasses
 import fcntl
 import io
-import pickle
+import json
 import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 import pytest
 
 import polygrad_jax
 from polygrad_jax.config import Config, override, preset
 from polygrad_jax.training import loop
+from polygrad_jax.types import Segment
 
 EXAMPLE = Path(__file__).parent / "readme_examples" / "library.py"
 SHORTER = {
@@ -32,6 +34,8 @@ SHORTER = {
     "loop.checkpoint_every_env_steps": 300,
     "loop.error_trajectories": 4,
 }
+TOLD, ARRAYS, IMAGINED = "told.json", "arrays.npz", "imagined_"
+"""Files of what the example left, and how the names of a segment's arrays begin."""
 TRACED_ONCE = ("improve_policy", "improve_model", "finish", "learn", "report_warmup", "finite")
 
 
@@ -50,15 +54,25 @@ def readme_run(shared: Path) -> ReadmeRun:
     shared.mkdir(exist_ok=True)
     with open(shared / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        left = shared / "left.pickle"
-        if not left.exists():
-            left.write_bytes(pickle.dumps(_run(shared)))
-        return pickle.loads(left.read_bytes())
+        if not (shared / TOLD).exists():
+            _run(shared)
+    told = json.loads((shared / TOLD).read_text())
+    with np.load(shared / ARRAYS) as arrays:
+        segment = {name.removeprefix(IMAGINED): arrays[name] for name in arrays if name.startswith(IMAGINED)}
+        names = {"imagined": Segment(**segment), "mean": arrays["mean"], "std": arrays["std"]}
+    result = loop.Result(**told["result"] | {"folder": Path(told["result"]["folder"])})
+    folder = shared / "runs" / "library"
+    return ReadmeRun(folder, _config(), names | {"result": result}, told["said"], told["traced"])
 
 
-def _run(shared: Path) -> ReadmeRun:
+def _config() -> Config:
+    return override(preset("smoke", "hopper"), SHORTER)
+
+
+def _run(shared: Path) -> None:
+    """Run the example and write down what it left."""
     traced, said, make_steps = [], io.StringIO(), loop.make_steps
-    config = override(preset("smoke", "hopper"), SHORTER)
+    config = _config()
 
     def counted(name, function):
         def counting(*given):
@@ -75,5 +89,7 @@ def _run(shared: Path) -> ReadmeRun:
         patch.setattr(polygrad_jax, "preset", lambda name, env: config, raising=False)
         patch.setattr(loop, "make_steps", counting)
         names = runpy.run_path(str(EXAMPLE))
-    kept = {name: jax.device_get(names[name]) for name in ("result", "imagined", "mean", "std")}
-    return ReadmeRun(shared / "runs" / "library", config, kept, said.getvalue(), traced)
+    imagined = {f"{IMAGINED}{name}": value for name, value in vars(names["imagined"]).items() if value is not None}
+    np.savez(shared / ARRAYS, mean=names["mean"], std=names["std"], **imagined)
+    result = dataclasses.asdict(names["result"]) | {"folder": str(names["result"].folder)}
+    (shared / TOLD).write_text(json.dumps({"result": result, "said": said.getvalue(), "traced": traced}))

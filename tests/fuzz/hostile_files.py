@@ -113,7 +113,7 @@ def make_whole(folder: Path) -> None:
     """Make the whole files that are mutated."""
     record(folder / "run", 0)
     record(folder / "other", 1)
-    np.save(folder / "official.npy", official(), allow_pickle=True)
+    np.save(folder / "official.npy", official())
     np.savez(folder / "official.npz", **official())
     if has_minari():
         from polygrad_jax.analysis.dataset_export import export

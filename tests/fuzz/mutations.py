@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from polygrad_jax.data import pickled_arrays
+
 Mutation = Callable[[Path, random.Random], None]
 MARKER = "unpickled"
 HUGE = 2**28  # bytes: far more than any file here, and few enough to be allocated where nothing is checked
@@ -345,9 +347,14 @@ NPZ: dict[str, Mutation] = {
 # --- of the official code's pickle -----------------------------------------------------------------------------------
 
 
+OFFICIAL_NAMES = ("path_lengths", "observations", "actions", "next_observations", "rewards", "terminals")
+
+
 def _official(change: Callable[[dict[str, Any], Path], Any]) -> Mutation:
     def mutate(path: Path, chance: random.Random) -> None:
-        np.save(path, change(np.load(path, allow_pickle=True).item(), path), allow_pickle=True)
+        with open(path, "rb") as file:
+            whole = pickled_arrays.read(file, OFFICIAL_NAMES)
+        np.save(path, change(whole, path))
 
     return mutate
 
