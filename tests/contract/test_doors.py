@@ -25,7 +25,7 @@ def silent(params, normed_traj, normed_actions, step):
     return jnp.zeros_like(normed_traj)
 
 
-def refused(function, shapes: dict, name: str, shape: tuple, label: str):
+def assert_refused(function, shapes: dict, name: str, shape: tuple, label: str):
     """``function(**arrays)`` takes ``shapes``, and refuses ``shape`` for ``name`` when it is traced."""
     jax.eval_shape(function, **{n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()})
     wrong = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in (shapes | {name: shape}).items()}
@@ -41,7 +41,7 @@ def test_gae(name, shape):
         return gae(rewards, values, terminals, 0.9, 0.9)
 
     label = "values, terminals" if name != "rewards" else "rewards"
-    refused(function, {"rewards": (B, H), "values": (B, H), "terminals": (B, H)}, name, shape, label)
+    assert_refused(function, {"rewards": (B, H), "values": (B, H), "terminals": (B, H)}, name, shape, label)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a2c_update(name, shape):
         return a2c.update(state, Segment(**arrays), config, SPEC)
 
     shapes = {"observations": (B, H, O), "actions": (B, H, A), "rewards": (B, H), "terminals": (B, H)}
-    refused(function, shapes, name, shape, name)
+    assert_refused(function, shapes, name, shape, name)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_denoising_loss(name, shape):
         return denoising_loss(silent, {}, traj, actions, steps.astype(jnp.int32), noise, SCHEDULE, "clean")
 
     shapes = {"traj": (B, H, O + 2), "actions": (B, H, A), "steps": (B,), "noise": (B, H, O + 2)}
-    refused(function, shapes, name, shape, name)
+    assert_refused(function, shapes, name, shape, name)
 
 
 def given(initial) -> Given:
@@ -95,7 +95,7 @@ def test_sample(name, shape):
     def function(initial, residual):
         return sample(sampler, given(initial), SCHEDULE, jax.random.key(0), H, A, residual=residual)
 
-    refused(function, {"initial": (B, O), "residual": (B, H, A)}, name, shape, name)
+    assert_refused(function, {"initial": (B, O), "residual": (B, H, A)}, name, shape, name)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ def test_sample_given_actions(name, shape):
     def function(initial, actions, noise):
         return sample_given_actions(sampler, given(initial), SCHEDULE, actions, noise)
 
-    refused(function, {"initial": (B, O), "actions": (B, H, A), "noise": (N + 1, B, H, O + 2)}, name, shape, name)
+    shapes = {"initial": (B, O), "actions": (B, H, A), "noise": (N + 1, B, H, O + 2)}
+    assert_refused(function, shapes, name, shape, name)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_roll_out(name, shape, label):
         return roll_out(predict, Standing(start, jnp.zeros(B), ()), choose, keys)
 
     shapes = {"start": (B, O), "following": (B, O), "rewards": (B,), "terminals": (B,), "metric": (B,), "std": (B, A)}
-    refused(function, shapes, name, shape, label)
+    assert_refused(function, shapes, name, shape, label)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_replay_add(name, shape):
 
     shapes = {"observations": (6, O), "actions": (6, A), "valid": (6,)}
     shapes |= {name: (6,) for name in ("rewards", "terminals", "truncations")}
-    refused(function, shapes, name, shape, name)
+    assert_refused(function, shapes, name, shape, name)
 
 
 def test_a_policy_of_raw_observations_is_asked_about_them():

@@ -73,7 +73,7 @@ def evaluate(config, count=3):
     return episodes.run_episodes(config, lambda o: np.full((len(o), size), 0.25), count, seed=0)
 
 
-def refused_alike(config, kind, *words):
+def assert_refused_alike(config, kind, *words):
     """Collecting and evaluating end with one line that has all the words."""
     for run in (collect, evaluate):
         with pytest.raises(kind) as caught:
@@ -114,7 +114,7 @@ def any_box(low, high, shape=(1,), dtype=np.float32) -> Box:
     ids=lambda space: " ".join(str(space).split())[:60],
 )
 def test_action_spaces_that_are_no_bounded_vector_of_floats_are_refused(space):
-    refused_alike(bring(action_space=space), ConfigError, "action space is", "allowed")
+    assert_refused_alike(bring(action_space=space), ConfigError, "action space is", "allowed")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_action_spaces_that_are_no_bounded_vector_of_floats_are_refused(space):
     ids=lambda space: " ".join(str(space).split())[:60],
 )
 def test_observation_spaces_that_are_no_vector_are_refused(space):
-    refused_alike(bring(observation_space=space), ConfigError, "observation space is", "FlattenObservation")
+    assert_refused_alike(bring(observation_space=space), ConfigError, "observation space is", "FlattenObservation")
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64, bool, np.float16, np.float32])
@@ -159,8 +159,9 @@ def test_spaces_that_a_task_cannot_tell_are_refused():
     def unknown(self):
         raise RuntimeError("not before\nreset")
 
-    refused_alike(bring(observation_space=property(unknown)), ConfigError, "observation space is", "not before reset")
-    refused_alike(bring(action_space=property(unknown)), ConfigError, "action space is", "not before reset")
+    config = bring(observation_space=property(unknown))
+    assert_refused_alike(config, ConfigError, "observation space is", "not before reset")
+    assert_refused_alike(bring(action_space=property(unknown)), ConfigError, "action space is", "not before reset")
 
 
 # --- rescaling -------------------------------------------------------------------------------------------------------
@@ -322,8 +323,8 @@ BAD_OBSERVATIONS = {
 
 @pytest.mark.parametrize(("words", "given"), BAD_OBSERVATIONS.items(), ids=list(BAD_OBSERVATIONS))
 def test_observations_that_are_not_as_declared_are_refused(words, given):
-    refused_alike(bring(observe=first("observe", given)), EnvStepError, "step 0: reset gave", words, "allowed")
-    refused_alike(bring(observe=later("observe", given)), EnvStepError, "step 2: step gave", words, "allowed")
+    assert_refused_alike(bring(observe=first("observe", given)), EnvStepError, "step 0: reset gave", words, "allowed")
+    assert_refused_alike(bring(observe=later("observe", given)), EnvStepError, "step 2: step gave", words, "allowed")
 
 
 @pytest.mark.parametrize(
@@ -331,17 +332,17 @@ def test_observations_that_are_not_as_declared_are_refused(words, given):
     [np.nan, np.inf, -np.inf, 1e39, -1e39, 1e16, -1e30, np.float32(np.inf), None, "1", 1j, [1.0, 2.0], np.zeros(2), {}],
 )
 def test_rewards_that_are_no_number_that_statistics_hold_are_refused(given):
-    refused_alike(bring(earn=lambda self: given), EnvStepError, "step 0: step gave reward", "allowed")
+    assert_refused_alike(bring(earn=lambda self: given), EnvStepError, "step 0: step gave reward", "allowed")
 
 
 @pytest.mark.parametrize("given", [None, "no", 2, np.nan, np.array([True, False]), {}])
 def test_ends_that_are_neither_true_nor_false_are_refused(given):
-    refused_alike(bring(end=lambda self: given), EnvStepError, "step 0: step gave terminated", "True or False")
+    assert_refused_alike(bring(end=lambda self: given), EnvStepError, "step 0: step gave terminated", "True or False")
 
 
 @pytest.mark.parametrize("given", ["lost", 1, [], (1, 2)])
 def test_infos_that_are_no_dict_are_refused(given):
-    refused_alike(bring(inform=lambda self: given), EnvStepError, "reset gave an info", "a dict")
+    assert_refused_alike(bring(inform=lambda self: given), EnvStepError, "reset gave an info", "a dict")
 
 
 OLD_OR_BROKEN = {
@@ -367,7 +368,7 @@ OLD_OR_BROKEN = {
 @pytest.mark.parametrize(("parts", "words"), OLD_OR_BROKEN.values(), ids=list(OLD_OR_BROKEN))
 def test_old_signatures_and_exceptions_are_one_line(parts, words, limit):
     """With Gymnasium's time limit around the task, it is the limit that takes the answer apart."""
-    refused_alike(bring(register=limit, **parts), EnvStepError, *words)
+    assert_refused_alike(bring(register=limit, **parts), EnvStepError, *words)
 
 
 def test_the_message_names_task_seed_and_step():
@@ -592,9 +593,9 @@ def test_a_task_that_exits_is_one_line():
     def leave(*_, **__):
         raise SystemExit(0)
 
-    refused_alike(bring(earn=leave), EnvStepError, "step failed: SystemExit: 0")
-    refused_alike(bring(observe=leave), EnvStepError, "reset failed: SystemExit: 0")
-    refused_alike(bring(__init__=leave), ConfigError, "does not start", "SystemExit: 0")
+    assert_refused_alike(bring(earn=leave), EnvStepError, "step failed: SystemExit: 0")
+    assert_refused_alike(bring(observe=leave), EnvStepError, "reset failed: SystemExit: 0")
+    assert_refused_alike(bring(__init__=leave), ConfigError, "does not start", "SystemExit: 0")
 
 
 def test_copies_are_closed_whatever_happens():
@@ -631,12 +632,13 @@ def test_what_a_constructor_raises_is_one_line(error):
     def broken(self, render_mode=None):
         raise error("no such\nport")
 
-    refused_alike(bring(__init__=broken), ConfigError, "does not start", "no such port")
+    assert_refused_alike(bring(__init__=broken), ConfigError, "does not start", "no such port")
 
 
 def test_what_is_no_environment_is_one_line():
-    refused_alike(bring(lambda **given: object()), ConfigError, "does not start", "gymnasium.Env")
-    refused_alike(EnvConfig("no_such_module:Thing-v0"), ConfigError, "No module named 'no_such_module'", "PYTHONPATH")
+    assert_refused_alike(bring(lambda **given: object()), ConfigError, "does not start", "gymnasium.Env")
+    config = EnvConfig("no_such_module:Thing-v0")
+    assert_refused_alike(config, ConfigError, "No module named 'no_such_module'", "PYTHONPATH")
 
 
 @pytest.fixture
@@ -673,7 +675,7 @@ def test_a_module_in_the_working_directory_is_found(here, module):
 )
 def test_what_a_module_of_the_user_does_wrong_is_said(here, text, words):
     (here / "polygrad_own_bad.py").write_text(text)
-    refused_alike(EnvConfig("polygrad_own_bad:Own-v0"), ConfigError, "polygrad_own_bad:Own-v0", *words)
+    assert_refused_alike(EnvConfig("polygrad_own_bad:Own-v0"), ConfigError, "polygrad_own_bad:Own-v0", *words)
     assert "PYTHONPATH" not in words
 
 
@@ -701,12 +703,12 @@ class OwnStatistics(gym.ObservationWrapper):
     ],
 )
 def test_running_statistics_are_refused(wrapped, name):
-    refused_alike(bring(lambda **given: wrapped(Brought())), ConfigError, name, "running statistics", "allowed")
+    assert_refused_alike(bring(lambda **given: wrapped(Brought())), ConfigError, name, "running statistics", "allowed")
 
 
 def test_running_statistics_of_a_registered_wrapper_are_refused():
     wrapper = gym.wrappers.NormalizeObservation.wrapper_spec(epsilon=1e-8)
-    refused_alike(bring(register={"additional_wrappers": (wrapper,)}), ConfigError, "NormalizeObservation")
+    assert_refused_alike(bring(register={"additional_wrappers": (wrapper,)}), ConfigError, "NormalizeObservation")
 
 
 def test_statistics_that_stay_are_a_fixed_scale():
