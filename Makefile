@@ -1,5 +1,6 @@
 # make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
 #                             WORLD_MODEL=polygrad|autoregressive|transformer|ensemble|dreamer|simulator
+# make train ENV=hopper SEEDS=5   trains seeds 0 to 4 (SEED=10: 10 to 14) as one program, in RUN/seed0 and so on
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
 # make install PYTHON=python3.14   picks the interpreter (3.11 to 3.14; by default the first that is there)
 # make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
@@ -15,6 +16,7 @@ ENV =
 WORLD_MODEL =
 PRESET =
 SEED =
+SEEDS =
 RUN =
 DATASET =
 ARGS =
@@ -72,7 +74,8 @@ $(INSTALLED_DEV): requirements-dev.txt $(INSTALLED)
 # exec: a SIGTERM that make passes on reaches the program, not a shell in between.
 train: $(INSTALLED)
 	@exec $(BIN)/polygrad train $(call option,--env,$(ENV)) $(call option,--preset,$(PRESET)) \
-	  $(call option,--seed,$(SEED)) $(call option,--run,$(RUN)) $(call option,--world-model,$(WORLD_MODEL)) $(ARGS)
+	  $(call option,--seed,$(SEED)) $(call option,--seeds,$(SEEDS)) $(call option,--run,$(RUN)) \
+	  $(call option,--world-model,$(WORLD_MODEL)) $(ARGS)
 
 fit: $(INSTALLED)
 	@exec $(BIN)/polygrad fit $(call option,--dataset,$(DATASET)) $(call option,--preset,$(PRESET)) \

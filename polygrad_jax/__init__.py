@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from polygrad_jax.config import Config, EnvSpec, preset
     from polygrad_jax.data.recordings import Episode
     from polygrad_jax.training.fitting import fit
-    from polygrad_jax.training.loop import train
+    from polygrad_jax.training.loop import train, train_seeds
     from polygrad_jax.types import Agent, Policy, Segment, WorldModel
     from polygrad_jax.world_models.model_table import make_world_model
 
@@ -34,6 +34,7 @@ __all__ = [
     "open_run",
     "preset",
     "train",
+    "train_seeds",
 ]
 
 _MODULES = {
@@ -51,6 +52,7 @@ _MODULES = {
     "open_run": "analysis.opened_run",
     "preset": "config",
     "train": "training.loop",
+    "train_seeds": "training.loop",
 }
 
 

@@ -26,9 +26,11 @@ from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.config.extras import require_extra
 from polygrad_jax.runs import pretrained
 from polygrad_jax.runs.run_folder import BEST_FILE, CONFIG_FILE, RunFolder
+from polygrad_jax.runs.seed_folders import LARGEST_SEED, check_folder_of_seeds, seed_folder, seeds_in
 
 if TYPE_CHECKING:
     from polygrad_jax.analysis.opened_run import OpenedRun
+    from polygrad_jax.training.loop import Result
 
 BAD_INPUT = 2
 DIVERGED = 3
@@ -37,6 +39,8 @@ DEFAULT_ENV = "hopper"
 RUNS, DATASETS = Path("runs"), Path("datasets")
 MOST_COUNTED = 1_000_000
 """Episodes and trajectories that a verb is asked for."""
+MOST_SEEDS = 256
+"""That learn in one program."""
 MOST_DIGITS = 19
 LONGEST_LINE = 900
 """Characters of a complaint."""
@@ -64,9 +68,16 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: from 0 to 4294967295")
+    if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: from 0 to {LARGEST_SEED}")
     return int(text)
+
+
+def _count_of_seeds(text: str) -> int:
+    value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
+    if not 1 <= value <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: how many, from 1 to {MOST_SEEDS}")
+    return value
 
 
 def _path(text: str) -> Path:
@@ -93,6 +104,8 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.add_argument("--env", default=None)
     parser.add_argument("--preset", default=None)
     parser.add_argument("--seed", type=int, default=None)
+    if command == "train":
+        parser.add_argument("--seeds", type=_count_of_seeds, default=None)
     parser.add_argument("--run", type=_path, default=None)
     parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--mixed-physics", action="store_true")
@@ -253,9 +266,32 @@ def _check_folder(folder: Path, config: Config, mixed_physics: bool) -> None:
     RunFolder(folder).check(config, {physics.COLUMN: physics.todays_mujoco(config.env)}, mixed_physics)
 
 
-def default_run_folder(config: Config) -> Path:
-    """``runs/<env>-<preset>-seed<seed>``."""
-    return RUNS / f"{config.env.name.replace('/', '_')}-{config.preset}-seed{config.seed}"
+def default_run_folder(config: Config, seeds: Sequence[int] = ()) -> Path:
+    """``runs/<env>-<preset>-seed<seed>``; of several that learn together, ``...-seeds<first>to<last>``."""
+    which = f"seeds{seeds[0]}to{seeds[-1]}" if seeds else f"seed{config.seed}"
+    return RUNS / f"{config.env.name.replace('/', '_')}-{config.preset}-{which}"
+
+
+def _asked_for(options: argparse.Namespace, fields: Sequence[str]) -> tuple[Config, EnvSpec, str, list[int]]:
+    """Like :func:`_config_to_train`, and the seeds that learn together; none for one run."""
+    named = (options.env, options.preset, options.seed, options.seeds) != (None, None, None, None)
+    if options.run is not None and not named and (seeds := seeds_in(options.run)):
+        one_of_them = argparse.Namespace(**vars(options) | {"run": seed_folder(options.run, seeds[0])})
+        return *_config_to_train(one_of_them, fields), seeds
+    config, spec, why = _config_to_train(options, fields)
+    seeds = [config.seed + number for number in range(options.seeds or 0)]
+    if seeds and seeds[-1] > LARGEST_SEED:
+        raise ConfigError(f"seeds are {seeds[0]} to {seeds[-1]}; allowed: from 0 to {LARGEST_SEED}")
+    return config, spec, why, seeds
+
+
+def _check_folders(folder: Path, config: Config, seeds: Sequence[int], mixed_physics: bool) -> None:
+    """Refuse a folder in which this run, or one of these seeds, cannot begin or go on."""
+    if not seeds:
+        return _check_folder(folder, config, mixed_physics)
+    check_folder_of_seeds(folder, seeds)
+    for seed in seeds:
+        _check_folder(seed_folder(folder, seed), replace(config, seed=seed), mixed_physics)
 
 
 def _prepare_jax(config: Config) -> None:
@@ -282,45 +318,58 @@ def train_command(arguments: Sequence[str]) -> int:
     options, fields = parser.parse_known_args(arguments)
     if options.help:
         print(
-            f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--run FOLDER] "
-            "[--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--mixed-physics resumes a run that another "
-            "version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
+            f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--seeds COUNT] "
+            "[--run FOLDER] [--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--seeds trains SEED, SEED + 1 and "
+            "so on as one program, each in a folder of its own, FOLDER/seed0.\n--mixed-physics resumes a run that "
+            "another version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
         )
         override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
-    config, spec, why = _config_to_train(options, fields)
-    folder = options.run or default_run_folder(config)
+    config, spec, why, seeds = _asked_for(options, fields)
+    folder = options.run or default_run_folder(config, seeds)
     _prepare_jax(config)
-    _check_folder(folder, config, options.mixed_physics)  # before anything is compiled
+    _check_folders(folder, config, seeds, options.mixed_physics)  # before anything is compiled
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
     from polygrad_jax.runs import first_screen
     from polygrad_jax.runs.compilation_cache import use_compilation_cache
-    from polygrad_jax.training.loop import train
+    from polygrad_jax.training.loop import train, train_seeds
     from polygrad_jax.training.step import NonFiniteError
 
-    print(first_screen.describe(config, spec, folder, why), flush=True)
+    print(first_screen.describe(config, spec, folder, why, seeds), flush=True)
     if options.show_config:
         print(first_screen.whole_configuration(config), flush=True)
     use_compilation_cache(config)
     try:
-        result = train(config, folder, options.mixed_physics)
+        if seeds:
+            results = train_seeds(config, seeds, folder, options.mixed_physics)
+        else:
+            results = [train(config, folder, options.mixed_physics)]
     except NonFiniteError as error:
         return _say(error, DIVERGED)
     except (EnvStepError, EnvRestartError) as error:
         return _say(error, FAILED)
     except TransitionLogError as error:  # the folder is the input
         return _say(error, BAD_INPUT)
-    if result.stopped_by is None:
+    return _say_how_it_ended(results, folder, arguments if options.run else [*arguments, "--run", str(folder)])
+
+
+def _say_how_it_ended(results: Sequence[Result], folder: Path, arguments: Sequence[str]) -> int:
+    """Print how a run, or several together, ended, and how to go on; return the exit code."""
+    for result in results:
+        which = "" if len(results) == 1 else f"{result.folder.name}: "
         last = "not evaluated" if result.last_return is None else f"last evaluation return {result.last_return:.1f}"
-        print(f"finished: {result.env_steps:,} environment steps; {last}")
-        where = shlex.quote(str(result.folder))
-        print(f"look at it: {sys.argv[0]} imagine {where}   or   {sys.argv[0]} tensorboard {where}")
+        if result.stopped_by is None:
+            print(f"{which}finished: {result.env_steps:,} environment steps; {last}")
+    stopped = [result for result in results if result.stopped_by is not None]
+    if not stopped:
+        one = shlex.quote(str(results[0].folder))
+        print(f"look at it: {sys.argv[0]} imagine {one}   or   {sys.argv[0]} tensorboard {shlex.quote(str(folder))}")
         return 0
-    words = list(arguments) if options.run else [*arguments, "--run", str(result.folder)]
-    print(f"\nstopped by {result.stopped_by} at {result.env_steps:,} environment steps; all is saved. Resume with:")
-    print("  " + shlex.join([sys.argv[0], "train", *words]))
-    return 128 + signal.Signals[result.stopped_by]
+    by, env_steps = stopped[0].stopped_by, min(result.env_steps for result in stopped)
+    print(f"\nstopped by {by} at {env_steps:,} environment steps; all is saved. Resume with:")
+    print("  " + shlex.join([sys.argv[0], "train", *arguments]))
+    return 128 + signal.Signals[by]
 
 
 def _say(error: Exception, code: int) -> int:

@@ -29,11 +29,13 @@ from polygrad_jax.data.normaliser import RunningMoments, floored_in_version_2
 from polygrad_jax.data.plain_arrays import read_npz
 from polygrad_jax.runs.run_folder import (
     FORMAT_VERSION,
+    LARGEST_HOST_JSON,
     LOOKED_AT_VERSIONS,
     RESUMED_VERSIONS,
     RunFolder,
     cannot_be_resumed,
     one_line_on_disk_trouble,
+    read_json,
     step_folders,
     write_bytes_atomically,
 )
@@ -229,8 +231,10 @@ class Checkpoints:
                     shutil.rmtree(left_over, ignore_errors=True)
                 raise
 
-    def restore(self, target: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(self, target: Any, at_most: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
         """``(step, arrays, host_json)`` of the newest checkpoint that can be read; None where there is none.
+
+        Checkpoints after the step ``at_most`` do not count, and stay where they are (see :meth:`remove_after`).
 
         ``target`` has the structure, shapes and types wanted (see :func:`restored`). A checkpoint that cannot be read
         is named in a warning, set aside as ``corrupt-STEP``, and the one before is taken.
@@ -238,7 +242,7 @@ class Checkpoints:
         Raises:
           ConfigError: none can be read, or it is of another version, or its arrays are not those of ``target``.
         """
-        stored, corrupt = self._newest(RESUMED_VERSIONS)
+        stored, corrupt = self._newest(RESUMED_VERSIONS, at_most)
         if stored is None:
             return None
         arrays = restored(target, stored.arrays, f"checkpoint {self.folder / str(stored.step)}")
@@ -258,10 +262,26 @@ class Checkpoints:
             self._set_aside(corrupt, stored.step)
         return stored
 
-    def _newest(self, versions: tuple[int, ...]) -> tuple[Stored | None, dict[int, str]]:
+    def hosts(self) -> dict[int, dict[str, Any]]:
+        """What the host remembered in each checkpoint, by its step; those whose JSON cannot be read are left out."""
+        hosts = {}
+        for step in self.steps():
+            with contextlib.suppress(FileNotFoundError, ConfigError):
+                hosts[step] = read_json(self.folder / str(step) / _HOST / "metadata", LARGEST_HOST_JSON)
+        return hosts
+
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints after a step."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def _newest(self, versions: tuple[int, ...], at_most: int | None = None) -> tuple[Stored | None, dict[int, str]]:
         """The newest checkpoint that can be read, and why newer ones cannot."""
         corrupt: dict[int, str] = {}
         for step in reversed(self.steps()):
+            if at_most is not None and step > at_most:
+                continue
             try:
                 return self.read(step, versions), corrupt
             except CorruptCheckpoint as error:

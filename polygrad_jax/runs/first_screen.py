@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.envs import tasks
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment
+from polygrad_jax.runs.seed_folders import seed_folder
 
 SHOWN_PRESETS = ("paper", "cpu", "smoke")
 
 
-def describe(config: Config, spec: EnvSpec, folder: Path, why: str) -> str:
+def describe(config: Config, spec: EnvSpec, folder: Path, why: str, seeds: Sequence[int] = ()) -> str:
     """Six lines (task, preset and why, device, work, folder, how to look), then the fields that differ from the preset.
 
     Args:
       why: why this preset.
+      seeds: those that learn together, which have a line of their own; none for one run.
     """
+    one = seed_folder(folder, seeds[0]) if seeds else folder
     quoted = shlex.quote(str(folder))
     lines = {
         "task": f"{tasks.gymnasium_id(config.env)}: {spec.observation_size} observations, {spec.action_size} actions; "
         f"world model {config.world_model}, agent {config.agent}",
         "preset": f"{config.preset} ({why}); PRESET={'|'.join(SHOWN_PRESETS)} asks for another",
         "device": _device(config),
-        "work": _work(config, RunFolder(folder).newest_step()),
+        "work": _work(config, RunFolder(one).newest_step()),
         "folder": str(folder),
-        "look": f"polygrad tensorboard {quoted}   or   polygrad plot {quoted}",
+        "look": f"polygrad tensorboard {quoted}   or   polygrad plot {shlex.quote(str(one))}",
     }
+    if seeds:
+        lines["seeds"] = f"{', '.join(map(str, seeds))}, as one program; each does this work, in {one.name} and so on"
     text = "\n".join(f"{name:<8}{line}" for name, line in lines.items())
     different = configs.non_default(config)
     if different:

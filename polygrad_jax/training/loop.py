@@ -1,7 +1,8 @@
 """Algorithm 3, the host's side, from top to bottom: open, fill, then collect, learn, look and save until the end.
 
-All learning is one call (``step.py``). What happens at an environment step depends on the configuration and the seed
-only, never on how fast the machine is, so that a resumed run is the uninterrupted one.
+All learning is one call (``step.py``), for one seed or for several at once (``seeds.py``). What happens at an
+environment step depends on the configuration and the seed only, never on how fast the machine is, so that a resumed
+run is the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from polygrad_jax import config as configs
@@ -34,6 +34,7 @@ from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardi
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
+from polygrad_jax.runs.seed_folders import check_folder_of_seeds, seed_folder
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.runs.tensorboard_page import hyperparameters
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
@@ -46,6 +47,7 @@ from polygrad_jax.training.evaluating import (
     evaluation_seed,
     make_against,
 )
+from polygrad_jax.training.seeds import of_each_seed, of_seed, over_seeds, resumed_together, stacked
 from polygrad_jax.training.step import (
     FINITE_OUTPUTS,
     FINITE_STATES,
@@ -69,7 +71,7 @@ from polygrad_jax.training.windows import (
     window_of,
 )
 from polygrad_jax.types import Agent, Transitions, WorldModel
-from polygrad_jax.world_models.model_table import make_world_model_for_agent
+from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model_for_agent
 
 HISTOGRAMS = {"guidance/standardised_histogram": ("guidance/standardised_actions", np.linspace(-4.0, 4.0, 41))}
 """Counts that a step makes: the name under which they are logged, and the edges of their bins."""
@@ -104,7 +106,7 @@ class Interval:
 
 @dataclass
 class Run:
-    """The parts of one run on the host."""
+    """The parts of one run, of one seed, on the host."""
 
     lock: IO[bytes]
     config: Config
@@ -118,6 +120,8 @@ class Run:
     checkpoints: Checkpoints
     metrics: MetricsLog
     interval: Interval = field(default_factory=Interval)
+    saved_at: int | None = None
+    """Environment steps of the checkpoint that this session saved last, or went on from."""
 
     @property
     def window(self) -> Window:
@@ -128,6 +132,16 @@ class Run:
     def at(self) -> Counters:
         """Where the run is."""
         return self.collecting.at
+
+    @property
+    def learning_env_steps(self) -> int:
+        """The environment steps without the random prefill, of which all seeds that learn together have as many."""
+        return self.at.env_steps - self.at.prefill_env_steps
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has spent its environment steps."""
+        return self.at.env_steps >= self.config.loop.total_env_steps
 
     def close(self) -> None:
         """Close files and environment and let another process train here."""
@@ -158,35 +172,93 @@ def train(config: Config, folder: Path | str, mixed_physics: bool = False) -> Re
       NonFiniteError: learning diverged; the last good checkpoint is kept.
       EnvStepError: the environment failed; the message names the episode's seed and step.
     """
-    run = begin(config, Path(folder), mixed_physics)
-    try:
-        steps = make_steps(config, run.spec, run.world_model, run.agent)
-        state = compile_init(steps)
-        programs = Programs(steps, config, state, run.spec)
+    return train_together([(config, Path(folder))], mixed_physics)[0]
+
+
+def train_seeds(
+    config: Config, seeds: Sequence[int], folder: Path | str, mixed_physics: bool = False
+) -> list[Result]:
+    """Run Algorithm 3 for several seeds as one program, each as :func:`train` would in ``FOLDER/seedS``.
+
+    The results are those of runs apart within rounding. Each folder is a run's: it can be looked at, and gone on with
+    alone.
+
+    Raises:
+      ConfigError: see :func:`begin`; no seeds, or one twice; a folder of something else; the world model is the
+        simulator, whose states the host keeps for one run.
+      NonFiniteError, EnvStepError: see :func:`train`; one seed's failure stops all.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {list(seeds)}; allowed: one or more, each once")
+    if config.world_model == SIMULATOR and len(seeds) > 1:
+        raise ConfigError(f"world_model is simulator, and there are {len(seeds)} seeds; allowed: one")
+    check_folder_of_seeds(Path(folder), seeds)
+    wanted = [(dataclasses.replace(config, seed=seed), seed_folder(Path(folder), seed)) for seed in seeds]
+    return train_together(wanted, mixed_physics)
+
+
+def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool) -> list[Result]:
+    """Train in the folders that are wanted, with configurations that differ in the seed only, until all are over."""
+    with contextlib.ExitStack() as opened:
+        runs: list[Run] = []
+        said: set[str] = set()
+        for config, folder in wanted:
+            runs.append(begin(config, folder, mixed_physics, said))
+            opened.callback(runs[-1].close)
+        first, seeds = runs[0], len(runs)
+        steps = make_steps(first.config, first.spec, first.world_model, first.agent)
+        states = compile_init(steps, [run.config.seed for run in runs])
+        together = over_seeds(steps, seeds)
+        programs = Programs(together, first.config, states[0], first.spec, seeds)
         with StopOnSignal() as stop, contextlib.closing(programs):
-            insert = compile_insert(steps, state, run.spec)
-            restored = restore(run, state, insert)
-            RunFolder(run.folder).record(config, run.environment)
-            if restored is None:
-                state = run.collecting.prefill(state, insert, lambda: stop.requested)
-                require_windows(state.replay, run.window)
-                save(run, state)
-            else:
-                state = restored
-            say_uncovered(state.replay, run.window)
-            say_units(config, normalisers.to_normaliser(state.replay.moments))
-            return learn(run, steps, programs, state, stop)
-    finally:
-        run.close()
+            insert = compile_insert(steps, states[0], first.spec)
+            states = restore_or_prefill(runs, states, insert, stop)
+            say_units(first.config, normalisers.to_normaliser(states[0].replay.moments))
+            state = stacked(states)
+            del states  # all replays once more
+            return learn(runs, together, programs, state, stop)
 
 
-def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
+def restore_or_prefill(
+    runs: Sequence[Run],
+    states: Sequence[TrainState],
+    insert: Callable[[TrainState, Transitions], TrainState],
+    stop: StopOnSignal,
+) -> list[TrainState]:
+    """Bring each run to where it resumes, or to the end of its random prefill; ``states`` are donated."""
+    resumed: list[int | None] = [None]
+    if len(runs) > 1:
+        over = [RunFolder(run.folder).newest_step() >= run.config.loop.total_env_steps for run in runs]
+        resumed = resumed_together([run.folder for run in runs], [saved_moments(run) for run in runs], over)
+    restored = [
+        restore(run, state, insert, env_steps) for run, state, env_steps in zip(runs, states, resumed, strict=True)
+    ]
+    for run in runs:
+        RunFolder(run.folder).record(run.config, run.environment)
+    begun = []
+    for run, state, found in zip(runs, states, restored, strict=True):
+        if found is None:
+            found = run.collecting.prefill(state, insert, lambda: stop.requested)
+            require_windows(found.replay, run.window)
+        begun.append(found)
+    for run, state in zip(runs, begun, strict=True):
+        if run.saved_at is None:
+            save(run, state)
+        say_uncovered(state.replay, run.window)
+    return begun
+
+
+def begin(config: Config, folder: Path, mixed_physics: bool = False, said: set[str] | None = None) -> Run:
     """Open or create the run folder and everything the host needs.
+
+    Args:
+      said: warnings that need no saying again, to which its own are added.
 
     Raises:
       ConfigError: an unknown environment, a folder with another configuration or physics, a foreign folder.
     """
     configs.validate(config)
+    said = set() if said is None else said
     warnings = repeatable_warnings(config.env)  # closes its copies: a task may allow one
     collector = Collector(config.env, config.seed)
     spec = collector.spec
@@ -194,14 +266,14 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
     run_folder.check_has_policy()
     for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
-        announce(warning)
+        announce_new(warning, said)
     if collector.why_no_simulator_states is not None:
-        announce(no_simulator_states(config.env, collector.why_no_simulator_states))
+        announce_new(no_simulator_states(config.env, collector.why_no_simulator_states), said)
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
     world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
     for warning in limit_warnings(collector.env.name, collector.env.time_limit, window_of(config, world_model)):
-        announce(warning)
+        announce_new(warning, said)
     lock = run_folder.lock()
     if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
         run_folder.record(config, environment)
@@ -214,16 +286,24 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False) -> Run:
     return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 
+def announce_new(line: str, said: set[str]) -> None:
+    """Say a line that was not said yet."""
+    if line not in said:
+        said.add(line)
+        announce(line)
+
+
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
 class Programs:
     """The compiled steps. Another thread compiles them while this one fills the replay or reads it from the disk."""
 
-    def __init__(self, steps: Steps, config: Config, state: TrainState, spec: EnvSpec):
-        """Begin to compile; only shapes and dtypes of ``state`` matter."""
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type), state)
-        chunk = empty_chunk(config.loop.env_steps_per_policy_update, spec)
+    def __init__(self, steps: Steps, config: Config, state: TrainState, spec: EnvSpec, seeds: int):
+        """Begin to compile; only shapes and dtypes of ``state``, that of one seed, matter."""
+        axis = () if seeds == 1 else (seeds,)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype, weak_type=x.weak_type), state)
+        chunk = stacked([empty_chunk(config.loop.env_steps_per_policy_update, spec)] * seeds)
         self._began = self._ended = time.perf_counter()
         # One thread: XLA compiles one program at a time on a CPU, and what is needed first comes first.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
@@ -280,12 +360,28 @@ def save(run: Run, state: TrainState) -> None:
         "config": configs.to_dict(run.config),
     }
     run.checkpoints.save(run.at.env_steps, {"train_state": jax.device_get(without_rows(state))}, host)
+    run.saved_at = run.at.env_steps
+
+
+def saved_moments(run: Run) -> dict[int, int]:
+    """Return the environment steps of each checkpoint by those without the prefill; unreadable ones are left out."""
+    moments = {}
+    for env_steps, host in run.checkpoints.hosts().items():
+        with contextlib.suppress(KeyError, TypeError):  # another version, or damaged
+            moments[env_steps - host["counters"]["prefill_env_steps"]] = env_steps
+    return moments
 
 
 def restore(
-    run: Run, state: TrainState, insert: Callable[[TrainState, Transitions], TrainState]
+    run: Run,
+    state: TrainState,
+    insert: Callable[[TrainState, Transitions], TrainState],
+    at_most: int | None = None,
 ) -> TrainState | None:
     """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment, logs.
+
+    Args:
+      at_most: environment steps of the checkpoint that is wanted; later ones are removed. None: the newest.
 
     Transitions and logs are cut back to the checkpoint at the end: a folder that is refused stays as it is.
 
@@ -293,12 +389,17 @@ def restore(
       ConfigError: an older version standardised otherwise what was stored.
       TransitionLogError: the stored transitions are not those of the checkpoint.
     """
-    found = run.checkpoints.restore({"train_state": without_rows(state)})
+    found = run.checkpoints.restore({"train_state": without_rows(state)}, at_most)
     if found is None:
         run.collecting.transitions.truncate(0)
         run.metrics.truncate(-1)
         return None
     env_steps, arrays, host = found
+    if at_most not in (None, env_steps):
+        raise ConfigError(
+            f"checkpoint {run.checkpoints.folder / str(at_most)}, at which the other seeds are, cannot be read; "
+            f"allowed: go on with each seed alone, as in --run {run.folder}"
+        )
     saved: TrainState = arrays["train_state"]
     if (reason := why_standardised_otherwise(run.folder, saved.replay.moments)) is not None:
         raise ConfigError(f"{reason}; allowed: a new run")
@@ -324,9 +425,11 @@ def restore(
                 f"{have}, the checkpoint's {want}; restore the folder, or resume from an earlier checkpoint"
             )
     run.collecting.restore(host["collecting"])
+    run.checkpoints.remove_after(env_steps)
     run.metrics.truncate(env_steps)
     run.collecting.transitions.truncate(env_steps)
     run.collecting.transitions.checksum = learnt_from
+    run.saved_at = env_steps
     return with_rows(saved, refilled)
 
 
@@ -399,7 +502,7 @@ def log_row(run: Run, looks: dict[str, Any], steps_per_second: float) -> dict[st
                 row[f"episode/{name}"] = mean
         episodes.clear()
     row |= {f"seconds/{name}": value for name, value in dataclasses.asdict(at.clock).items()}
-    row["env_steps/without_prefill"] = at.env_steps - at.prefill_env_steps
+    row["env_steps/without_prefill"] = run.learning_env_steps
     row["env_steps/per_second"] = steps_per_second
     row |= memory_in_use() | looks
     run.metrics.write(at.env_steps, row, histograms)
@@ -413,6 +516,30 @@ def memory_in_use() -> dict[str, float]:
     return {name: float(stats[key]) for key, name in names.items() if key in stats}
 
 
+@dataclass(frozen=True)
+class Session:
+    """What one run needs of this session alone."""
+
+    began: float
+    first_step: int
+    compiled_before: float  # seconds, in earlier sessions
+    against: Against | None
+
+    @classmethod
+    def of(cls, run: Run) -> Session:
+        """Return the session that begins now."""
+        against = make_against(run.collecting, run.world_model)
+        return cls(time.perf_counter(), run.at.env_steps, run.at.clock.compiling, against)
+
+
+def look(run: Run, session: Session, state: TrainState, evaluate_now: bool) -> dict[str, Any]:
+    """Evaluate the policy if asked to, and log a row, which is returned."""
+    looks = evaluate(run, state, session.against) if evaluate_now else {}
+    looks |= uncovered_share(state.replay, run.window)
+    seconds = time.perf_counter() - session.began
+    return log_row(run, looks, (run.at.env_steps - session.first_step) / seconds)
+
+
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
@@ -421,58 +548,125 @@ def crossed(before: int, after: int, every: int) -> bool:
     return before // every < after // every
 
 
-def learn(run: Run, steps: Steps, programs: Programs, state: TrainState, stop: StopOnSignal) -> Result:
-    """Collect, learn, look and save until the budget is spent or a signal asks to stop."""
-    config, at, loop, folder = run.config, run.at, run.config.loop, run.folder
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    evaluate: bool
+    log: bool
+    save: bool
+
+    @classmethod
+    def after(cls, run: Run, before: int) -> Due:
+        """Return what a run has come to since it had taken ``before`` environment steps."""
+        loop = run.config.loop
+        everies = (loop.eval_every_env_steps, loop.log_every_env_steps, loop.checkpoint_every_env_steps)
+        return cls(*(run.over or crossed(before, run.at.env_steps, every) for every in everies))
+
+
+def require_finite(
+    runs: Sequence[Run], learning: Sequence[int], finite: Any, names: tuple[str, ...], rescue: Callable[[int], None]
+) -> None:
+    """Stop where a component of a run that learns is not finite (``finite [S, names]``); first ``rescue`` the others.
+
+    Raises:
+      NonFiniteError: see :func:`check_finite`; of the first such run.
+    """
+    good = np.asarray(finite).reshape(len(runs), -1)
+    bad = [i for i in learning if not good[i].all()]
+    if not bad:
+        return
+    for i in set(learning) - set(bad):
+        rescue(i)
+    run = runs[bad[0]]
+    try:
+        check_finite(good[bad[0]], names, run.at.env_steps, run.folder)
+    except NonFiniteError as error:
+        if len(runs) == 1:
+            raise
+        raise NonFiniteError(f"{error}; the other seeds are saved, and each can go on alone (--run FOLDER)") from error
+
+
+def learn(
+    runs: Sequence[Run], steps: Steps, programs: Programs, state: TrainState, stop: StopOnSignal
+) -> list[Result]:
+    """Collect, learn, look and save until the budget is spent or a signal asks to stop.
+
+    Several runs are at one iteration, and ``state`` has an axis for them. They come to their ends one after another,
+    because their random prefills differ in length: one that is over waits for the others and learns nothing more.
+    """
+    loop, warmup, seeds = runs[0].config.loop, runs[0].config.model_training.warmup_env_steps, len(runs)
     finite = jax.jit(steps.finite)
-    against = make_against(run.collecting, run.world_model)
-    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-    acting = copied(run.agent.acting(state.agent, state.world_model))
-    session_began, session_first_step, saved_at = time.perf_counter(), at.env_steps, at.env_steps
-    compiled_before = at.clock.compiling
-    with contextlib.closing(Progress(total=loop.total_env_steps, initial=at.env_steps)) as progress:
-        while at.env_steps < loop.total_env_steps and not stop.requested:
-            before = at.env_steps
-            warming_up = before - at.prefill_env_steps < config.model_training.warmup_env_steps
+    acting = of_each_seed(jax.jit(steps.acting)(state), seeds)
+    sessions = [Session.of(run) for run in runs]
+    no_steps = empty_chunk(loop.env_steps_per_policy_update, runs[0].spec)
+
+    def save_one(i: int) -> None:
+        save(runs[i], of_seed(state, i, seeds))
+
+    def rescue(i: int) -> None:
+        if np.asarray(finite(state)).reshape(seeds, -1)[i].all():
+            save_one(i)
+
+    with contextlib.closing(Progress(total=loop.total_env_steps, initial=least_steps(runs))) as progress:
+        while (learning := [i for i, run in enumerate(runs) if not run.over]) and not stop.requested:
+            before = [run.at.env_steps for run in runs]
+            warming_up = runs[learning[0]].learning_env_steps < warmup
             step = programs.ready(warming_up, lambda: stop.requested)
             if step is None:
                 break
             # Algorithm 3, lines 4 and 5: act, store
             began = time.perf_counter()
-            chunk = run.collecting.collect(on_the_host(acting))
+            chunks = [
+                runs[i].collecting.collect(on_the_host(acting[i])) if i in learning else no_steps for i in range(seeds)
+            ]
             collected = time.perf_counter()
             # lines 6 to 9: learn
-            state, output = step(state, chunk)
-            acting = jax.block_until_ready(output.acting)
-            check_finite(output.finite, FINITE_OUTPUTS, at.env_steps, folder)
-            run.interval.add(output.metrics.by_name(), counts=output.metrics.counts)
-            at.clock.collecting += collected - began
-            at.clock.training += time.perf_counter() - collected
-            at.clock.compiling = compiled_before + programs.seconds
+            state, output = step(state, stacked(chunks))
+            outputs = of_each_seed(jax.block_until_ready(output), seeds)
+            acting = [each.acting for each in outputs]
+            require_finite(runs, learning, [each.finite for each in outputs], FINITE_OUTPUTS, rescue)
+            for i in learning:
+                run, metrics = runs[i], outputs[i].metrics
+                run.interval.add(metrics.by_name(), counts=metrics.counts)
+                run.at.clock.collecting += collected - began
+                run.at.clock.training += time.perf_counter() - collected
+                run.at.clock.compiling = sessions[i].compiled_before + programs.seconds
             if not warming_up:
-                progress.learnt(at.env_steps)
+                progress.learnt(least_steps(runs))
 
-            over = at.env_steps >= loop.total_env_steps
-            evaluate_now, log_now, save_now = (
-                over or crossed(before, at.env_steps, every)
-                for every in (loop.eval_every_env_steps, loop.log_every_env_steps, loop.checkpoint_every_env_steps)
-            )
-            if evaluate_now or log_now or save_now:
-                require_windows(state.replay, run.window)  # a small replay may have lost what it had
-                check_finite(finite(state), FINITE_STATES, at.env_steps, folder)
-            looks = evaluate(run, state, against) if evaluate_now else {}
-            if log_now or evaluate_now:
-                looks |= uncovered_share(state.replay, run.window)
-                seconds = time.perf_counter() - session_began
-                row = log_row(run, looks, (at.env_steps - session_first_step) / seconds)
-                progress.update(at.env_steps, at.last_return, row.get("guidance/delta"), row.get("guidance/sigma"))
-            if save_now:
-                save(run, state)
-                saved_at = at.env_steps
-            progress.update(at.env_steps)
-        if saved_at != at.env_steps:
-            check_finite(finite(state), FINITE_STATES, at.env_steps, folder)
-            save(run, state)
-    # A signal during the last evaluation stopped nothing.
-    stopped_by = stop.signal_name if at.env_steps < loop.total_env_steps else None
-    return Result(at.env_steps, stopped_by, at.last_return, folder)
+            due = {i: Due.after(runs[i], before[i]) for i in learning}
+            if any(map(any, due.values())):
+                for i in learning:  # a small replay may have lost what it had
+                    require_windows(of_seed(state.replay, i, seeds), runs[i].window)
+                require_finite(runs, learning, finite(state), FINITE_STATES, rescue)
+            for i in learning:
+                if due[i].evaluate or due[i].log:
+                    row = look(runs[i], sessions[i], of_seed(state, i, seeds), due[i].evaluate)
+                    delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
+                    progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
+            if any(each.save for each in due.values()):  # of all at one moment, from which they can go on together
+                for i in learning:
+                    save_one(i)
+            progress.update(least_steps(runs))
+        unsaved = [i for i, run in enumerate(runs) if run.saved_at != run.at.env_steps]
+        if unsaved:
+            require_finite(runs, unsaved, finite(state), FINITE_STATES, rescue)
+            for i in unsaved:
+                save_one(i)
+    return [result_of(run, stop) for run in runs]
+
+
+def least_steps(runs: Sequence[Run]) -> int:
+    """Return the environment steps of the run that has taken the fewest."""
+    return min(run.at.env_steps for run in runs)
+
+
+def mean_last_return(runs: Sequence[Run]) -> float | None:
+    """Return the mean of the last evaluations so far, a run each; None before the first."""
+    known = [run.at.last_return for run in runs if run.at.last_return is not None]
+    return float(np.mean(known)) if known else None
+
+
+def result_of(run: Run, stop: StopOnSignal) -> Result:
+    """Return how a run ended; a signal during the last evaluation stopped nothing."""
+    return Result(run.at.env_steps, None if run.over else stop.signal_name, run.at.last_return, run.folder)

@@ -6,7 +6,7 @@ The numbers in the comments are the lines of Algorithm 3. Line 4 (acting in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -82,7 +82,8 @@ ModelUpdate = Callable[[Any, replays.ReplayState, Normaliser, Array, Array], tup
 class Steps(NamedTuple):
     """The device's functions of one run, pure; :func:`compile_steps` compiles each once."""
 
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]  # of the run's seed, or of the one given
+    acting: Callable[[TrainState], Params]  # copied: what the host acts with
     insert: Callable[[TrainState, Transitions], TrainState]
     improve_policy: Callable[[TrainState], PolicyPart]
     improve_model: Callable[[TrainState], ModelPart]
@@ -122,6 +123,9 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
     window = world_model.window or config.horizon
     updates_per_step = model_updates_per_policy_update(config)
     update_model = make_model_update(world_model, config)
+
+    def acting(state: TrainState) -> Params:
+        return jax.tree.map(jnp.copy, agent.acting(state.agent, state.world_model))
 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
         return state.replace(replay=replays.add(state.replay, chunk, window))
@@ -186,7 +190,7 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
         return jnp.stack([all_finite(state.world_model), all_finite(state.agent)])
 
     init = make_init(config, spec, world_model, agent)
-    return Steps(init, insert, improve_policy, improve_model, finish, report_warmup, learn, finite)
+    return Steps(init, acting, insert, improve_policy, improve_model, finish, report_warmup, learn, finite)
 
 
 def join(state: TrainState, policy: PolicyPart, model: ModelPart, model_state: Any) -> TrainState:
@@ -229,10 +233,14 @@ class Warmup(NamedTuple):
     model_like: ModelPart  # shapes and dtypes
 
 
-def compile_init(steps: Steps) -> TrainState:
-    """Make the state of a run; the program runs once, so that it is hardly optimised (10 s of compiling become 3)."""
+def compile_init(steps: Steps, seeds: Sequence[int]) -> list[TrainState]:
+    """Make the states of runs that begin with ``seeds``.
+
+    The program runs once for each, so that it is hardly optimised (10 s of compiling become 3).
+    """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    return jax.jit(steps.init).lower().compile(compiler_options=options)()
+    init = jax.jit(steps.init).lower(np.uint32(0)).compile(compiler_options=options)
+    return [init(np.uint32(seed)) for seed in seeds]
 
 
 def compile_warmup(steps: Steps, state: TrainState, chunk: Transitions, side_by_side: bool) -> Warmup:

@@ -49,11 +49,11 @@ def key_for(root_key: Array, stream: str, counter: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), counter)
 
 
-def make_init(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent) -> Callable[[], TrainState]:
-    """Make the function that gives the state of a run before its first environment step."""
+def make_init(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent) -> Callable[..., TrainState]:
+    """Make the function that gives the state of a run before its first environment step, by default of its own seed."""
 
-    def init() -> TrainState:
-        root_key = jax.random.key_data(jax.random.key(config.seed))
+    def init(seed: int | Array = config.seed) -> TrainState:
+        root_key = jax.random.key_data(jax.random.key(seed))
         return TrainState(
             root_key=root_key,
             policy_updates=jnp.int32(0),
