@@ -2,6 +2,7 @@
 
     python benchmarks/training_speed.py --preset cpu --env hopper
     python benchmarks/training_speed.py --preset cpu --env hopper halfcheetah --a2c.hidden-size 256
+    python benchmarks/training_speed.py --preset cpu_a2c --env hopper --seeds 1 5
 
 Any field of the configuration may follow, as for training. What the columns mean is in ``benchmarks/README.md``.
 """
@@ -34,6 +35,7 @@ from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
+from polygrad_jax.training.seeds import of_seed, over_seeds, stacked
 from polygrad_jax.training.step import compile_learn, make_steps
 from polygrad_jax.training.train_state import TrainState
 from polygrad_jax.types import Agent, Experience, Transitions, WorldModel
@@ -79,7 +81,7 @@ def time_repeatedly(step: Callable[[], Any], at_least: int, budget_seconds: floa
 class Timed(NamedTuple):
     """What timing the whole step found."""
 
-    state: TrainState  # after the last of them
+    state: TrainState  # after the last of them; of several seeds, of the first
     seconds: list[float]
     compile_seconds: float
     program_mebibytes: float | None
@@ -87,11 +89,16 @@ class Timed(NamedTuple):
 
 
 def time_steps(
-    config: Config, state: TrainState, chunk: Transitions, made: tuple[EnvSpec, WorldModel, Agent], budget: float
+    config: Config,
+    states: Sequence[TrainState],
+    chunk: Transitions,
+    made: tuple[EnvSpec, WorldModel, Agent],
+    budget: float,
 ) -> Timed:
-    """Time the step of training (Algorithm 3) again and again; ``state`` is donated."""
-    began = time.perf_counter()
-    compiled = compile_learn(make_steps(config, *made), state, chunk, config.loop.side_by_side)
+    """Time the step of training (Algorithm 3) again and again, of all ``states``, a seed each, as one program."""
+    began, seeds = time.perf_counter(), len(states)
+    state, chunk = stacked(states), stacked([chunk] * seeds)
+    compiled = compile_learn(over_seeds(make_steps(config, *made), seeds), state, chunk, config.loop.side_by_side)
     compile_seconds = time.perf_counter() - began
     held: dict[str, Any] = {"state": state}
 
@@ -103,7 +110,8 @@ def time_steps(
     times = time_repeatedly(once, 3, budget)
     sizes = [measure.program_mebibytes(program) for program in compiled.programs]
     program = None if None in sizes else max(sizes)
-    return Timed(held["state"], times, compile_seconds, program, held["output"].metrics.by_name())
+    first, output = (of_seed(held[name], 0, seeds) for name in ("state", "output"))
+    return Timed(first, times, compile_seconds, program, output.metrics.by_name())
 
 
 def seconds_of_parts(
@@ -132,8 +140,8 @@ def seconds_of_parts(
     return {name: measure.median(time_repeatedly(part, 3, budget)) for name, part in parts.items()}
 
 
-def time_preset(config: Config, seconds: float) -> measure.Row:
-    """Return one row of the table."""
+def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
+    """Return one row of the table; its rates and its work are those of all seeds."""
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     peak = measure.Peak(config.precision)
@@ -142,14 +150,16 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
     agent = make_agent(config, spec, world_model)
     steps = make_steps(config, spec, world_model, agent)
     prefill = random_steps(collector, config, spec)
-    state = jax.jit(steps.insert, donate_argnums=0)(jax.jit(steps.init)(), prefill)
-    env_steps = config.loop.env_steps_per_policy_update
-    chunk = jax.tree.map(lambda x: x[:env_steps], prefill)
+    init, insert = jax.jit(steps.init), jax.jit(steps.insert)
+    states = [insert(init(np.uint32(seed)), prefill) for seed in range(seeds)]
+    per_update_env_steps = config.loop.env_steps_per_policy_update
+    env_steps = seeds * per_update_env_steps
+    chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
     peaks = [peak.flops()]
-    timed = time_steps(config, state, chunk, (spec, world_model, agent), seconds)
+    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds)
     peaks.append(peak.flops())
     parts = {}
-    if agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
+    if seeds == 1 and agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
         parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
@@ -159,6 +169,7 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
         "env": config.env.name,
         "preset": config.preset,
         "precision": config.precision,
+        "seeds": seeds,
         "learning_env_steps/s": env_steps / per_update,
         "collecting_env_steps/s": 1.0 / collecting,
         "env_steps/s": env_steps / (per_update + collecting * env_steps),
@@ -177,6 +188,15 @@ def time_preset(config: Config, seconds: float) -> measure.Row:
     }
 
 
+def beside_one_seed(rows: list[measure.Row]) -> list[measure.Row]:
+    """Add to each row its seconds in those of as many runs of one seed, one after another, where that was measured."""
+    one = [row["seconds_per_update"] for row in rows if row["seeds"] == 1]
+    if len(rows) > 1 and one:
+        for row in rows:
+            row["of_runs_in_turn"] = row["seconds_per_update"] / (row["seeds"] * one[0])
+    return rows
+
+
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
     """The command line: our options, and fields of the configuration."""
     parser = argparse.ArgumentParser(
@@ -184,6 +204,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     )
     parser.add_argument("--preset", default="cpu", help="a preset of the configuration")
     parser.add_argument("--env", nargs="+", default=["hopper"], help="tasks")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="how many learn as one program, a row each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timed iterations per task; at least three")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
     return parser, *parser.parse_known_args(arguments)
@@ -198,8 +219,11 @@ def main() -> int:
         measure.say(measure.one_line(facts))
         rows = []
         for config in chosen:
-            measure.say(f"{config.env.name}, preset {config.preset} ...")
-            rows.append(time_preset(config, args.seconds))
+            of_task = []
+            for seeds in args.seeds:
+                measure.say(f"{config.env.name}, preset {config.preset}, {seeds} seed{'s' if seeds > 1 else ''} ...")
+                of_task.append(time_preset(config, args.seconds, seeds))
+            rows += beside_one_seed(of_task)
     except configs.ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -36,6 +36,9 @@ def complaint(capsys, *arguments):
         (["train", "--preset", "huge"], ("preset is huge", "paper, cpu, cpu_long, smoke")),
         (["train", "--seed", "-1"], ("seed is -1", "from 0")),
         (["train", "--seed", "one"], ("--seed", "one", "int")),
+        (["train", "--seeds", "0"], ("--seeds", "'0'", "from 1 to 256")),
+        (["train", "--seeds", "0,1"], ("--seeds", "'0,1'", "how many")),
+        (["train", "--seed", "4294967294", "--seeds", "3"], ("seeds are 4294967294 to 4294967296", "to 4294967295")),
         (["train", "--a2c.gamna", "0.9"], ("--a2c.gamna", "--a2c.gamma")),
         (["train", "--a2c.gamma", "fast"], ("gamma", "fast", "float")),
         (["train", "--a2c.gamma", "1.5"], ("a2c.gamma is 1.5", "from 0 to 1")),
@@ -96,6 +99,35 @@ def test_a_run_folder_alone_means_the_config_of_its_run(tmp_path):
     # whoever names an environment, a preset or a seed says what the whole config is
     named, *_ = cli._config_to_train(*parse(["--run", str(tmp_path), "--env", "walker2d", "--preset", "smoke"]))
     assert (named.seed, named.horizon) == (0, 10)
+
+
+def test_a_folder_of_seeds_alone_means_all_of_them(tmp_path):
+    parse = cli._train_parser().parse_known_args
+    saved = dataclasses.replace(configs.smoke("walker2d"), seed=3)
+    for seed in (4, 3, 10):
+        (tmp_path / f"seed{seed}").mkdir()
+        config = dataclasses.replace(saved, seed=seed)
+        (tmp_path / f"seed{seed}" / "config.json").write_text(configs.to_json(config))
+    config, _, why, seeds = cli._asked_for(*parse(["--run", str(tmp_path)]))
+    assert (config, why, seeds) == (saved, "the run folder's own", [3, 4, 10])
+    cli._check_folders(tmp_path, config, seeds, mixed_physics=False)
+    named, _, _, seeds = cli._asked_for(*parse(["--preset", "smoke", "--seed", "8", "--seeds", "2"]))
+    assert (named.seed, seeds) == (8, [8, 9])
+    assert cli.default_run_folder(named, seeds) == Path("runs/hopper-smoke-seeds8to9")
+    assert cli._asked_for(*parse(["--preset", "smoke"]))[3] == []
+
+
+def test_several_seeds_in_the_folder_of_one_run_are_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("hopper")))
+    line = complaint(capsys, "train", "--preset", "smoke", "--seeds", "2", "--run", str(tmp_path))
+    assert "holds one run, and 2 seeds are asked for; allowed: a folder that is new, empty or of several" in line
+
+
+def test_a_verb_that_takes_one_run_names_those_of_a_folder_of_several(capsys, tmp_path):
+    (tmp_path / "seed2").mkdir()
+    (tmp_path / "seed2" / "config.json").write_text("{}")
+    line = complaint(capsys, "plot", str(tmp_path))
+    assert f"has no config.json; allowed: one of the runs in it, as {tmp_path / 'seed2'}" in line
 
 
 def test_the_help_shows_every_field(capsys):

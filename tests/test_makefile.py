@@ -32,6 +32,8 @@ def test_a_name_is_one_word(name):
 
 def test_every_variable_reaches_its_option_and_arguments_stay_words():
     given = ["ENV=hopper", "PRESET=cpu", "SEED=3", "RUN=runs/a b", "WORLD_MODEL=ensemble"]
+    several = ["--seed", "3", "--seeds", "5", "--run", "runs/a b", "--world-model", "ensemble"]
+    assert told("train", "SEEDS=5", *given[2:]) == ["train", *several]
     given.append("ARGS=--a2c.gamma 0.9 --x '1 2'")
     words = ["--env", "hopper", "--preset", "cpu", "--seed", "3", "--run", "runs/a b"]
     arguments = ["--a2c.gamma", "0.9", "--x", "1 2"]

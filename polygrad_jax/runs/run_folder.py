@@ -184,6 +184,14 @@ def step_folders(checkpoints: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18)
 
 
+def runs_in(folder: Path) -> list[str]:
+    """Return the names of the run folders in a folder, in order."""
+    try:
+        return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    except OSError:
+        return []
+
+
 # --- where the program runs ------------------------------------------------------------------------------------------
 
 
@@ -350,7 +358,9 @@ class RunFolder:
         try:
             return read_json(self.path / CONFIG_FILE)
         except FileNotFoundError:
-            raise ConfigError(f"run folder {self.path} has no {CONFIG_FILE}; allowed: the folder of a run") from None
+            inner = runs_in(self.path)
+            one = f"one of the runs in it, as {self.path / inner[0]}" if inner else "the folder of a run"
+            raise ConfigError(f"run folder {self.path} has no {CONFIG_FILE}; allowed: {one}") from None
 
     def saved_environment(self) -> dict[str, Any]:
         """What ``environment.json`` says; empty where it is missing, unreadable or of another form."""

@@ -644,8 +644,9 @@ def learn(
                     row = look(runs[i], sessions[i], of_seed(state, i, seeds), due[i].evaluate)
                     delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
                     progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
-            if any(each.save for each in due.values()):  # of all at one moment, from which they can go on together
-                for i in learning:
+            for i in learning:
+                # All are saved when the first is due: at one moment, from which they can go on together.
+                if due[learning[0]].save or runs[i].over:
                     save_one(i)
             progress.update(least_steps(runs))
         unsaved = [i for i, run in enumerate(runs) if run.saved_at != run.at.env_steps]

@@ -19,6 +19,9 @@ def test_six_lines_and_the_fields_that_differ():
     assert sorted(lines[7:]) == ["  a2c.gamma = 0.9", "  horizon = 7"]
     plain = first_screen.describe(configs.cpu("hopper"), HOPPER, Path("runs/here"), "asked for")
     assert len(plain.splitlines()) == 6
+    several = first_screen.describe(configs.cpu("hopper"), HOPPER, Path("runs/here"), "asked for", [3, 4]).splitlines()
+    assert "polygrad tensorboard runs/here " in several[5] and "polygrad plot runs/here/seed3" in several[5]
+    assert several[6].split(maxsplit=1) == ["seeds", "3, 4, as one program; each does this work, in seed3 and so on"]
 
 
 def test_the_work_is_counted_by_hand():
