@@ -106,6 +106,7 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=None)
     if command == "train":
         parser.add_argument("--seeds", type=_count_of_seeds, default=None)
+        parser.add_argument("--devices", type=_count, default=1)
     parser.add_argument("--run", type=_path, default=None)
     parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--mixed-physics", action="store_true")
@@ -319,15 +320,20 @@ def train_command(arguments: Sequence[str]) -> int:
     if options.help:
         print(
             f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--seeds COUNT] "
-            "[--run FOLDER] [--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--seeds trains SEED, SEED + 1 and "
-            "so on as one program, each in a folder of its own, FOLDER/seed0.\n--mixed-physics resumes a run that "
-            "another version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
+            "[--devices COUNT] [--run FOLDER] [--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--seeds trains "
+            "SEED, SEED + 1 and so on as one program, each in a folder of its own, FOLDER/seed0.\n--devices shares "
+            "trajectories and batches, or seeds, out among the devices of this machine.\n--mixed-physics resumes a run "
+            "that another version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
         )
         override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
     config, spec, why, seeds = _asked_for(options, fields)
     folder = options.run or default_run_folder(config, seeds)
     _prepare_jax(config)
     _check_folders(folder, config, seeds, options.mixed_physics)  # before anything is compiled
+    if options.devices > 1:
+        from polygrad_jax.training.devices import make_mesh
+
+        make_mesh(options.devices, len(seeds) or 1)
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
@@ -342,9 +348,9 @@ def train_command(arguments: Sequence[str]) -> int:
     use_compilation_cache(config)
     try:
         if seeds:
-            results = train_seeds(config, seeds, folder, options.mixed_physics)
+            results = train_seeds(config, seeds, folder, options.mixed_physics, options.devices)
         else:
-            results = [train(config, folder, options.mixed_physics)]
+            results = [train(config, folder, options.mixed_physics, options.devices)]
     except NonFiniteError as error:
         return _say(error, DIVERGED)
     except (EnvStepError, EnvRestartError) as error:

@@ -39,6 +39,8 @@ def complaint(capsys, *arguments):
         (["train", "--seeds", "0"], ("--seeds", "'0'", "from 1 to 256")),
         (["train", "--seeds", "0,1"], ("--seeds", "'0,1'", "how many")),
         (["train", "--seed", "4294967294", "--seeds", "3"], ("seeds are 4294967294 to 4294967296", "to 4294967295")),
+        (["train", "--devices", "0"], ("--devices", "'0'", "1 or greater")),
+        (["train", "--preset", "smoke", "--devices", "9"], ("devices is 9", "as many as JAX finds")),
         (["train", "--a2c.gamna", "0.9"], ("--a2c.gamna", "--a2c.gamma")),
         (["train", "--a2c.gamma", "fast"], ("gamma", "fast", "float")),
         (["train", "--a2c.gamma", "1.5"], ("a2c.gamma is 1.5", "from 0 to 1")),

@@ -57,7 +57,9 @@ MAY_DIFFER_ON_RESUME = (
 )
 """Fields that change nothing in what is learnt; neither does a checkpoint."""
 
-NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores", "machine", "xla_flags")
+NEEDED_FOR_BIT_EXACTNESS = (
+    "python", "packages", "device", "processor", "cores", "machine", "xla_flags", "seeds_together", "devices_used",
+)  # fmt: skip
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "gymnasium", "numpy")

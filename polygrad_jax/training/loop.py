@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
@@ -38,6 +39,7 @@ from polygrad_jax.runs.seed_folders import check_folder_of_seeds, seed_folder
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.runs.tensorboard_page import hyperparameters
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
+from polygrad_jax.training.devices import make_mesh, sharding_of_state
 from polygrad_jax.training.evaluating import (
     Against,
     beats,
@@ -161,22 +163,23 @@ class Result:
     folder: Path
 
 
-def train(config: Config, folder: Path | str, mixed_physics: bool = False) -> Result:
+def train(config: Config, folder: Path | str, mixed_physics: bool = False, devices: int = 1) -> Result:
     """Run Algorithm 3 from wherever the run folder is to ``config.loop.total_env_steps``.
 
     Args:
       mixed_physics: resumes a run that another version of MuJoCo simulated.
+      devices: of this host, among which trajectories and batches are shared out.
 
     Raises:
       ConfigError: see :func:`begin`.
       NonFiniteError: learning diverged; the last good checkpoint is kept.
       EnvStepError: the environment failed; the message names the episode's seed and step.
     """
-    return train_together([(config, Path(folder))], mixed_physics)[0]
+    return train_together([(config, Path(folder))], mixed_physics, devices)[0]
 
 
 def train_seeds(
-    config: Config, seeds: Sequence[int], folder: Path | str, mixed_physics: bool = False
+    config: Config, seeds: Sequence[int], folder: Path | str, mixed_physics: bool = False, devices: int = 1
 ) -> list[Result]:
     """Run Algorithm 3 for several seeds as one program, each as :func:`train` would in ``FOLDER/seedS``.
 
@@ -194,28 +197,36 @@ def train_seeds(
         raise ConfigError(f"world_model is simulator, and there are {len(seeds)} seeds; allowed: one")
     check_folder_of_seeds(Path(folder), seeds)
     wanted = [(dataclasses.replace(config, seed=seed), seed_folder(Path(folder), seed)) for seed in seeds]
-    return train_together(wanted, mixed_physics)
+    return train_together(wanted, mixed_physics, devices)
 
 
-def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool) -> list[Result]:
+def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool, devices: int) -> list[Result]:
     """Train in the folders that are wanted, with configurations that differ in the seed only, until all are over."""
+    mesh = make_mesh(devices, len(wanted))
+    # Entries of ``environment.json`` where they are not 1: sums are rounded otherwise.
+    how_many = {name: n for name, n in (("seeds_together", len(wanted)), ("devices_used", devices)) if n > 1}
     with contextlib.ExitStack() as opened:
         runs: list[Run] = []
         said: set[str] = set()
         for config, folder in wanted:
-            runs.append(begin(config, folder, mixed_physics, said))
+            runs.append(begin(config, folder, mixed_physics, said, how_many))
             opened.callback(runs[-1].close)
         first, seeds = runs[0], len(runs)
         steps = make_steps(first.config, first.spec, first.world_model, first.agent)
         states = compile_init(steps, [run.config.seed for run in runs])
-        together = over_seeds(steps, seeds)
-        programs = Programs(together, first.config, states[0], first.spec, seeds)
+        together = steps
+        if mesh is not None:
+            together = make_steps(first.config, first.spec, first.world_model, first.agent, mesh)
+        together = over_seeds(together, seeds, mesh)
+        programs = Programs(together, first.config, states[0], first.spec, seeds, mesh)
         with StopOnSignal() as stop, contextlib.closing(programs):
             insert = compile_insert(steps, states[0], first.spec)
             states = restore_or_prefill(runs, states, insert, stop)
             say_units(first.config, normalisers.to_normaliser(states[0].replay.moments))
             state = stacked(states)
             del states  # all replays once more
+            if mesh is not None:
+                state = jax.device_put(state, sharding_of_state(mesh, seeds))
             return learn(runs, together, programs, state, stop)
 
 
@@ -248,11 +259,18 @@ def restore_or_prefill(
     return begun
 
 
-def begin(config: Config, folder: Path, mixed_physics: bool = False, said: set[str] | None = None) -> Run:
+def begin(
+    config: Config,
+    folder: Path,
+    mixed_physics: bool = False,
+    said: set[str] | None = None,
+    how_many: Mapping[str, int] | None = None,
+) -> Run:
     """Open or create the run folder and everything the host needs.
 
     Args:
       said: warnings that need no saying again, to which its own are added.
+      how_many: seeds and devices, for ``environment.json``.
 
     Raises:
       ConfigError: an unknown environment, a folder with another configuration or physics, a foreign folder.
@@ -263,7 +281,7 @@ def begin(config: Config, folder: Path, mixed_physics: bool = False, said: set[s
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder = RunFolder(folder)
-    environment = describe_environment() | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
+    environment = describe_environment() | dict(how_many or {}) | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
     run_folder.check_has_policy()
     for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
         announce_new(warning, said)
@@ -299,15 +317,20 @@ def announce_new(line: str, said: set[str]) -> None:
 class Programs:
     """The compiled steps. Another thread compiles them while this one fills the replay or reads it from the disk."""
 
-    def __init__(self, steps: Steps, config: Config, state: TrainState, spec: EnvSpec, seeds: int):
+    def __init__(
+        self, steps: Steps, config: Config, state: TrainState, spec: EnvSpec, seeds: int, mesh: Mesh | None = None
+    ):
         """Begin to compile; only shapes and dtypes of ``state``, that of one seed, matter."""
         axis = () if seeds == 1 else (seeds,)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype, weak_type=x.weak_type), state)
+        where = None if mesh is None else sharding_of_state(mesh, seeds)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(axis + x.shape, x.dtype, weak_type=x.weak_type, sharding=where), state
+        )
         chunk = stacked([empty_chunk(config.loop.env_steps_per_policy_update, spec)] * seeds)
         self._began = self._ended = time.perf_counter()
         # One thread: XLA compiles one program at a time on a CPU, and what is needed first comes first.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
-        side_by_side = config.loop.side_by_side
+        side_by_side = config.loop.side_by_side and mesh is None  # the cores of one device
         self._warmup: Future | None = None
         if side_by_side or config.model_training.warmup_env_steps > 0:
             self._warmup = self._pool.submit(self._timed, compile_warmup, steps, like, chunk, side_by_side)

@@ -12,19 +12,27 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from polygrad_jax.config import ConfigError
+from polygrad_jax.training.devices import SEED
 from polygrad_jax.training.step import Steps
 
 Tree = TypeVar("Tree")
 
 
-def over_seeds(steps: Steps, seeds: int) -> Steps:
-    """Return the same functions for ``[S, ...]`` in place of every array, but for ``init``; alone as they are."""
+def over_seeds(steps: Steps, seeds: int, mesh: Mesh | None = None) -> Steps:
+    """Return the same functions for ``[S, ...]`` in place of every array, but for ``init``; alone as they are.
+
+    Args:
+      mesh: the devices among which the seeds are shared out; None for one.
+    """
     if seeds == 1:
         return steps
-    mapped = {name: jax.vmap(function) for name, function in steps._asdict().items() if name != "init"}
-    return steps._replace(**mapped)
+    axis = None if mesh is None else SEED
+    functions = steps._asdict()
+    del functions["init"]
+    return steps._replace(**{name: jax.vmap(f, spmd_axis_name=axis) for name, f in functions.items()})
 
 
 def stacked(trees: Sequence[Tree]) -> Tree:

@@ -14,10 +14,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from polygrad_jax.config import Config, EnvSpec, model_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
+from polygrad_jax.training.devices import on_all, shared_out
 from polygrad_jax.training.train_state import TrainState, key_for, make_init
 from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Transitions, WorldModel
 
@@ -99,8 +101,12 @@ def all_finite(tree: Any) -> Array:
     return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in floats)]).all()
 
 
-def make_model_update(world_model: WorldModel, config: Config) -> ModelUpdate:
-    """Make the one update of a world model from a replay (line 6): the loop, fixed data and the library call it."""
+def make_model_update(world_model: WorldModel, config: Config, mesh: Mesh | None = None) -> ModelUpdate:
+    """Make the one update of a world model from a replay (line 6): the loop, fixed data and the library call it.
+
+    Args:
+      mesh: the devices among which batches are shared out; None for one.
+    """
     training = config.model_training
     window, size = world_model.window or config.horizon, world_model.batch_size or training.batch_size
     recent = round(training.recent_share * size)
@@ -113,22 +119,28 @@ def make_model_update(world_model: WorldModel, config: Config) -> ModelUpdate:
         )
         if training.padded_actions == "drawn":
             batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
-        return world_model.update(model_state, batch, normaliser, update_key)  # Algorithm 1
+        return world_model.update(model_state, shared_out(batch, mesh), normaliser, update_key)  # Algorithm 1
 
     return update_model
 
 
-def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent) -> Steps:
-    """Make the pure functions that the loop compiles."""
+def make_steps(
+    config: Config, spec: EnvSpec, world_model: WorldModel, agent: Agent, mesh: Mesh | None = None
+) -> Steps:
+    """Make the pure functions that the loop compiles.
+
+    Args:
+      mesh: the devices among which trajectories and batches are shared out; None for one.
+    """
     window = world_model.window or config.horizon
     updates_per_step = model_updates_per_policy_update(config)
-    update_model = make_model_update(world_model, config)
+    update_model = make_model_update(world_model, config, mesh)
 
     def acting(state: TrainState) -> Params:
         return jax.tree.map(jnp.copy, agent.acting(state.agent, state.world_model))
 
     def insert(state: TrainState, chunk: Transitions) -> TrainState:
-        return state.replace(replay=replays.add(state.replay, chunk, window))
+        return on_all(state.replace(replay=replays.add(state.replay, chunk, window)), mesh)
 
     def improve_policy(state: TrainState) -> PolicyPart:
         context_key, imagine_key = (
@@ -140,9 +152,10 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
             contexts = replays.sample_contexts(
                 state.replay, context_key, agent.trajectories, world_model.context_length
             )
+            contexts = shared_out(contexts, mesh)
             imagined, aux = agent.imagine(state.agent, state.world_model, contexts, normaliser, imagine_key)  # 7
         if agent.windows is not None:
-            windows = replays.sample(state.replay, context_key, *agent.windows)
+            windows = shared_out(replays.sample(state.replay, context_key, *agent.windows), mesh)
         progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
         experience = Experience(imagined, windows, normaliser, progress)
         learnt, metrics = agent.update(state.agent, state.world_model, experience, imagine_key)  # 8
@@ -152,7 +165,7 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
             ends = jnp.any(imagined.terminals > 0.5, axis=1)
             told["imagination/terminal_rate"] = jnp.mean(ends.astype(jnp.float32))
         finite = all_finite(metrics if imagined is None else imagined)
-        return PolicyPart(learnt, aux, state.policy_updates + 1, told | metrics, finite)
+        return on_all(PolicyPart(learnt, aux, state.policy_updates + 1, told | metrics, finite), mesh)
 
     def improve_model(state: TrainState) -> ModelPart:
         normaliser = normalisers.to_normaliser(state.replay.moments)
@@ -167,7 +180,7 @@ def make_steps(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Ag
             return ModelPart(state.world_model, state.model_updates, {})
         start = (state.world_model, state.model_updates)
         (model_state, updates), every = jax.lax.scan(one, start, None, length=updates_per_step)  # 6
-        return ModelPart(model_state, updates, jax.tree.map(lambda x: x.mean(axis=0), every))
+        return on_all(ModelPart(model_state, updates, jax.tree.map(lambda x: x.mean(axis=0), every)), mesh)
 
     def finish(model_state: Any, policy: PolicyPart, model_metrics: Metrics) -> tuple[Any, Output]:
         # 9: delta was measured under the policy that guided, and is used from the next imagination on.

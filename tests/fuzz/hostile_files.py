@@ -190,9 +190,11 @@ class Session:
             raise Accepted("another configuration")
         return self.steps
 
-    def learn(self, run: Any, steps: Any, programs: Any, state: Any, *_: Any) -> None:
+    def learn(self, runs: Any, steps: Any, programs: Any, state: Any, *_: Any) -> list[None]:
+        [run] = runs
         t = run.collecting.transitions
         accept(state.agent, state.world_model, state.replay, vars(t.load(t.flushed_rows)), dataclasses.asdict(run.at))
+        return [None]
 
 
 @contextlib.contextmanager
@@ -204,7 +206,7 @@ def replaced(folder: Path) -> Iterator[None]:
     agent_of = functools.lru_cache(lambda config, spec: agents(config, spec, model_of(config, spec)))
     changes = [
         (loop, "make_steps", session.make_steps),
-        (loop, "compile_init", lambda steps: session.state),
+        (loop, "compile_init", lambda *_: [session.state]),
         (loop, "compile_insert", lambda *_: session.insert),
         (loop, "Programs", Uncompiled),
         (loop, "learn", session.learn),

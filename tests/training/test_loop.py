@@ -188,7 +188,7 @@ def test_a_run_that_was_standardised_otherwise_is_not_resumed(tmp_path, monkeypa
     monkeypatch.setattr(loop, "without_rows", lambda state: state)
     monkeypatch.setattr(loop, "why_standardised_otherwise", lambda folder, moments: f"{folder}: {moments}")
     state = SimpleNamespace(replay=SimpleNamespace(moments="Kelvins"))
-    checkpoints = SimpleNamespace(restore=lambda target: (10, target, {}))
+    checkpoints = SimpleNamespace(restore=lambda target, at_most: (10, target, {}))
     with pytest.raises(ConfigError, match=f"^{tmp_path}: Kelvins; allowed: a new run$"):
         loop.restore(SimpleNamespace(folder=tmp_path, checkpoints=checkpoints), state, None)
 

@@ -71,6 +71,14 @@ def test_each_seed_is_the_run_alone(together, tmp_path):
     assert [row[0] for row in evaluations] == [row[0] for row in evaluations_alone]
 
 
+def test_a_seed_that_goes_on_alone_is_told_that_sums_are_rounded_otherwise(together, capsys):
+    _, folder = together
+    config = dataclasses.replace(small(), seed=0)
+    assert json.loads((folder / "seed0" / "environment.json").read_text())["seeds_together"] == 3
+    loop.begin(config, folder / "seed0").close()
+    assert "seeds_together: 3 -> None" in capsys.readouterr().err
+
+
 def test_seeds_differ(together):
     _, folder = together
     first, second = (stored(folder / f"seed{seed}")[0] for seed in SEEDS[:2])
