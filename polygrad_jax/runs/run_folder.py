@@ -57,10 +57,10 @@ MAY_DIFFER_ON_RESUME = (
 )
 """Fields that change nothing in what is learnt; neither does a checkpoint."""
 
-NEEDED_FOR_BIT_EXACTNESS = (
-    "python", "packages", "device", "processor", "cores", "machine", "xla_flags", "seeds_together", "devices_used",
-)  # fmt: skip
+NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores", "machine", "xla_flags")
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""
+ONE_UNLESS_SAID = ("seeds_together", "devices_used")
+"""Further ones, which are there only where they are not 1: they change the order in which sums are taken."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "gymnasium", "numpy")
 
@@ -274,8 +274,10 @@ def differing_fields(saved: dict[str, Any], current: dict[str, Any]) -> list[str
 
 def differing_environment(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """``name: saved -> current`` for every entry that bit-exactness needs and that is not the same."""
-    a = _leaves({n: saved.get(n) for n in NEEDED_FOR_BIT_EXACTNESS})
-    b = _leaves({n: current.get(n) for n in NEEDED_FOR_BIT_EXACTNESS})
+    a, b = (
+        _leaves({n: facts.get(n) for n in NEEDED_FOR_BIT_EXACTNESS} | {n: facts.get(n, 1) for n in ONE_UNLESS_SAID})
+        for facts in (saved, current)
+    )
     return [f"{n}: {a.get(n)} -> {b.get(n)}" for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)]
 
 

@@ -281,7 +281,8 @@ def begin(
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     run_folder = RunFolder(folder)
-    environment = describe_environment() | dict(how_many or {}) | {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
+    simulated_by = {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
+    environment = describe_environment() | dict(how_many or {}) | simulated_by
     run_folder.check_has_policy()
     for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
         announce_new(warning, said)

@@ -76,7 +76,7 @@ def test_a_seed_that_goes_on_alone_is_told_that_sums_are_rounded_otherwise(toget
     config = dataclasses.replace(small(), seed=0)
     assert json.loads((folder / "seed0" / "environment.json").read_text())["seeds_together"] == 3
     loop.begin(config, folder / "seed0").close()
-    assert "seeds_together: 3 -> None" in capsys.readouterr().err
+    assert "seeds_together: 3 -> 1" in capsys.readouterr().err
 
 
 def test_seeds_differ(together):
