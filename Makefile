@@ -8,6 +8,7 @@
 # make figures               draws the figures of results/ again from their CSV files
 # make report                makes report.html: every figure and table of results/ beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
+# make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
 # make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 # make lock                  renews the pins of requirements*.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
@@ -36,7 +37,7 @@ INSTALLED = $(VENV)/installed-$(BUILD)
 INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: install train fit dataset figures report test lint docs tensorboard benchmark lock clean
+.PHONY: install train fit dataset figures report test lint docs tensorboard accelerator benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -135,6 +136,9 @@ docs: $(VENV_DOCS)/installed
 
 tensorboard: $(INSTALLED)
 	@$(BIN)/polygrad tensorboard $(call option,,$(RUN))
+
+accelerator: $(INSTALLED)
+	@$(BIN)/python benchmarks/accelerator.py $(ARGS)
 
 benchmark: $(INSTALLED)
 	@$(BIN)/python benchmarks/rollout_speed.py $(ARGS)
