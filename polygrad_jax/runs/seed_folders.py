@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.run_folder import RunFolder
+from polygrad_jax.runs.run_folder import RunFolder, one_line_on_disk_trouble, runs_in
 
 LARGEST_SEED = 2**32 - 1
 _NAME = re.compile(r"seed(0|[1-9][0-9]{0,9})")
@@ -20,9 +20,7 @@ def seed_folder(folder: Path, seed: int) -> Path:
 
 def seeds_in(folder: Path) -> list[int]:
     """Return the seeds whose runs were begun in a folder of several, least first; none where it is something else."""
-    if not folder.is_dir():
-        return []
-    named = [_NAME.fullmatch(path.name) for path in folder.iterdir() if RunFolder(path).holds_a_run()]
+    named = [_NAME.fullmatch(name) for name in runs_in(folder)]
     return sorted(int(match[1]) for match in named if match and int(match[1]) <= LARGEST_SEED)
 
 
@@ -39,7 +37,8 @@ def check_folder_of_seeds(folder: Path, seeds: Sequence[int]) -> None:
         raise ConfigError(f"run folder {folder} is a file; {allowed}")
     if RunFolder(folder).holds_a_run():
         raise ConfigError(f"run folder {folder} holds one run, and {len(seeds)} seeds are asked for; {allowed}")
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    with one_line_on_disk_trouble(folder):
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if strangers := [name for name in names if not _NAME.fullmatch(name)]:
         more = ", ..." if len(strangers) > 3 else ""
         raise ConfigError(f"run folder {folder} holds {', '.join(strangers[:3])}{more}; {allowed}")

@@ -123,7 +123,9 @@ class Run:
     metrics: MetricsLog
     interval: Interval = field(default_factory=Interval)
     saved_at: int | None = None
-    """Environment steps of the checkpoint that this session saved last, or went on from."""
+    """Environment steps of the checkpoint that this session saved last, or goes on from."""
+    learnt_from: list[int] | None = None
+    """Checksum of the transitions of the checkpoint that this session goes on from."""
 
     @property
     def window(self) -> Window:
@@ -244,7 +246,8 @@ def restore_or_prefill(
     restored = [
         restore(run, state, insert, env_steps) for run, state, env_steps in zip(runs, states, resumed, strict=True)
     ]
-    for run in runs:
+    for run in runs:  # all were accepted
+        cut_back(run)
         RunFolder(run.folder).record(run.config, run.environment)
     begun = []
     for run, state, found in zip(runs, states, restored, strict=True):
@@ -402,12 +405,12 @@ def restore(
     insert: Callable[[TrainState, Transitions], TrainState],
     at_most: int | None = None,
 ) -> TrainState | None:
-    """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment, logs.
+    """Resume from the newest good checkpoint; None if there is none. The order: arrays, replay, environment.
+
+    The folder stays as it is, so that it may still be refused; :func:`cut_back` is for when it was not.
 
     Args:
-      at_most: environment steps of the checkpoint that is wanted; later ones are removed. None: the newest.
-
-    Transitions and logs are cut back to the checkpoint at the end: a folder that is refused stays as it is.
+      at_most: environment steps of the checkpoint that is wanted. None: the newest.
 
     Raises:
       ConfigError: an older version standardised otherwise what was stored.
@@ -415,8 +418,6 @@ def restore(
     """
     found = run.checkpoints.restore({"train_state": without_rows(state)}, at_most)
     if found is None:
-        run.collecting.transitions.truncate(0)
-        run.metrics.truncate(-1)
         return None
     env_steps, arrays, host = found
     if at_most not in (None, env_steps):
@@ -449,12 +450,20 @@ def restore(
                 f"{have}, the checkpoint's {want}; restore the folder, or resume from an earlier checkpoint"
             )
     run.collecting.restore(host["collecting"])
-    run.checkpoints.remove_after(env_steps)
-    run.metrics.truncate(env_steps)
-    run.collecting.transitions.truncate(env_steps)
-    run.collecting.transitions.checksum = learnt_from
-    run.saved_at = env_steps
+    run.saved_at, run.learnt_from = env_steps, learnt_from
     return with_rows(saved, refilled)
+
+
+def cut_back(run: Run) -> None:
+    """Remove from a folder what came after the checkpoint that is gone on from: all, where there is none."""
+    if run.saved_at is None:
+        run.collecting.transitions.truncate(0)
+        run.metrics.truncate(-1)
+        return
+    run.checkpoints.remove_after(run.saved_at)
+    run.metrics.truncate(run.saved_at)
+    run.collecting.transitions.truncate(run.saved_at)
+    run.collecting.transitions.checksum = run.learnt_from
 
 
 def first_ends(transitions: TransitionRecord) -> int:
