@@ -5,6 +5,7 @@
 # make install PYTHON=python3.14   picks the interpreter (3.11 to 3.14; by default the first that is there)
 # make fit DATASET=runs/name   trains a world model alone on recorded transitions (WORLD_MODEL=, PRESET=, SEED=, RUN=)
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
+# make ablations ENV=hopper   the paper's ablations (Figure 7) beside its rule; SEEDS=3 PRESET=cpu_a2c RUN=runs/folder
 # make figures               draws the figures of results/ again from their CSV files
 # make report                makes report.html: every figure and table of results/ beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
@@ -37,7 +38,7 @@ INSTALLED = $(VENV)/installed-$(BUILD)
 INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: install train fit dataset figures report test lint docs tensorboard accelerator benchmark lock clean
+.PHONY: install train fit dataset figures report ablations test lint docs tensorboard accelerator benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -93,6 +94,15 @@ dataset: $(INSTALLED_MINARI)
 # One file of tests goes to one worker, so that its compiled functions are compiled once; long files first.
 test: $(INSTALLED_DEV)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(ARGS)
+
+# Section 5.4 of the paper, at a budget of two cores: a grid that resumes, whose rows and figure go to results/.
+RULES = score random_actions policy_sampling no_clipping state_update noisy_states
+ablations: $(INSTALLED)
+	@case "$(or $(SEEDS),3)" in 0*|*[!0-9]*) echo "SEEDS is $(SEEDS); allowed: how many, 1 or more" >&2; exit 2;; esac
+	@exec $(BIN)/python experiments/learning/training_runs.py --rules $(RULES) --jobs 2 --threads 1 \
+	  --experiment $(call quoted,$(subst /,_,$(or $(ENV),hopper))_ablations) \
+	  $(call option,--env,$(or $(ENV),hopper)) $(call option,--preset,$(or $(PRESET),cpu_a2c)) \
+	  --seeds $$(seq -s ' ' 0 $$(( $(or $(SEEDS),3) - 1 ))) --out results/learning_curves $(call option,--runs,$(RUN)) $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from polygrad_jax.config.presets import ABLATIONS
+
 ROOT = Path(__file__).parents[1]
 NAMES = ["plain", "two words", "it's"]
 NAMES += ['a "quoted" name', "a;b", "a&b|c", "*.npy", "a`id`b", "a  b", "(x)", "~/a b", "-x"]
@@ -28,6 +30,32 @@ def test_a_name_is_one_word(name):
     same = name.replace("~", "/home/me")
     assert told("train", f"RUN={name}", f"ENV={name}") == ["train", "--env", same, "--run", same]
     assert told("fit", f"DATASET={name}", f"RUN={name}") == ["fit", "--dataset", same, "--out", same]
+
+
+def test_the_ablations_are_one_grid_of_the_papers_rules(tmp_path):
+    make = shutil.which("make") or pytest.skip("needs make")
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')  # in place of the installed one
+    (tmp_path / "python").chmod(0o755)
+
+    def asked(*given: str) -> subprocess.CompletedProcess:
+        """What make starts: its words, a line each."""
+        nothing_to_install = ["-o", "README.md", "INSTALLED=README.md", f"BIN={tmp_path}"]
+        command = [make, "--no-print-directory", *nothing_to_install, "ablations", *given]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    words = asked("ENV=walker2d", "SEEDS=2", "RUN=runs/a b", "ARGS=--only x").stdout.split("\n")[:-1]
+    assert words[0] == "experiments/learning/training_runs.py"
+    assert words[words.index("--experiment") :][:4] == ["--experiment", "walker2d_ablations", "--env", "walker2d"]
+    at = words.index("--rules")
+    assert words[at + 1 : at + 7] == ["score", *(rule for rule in ABLATIONS if rule != "posterior_mean")]
+    assert words[words.index("--seeds") + 1 :][:2] == ["0", "1"]
+    assert words[words.index("--runs") + 1] == "runs/a b" and words[-2:] == ["--only", "x"]
+    words = asked("ENV=space/own-v0").stdout.split("\n")
+    assert words[words.index("--experiment") :][:4] == ["--experiment", "space_own-v0_ablations", "--env", "space/own-v0"]
+    assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"]
+    for seeds in ("0", "two", "-1"):
+        refused = asked(f"SEEDS={seeds}")
+        assert refused.stdout == "" and refused.stderr.startswith(f"SEEDS is {seeds}; allowed: how many, 1 or more")
 
 
 def test_every_variable_reaches_its_option_and_arguments_stay_words():
