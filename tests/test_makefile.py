@@ -51,7 +51,7 @@ def test_the_ablations_are_one_grid_of_the_papers_rules(tmp_path):
     assert words[words.index("--seeds") + 1 :][:2] == ["0", "1"]
     assert words[words.index("--runs") + 1] == "runs/a b" and words[-2:] == ["--only", "x"]
     words = asked("ENV=space/own-v0").stdout.split("\n")
-    assert words[words.index("--experiment") :][:4] == ["--experiment", "space_own-v0_ablations", "--env", "space/own-v0"]
+    assert words[words.index("--experiment") :][1:4] == ["space_own-v0_ablations", "--env", "space/own-v0"]
     assert words[words.index("--seeds") + 1 :][:3] == ["0", "1", "2"]
     for seeds in ("0", "two", "-1"):
         refused = asked(f"SEEDS={seeds}")
