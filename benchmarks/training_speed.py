@@ -43,6 +43,7 @@ from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500
+PARTS = ("imagine_seconds", "policy_update_seconds", "model_update_seconds")
 
 
 def random_steps(collector: Collector, config: Config, spec: EnvSpec) -> Transitions:
@@ -130,14 +131,15 @@ def seconds_of_parts(
     segment, _ = imagine(state.world_model, policy, contexts, normaliser, key)
     improve_policy, improve_model = jax.jit(agent.update), jax.jit(world_model.update)
     experience = Experience(segment, None, normaliser, jnp.float32(0.0))
-    parts = {
-        "imagine_seconds": lambda: imagine(state.world_model, policy, contexts, normaliser, key),
-        "policy_update_seconds": lambda: improve_policy(state.agent, state.world_model, experience, key),
-        "model_update_seconds": lambda: improve_model(state.world_model, batch, normaliser, key),
-    }
-    for part in parts.values():
+    parts = (
+        lambda: imagine(state.world_model, policy, contexts, normaliser, key),
+        lambda: improve_policy(state.agent, state.world_model, experience, key),
+        lambda: improve_model(state.world_model, batch, normaliser, key),
+    )
+    for part in parts:
         jax.block_until_ready(part())
-    return {name: measure.median(time_repeatedly(part, 3, budget)) for name, part in parts.items()}
+    timed = [measure.median(time_repeatedly(part, 3, budget)) for part in parts]
+    return dict(zip(PARTS, timed, strict=True))
 
 
 def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
@@ -158,7 +160,7 @@ def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
     peaks = [peak.flops()]
     timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds)
     peaks.append(peak.flops())
-    parts = {}
+    parts = dict.fromkeys(PARTS)  # every row of a table has the same columns
     if seeds == 1 and agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
         parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)

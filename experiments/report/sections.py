@@ -45,6 +45,7 @@ SECTIONS = (
             "world_models/small_data",
             "world_models/partial_observation",
             "world_models/learning_rates",
+            "world_models/imagined_ends",
         ),
     ),
     Section(
