@@ -105,7 +105,7 @@ def parts(out: Path, sizes: Sizes, seconds: float) -> list[Part]:
     return [
         Part(ROLLOUTS, rollouts, 0.2 * seconds),
         Part(ITERATION, script(ITERATION, ITERATION, *iteration), 0.2 * seconds),
-        Part(OF_FEW, of_few, 0.15 * seconds),
+        Part(OF_FEW, of_few, 0.19 * seconds),
         Part(TRAINING, [sys.executable, "-m", "polygrad_jax.cli", *trained], seconds, trains=True),
     ]
 
@@ -229,7 +229,8 @@ def page(out: Path, done: Sequence[Part], device: str, rehearse: bool, command: 
     if every:
         header = ("K", "seeds", "environment steps per second, all seeds", "minutes per million steps of each",
                   "share of the peak", "in runs of one seed, in turn")  # fmt: skip
-        lines += ["", "## Training at the paper's sizes (Hopper)", "", *table(header, every)]
+        sizes = "small sizes" if rehearse else "the paper's sizes"
+        lines += ["", f"## Training at {sizes} (Hopper)", "", *table(header, every)]
     if rows := read_rows(out / f"{TRAINING}.csv"):
         last = rows[-1]
         lines += ["", f"## A training of Hopper (preset `{'smoke' if rehearse else 'cpu'}`)", ""]
