@@ -18,8 +18,6 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 
 # isort: split
 import argparse
-import csv
-import json
 import os
 import shlex
 import shutil
@@ -31,8 +29,11 @@ from dataclasses import dataclass
 
 from flops import flops_per_env_step
 
+from experiments.harness import grid
 from polygrad_jax import config as configs
 from polygrad_jax.config import EnvSpec
+from polygrad_jax.runs import metrics_log
+from polygrad_jax.runs.run_folder import write_text_atomically
 
 HERE = Path(__file__).resolve().parent
 IMPORTING = os.environ | {"PYTHONPATH": str(HERE.parent)}
@@ -69,6 +70,7 @@ class Sizes:
 
     rollouts: list[str]
     iteration: list[str]
+    all_steps: str
     few_steps: str
     seeds: list[str]
     trained: list[str]
@@ -77,6 +79,7 @@ class Sizes:
 PAPER = Sizes(
     rollouts=["--batch", "1024"],
     iteration=["--preset", "paper", "--seconds", "8"],
+    all_steps="128",
     few_steps=str(FEW_STEPS),
     seeds=["1", "5", "16"],
     trained=["--preset", "cpu"],
@@ -85,6 +88,7 @@ _SMALL = ["--diffusion.num-steps", "8", "--denoiser.width", "32", "--denoiser.nu
 REHEARSED = Sizes(
     rollouts=["--batch", "8", "--kinds", "mlp", "--width", "32", "--repeats", "1"],
     iteration=["--preset", "smoke", "--seconds", "1", *_SMALL, "--diffusion.sampling-steps", "8"],
+    all_steps="8",
     few_steps="4",
     seeds=["1", "2"],
     trained=["--preset", "smoke", *_SMALL, "--diffusion.sampling-steps", "8"],
@@ -145,31 +149,34 @@ def _wait(child: subprocess.Popen, at_most: float, trains: bool) -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a table; none where its part wrote none."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return grid.read_csv(path) if path.is_file() else []
 
 
 def keep_training(out: Path) -> None:
     """Keep evaluations against environment steps and seconds, and the curve, of the run; the run itself goes."""
-    folder, rows = out / f"{TRAINING}_run", []
-    clock = {}
-    if (folder / "metrics.jsonl").is_file():
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            clock[row["env_steps"]] = sum(v for k, v in row.items() if k.startswith("seconds/"))
-    for row in read_rows(folder / "eval.csv"):
-        steps = int(row["env_steps"])
-        rows.append({"env_step": steps, "seconds": round(clock[steps], 1), "return_mean": row["return_mean"]})
+    folder = out / f"{TRAINING}_run"
+    seconds = {
+        row["env_steps"]: sum(row[f"seconds/{name}"] for name in ("collecting", "training", "evaluating"))
+        for row in metrics_log.read_rows(folder)
+    }
+    rows = [
+        {"env_step": step, "seconds": round(seconds[step], 1), "return_mean": row["return_mean"]}
+        for row in read_rows(folder / "eval.csv")
+        if (step := int(row["env_steps"])) in seconds
+    ]
     if rows:
-        with (out / f"{TRAINING}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        grid.write_csv(out / f"{TRAINING}.csv", rows)
         words = [sys.executable, "-m", "polygrad_jax.cli", "plot", str(folder), "--out", str(out / f"{TRAINING}.png")]
         subprocess.run(words, check=False, env=IMPORTING, stdout=subprocess.DEVNULL)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_earlier(out: Path, done: Sequence[Part]) -> None:
+    """Remove what an earlier call left, so that no number of it stands for a part that fails today."""
+    for part in done:
+        for suffix in (".csv", ".json", ".log", ".png"):
+            (out / f"{part.name}{suffix}").unlink(missing_ok=True)
+    shutil.rmtree(out / f"{TRAINING}_run", ignore_errors=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -224,8 +231,9 @@ def page(out: Path, done: Sequence[Part], device: str, rehearse: bool, command: 
     lines += table(("part", "how it ended", "seconds"), [[p.name, p.ended, f"{p.seconds:.0f}"] for p in done])
     if rows := read_rows(out / f"{ROLLOUTS}.csv"):
         lines += ["", "## A batch of imagined trajectories (Hopper, H = 10)", "", *of_rollouts(rows)]
-    every = of_iterations("all", read_rows(out / f"{ITERATION}.csv"))
-    every += of_iterations("few", read_rows(out / f"{OF_FEW}.csv"))
+    sampled = REHEARSED if rehearse else PAPER
+    every = of_iterations(sampled.all_steps, read_rows(out / f"{ITERATION}.csv"))
+    every += of_iterations(sampled.few_steps, read_rows(out / f"{OF_FEW}.csv"))
     if every:
         header = ("K", "seeds", "environment steps per second, all seeds", "minutes per million steps of each",
                   "share of the peak", "in runs of one seed, in turn")  # fmt: skip
@@ -235,7 +243,8 @@ def page(out: Path, done: Sequence[Part], device: str, rehearse: bool, command: 
         last = rows[-1]
         lines += ["", f"## A training of Hopper (preset `{'smoke' if rehearse else 'cpu'}`)", ""]
         lines += [f"Return {float(last['return_mean']):.0f} at {int(last['env_step']):,} environment steps, after "
-                  f"{float(last['seconds']) / 60:.1f} minutes.", "", f"![Curves]({TRAINING}.png)"]  # fmt: skip
+                  f"{float(last['seconds']) / 60:.1f} minutes without compiling.", "",
+                  f"![Curves]({TRAINING}.png)"]  # fmt: skip
     lines += ["", "## Projection for an H200", "", "Not measured: matrix products counted from shapes "
               "(`benchmarks/flops.py`) over the peak of the vendor's data sheet. No program reaches the peak, so these "
               "minutes are the least possible.", "", *projection()]  # fmt: skip
@@ -267,12 +276,14 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = began + 60 * args.minutes - LAST_SECONDS
     done = parts(args.out, REHEARSED if args.rehearse else PAPER, 60 * args.minutes)
+    remove_earlier(args.out, done)
     for part in done:
         run(part, deadline, args.out / f"{part.name}.log")
     keep_training(args.out)
     command = shlex.join(["python", "benchmarks/accelerator.py", *sys.argv[1:]])
-    (args.out / "README.md").write_text(page(args.out, done, f"{platform}: {kind}", args.rehearse, command))
-    print((args.out / "README.md").read_text())
+    text = page(args.out, done, f"{platform}: {kind}", args.rehearse, command)
+    write_text_atomically(args.out / "README.md", text)
+    print(text)
     return 0 if all(part.ended in ("ended", "stopped at its time") for part in done) else 1
 
 

@@ -1,6 +1,5 @@
 """``make accelerator``: every part within its time, whatever becomes of the others, and a page of what was measured."""
 
-import csv
 import importlib.util
 import sys
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.harness import grid
 from polygrad_jax import cli
 from polygrad_jax import config as configs
 
@@ -73,23 +73,16 @@ def test_the_commands_are_those_of_this_version(accelerator, tmp_path, sizes):
     assert options.run == tmp_path / "hopper_run"
 
 
-def write(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def test_the_page_says_what_was_measured_and_what_was_not(accelerator, tmp_path):
     """2,000 steps a second of 4 seeds are 500 of each: a million take 2,000 s, 33 minutes."""
     row = {"seeds": 4, "env_steps/s": 2000.0, "share_of_peak": 0.375, "of_runs_in_turn": 0.5}
-    write(tmp_path / "training_speed.csv", [row | {"seeds": 1, "of_runs_in_turn": ""}, row])
-    write(tmp_path / "hopper.csv", [{"env_step": 5000, "seconds": 90.0, "return_mean": 321.4}])
+    grid.write_csv(tmp_path / "training_speed.csv", [row | {"seeds": 1, "of_runs_in_turn": ""}, row])
+    grid.write_csv(tmp_path / "hopper.csv", [{"env_step": 5000, "seconds": 90.0, "return_mean": 321.4}])
     part = accelerator.Part("training_speed", [], 1.0, ended="ended", seconds=12.3)
     text = accelerator.page(tmp_path, [part], "gpu: X", False, "python benchmarks/accelerator.py")
     assert "| training_speed | ended | 12 |" in text and "gpu: X." in text
-    assert "| all | 1 | 2000 | 8 | 0.37 | - |" in text and "| all | 4 | 2000 | 33 | 0.37 | 0.50 |" in text
-    assert "Return 321 at 5,000 environment steps, after 1.5 minutes." in text
+    assert "| 128 | 1 | 2000 | 8 | 0.37 | - |" in text and "| 128 | 4 | 2000 | 33 | 0.37 | 0.50 |" in text
+    assert "Return 321 at 5,000 environment steps, after 1.5 minutes without compiling." in text
     assert "A batch of imagined trajectories" not in text and "rehearsal" not in text
     assert "Not measured: matrix products counted from shapes" in text
     assert "| 128 | 4.9e+17 | 121.6 | 8.2 |" in text  # DESIGN's 4.9e17 over 67 and 989 TFLOP/s
@@ -100,15 +93,22 @@ def test_evaluations_are_kept_beside_seconds(accelerator, tmp_path):
     folder = tmp_path / "hopper_run"
     folder.mkdir()
     (folder / "eval.csv").write_text("env_steps,return_mean\n100,5.5\n")
-    (folder / "metrics.jsonl").write_text(
-        '{"env_steps": 50, "seconds/training": 1.0}\n'
-        '{"env_steps": 100, "seconds/training": 2.0, "seconds/collecting": 0.25, "agent/loss": 7.0}\n'
-    )
+    clock = '"seconds/training": 2.0, "seconds/collecting": 0.25, "seconds/evaluating": 0.0, "seconds/compiling": 9.0'
+    left_by_a_kill = '{"env_steps": 150, "seconds/tr'
+    (folder / "metrics.jsonl").write_text(f'{{"env_steps": 100, {clock}, "agent/loss": 7.0}}\n{left_by_a_kill}')
     accelerator.keep_training(tmp_path)
     assert accelerator.read_rows(tmp_path / "hopper.csv") == [
         {"env_step": "100", "seconds": "2.2", "return_mean": "5.5"}
     ]
     assert not folder.exists()
+
+
+def test_no_number_of_an_earlier_call_is_left(accelerator, tmp_path):
+    for name in ("training_speed.csv", "training_speed.json", "hopper.png", "mine.txt"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "hopper_run").mkdir()
+    accelerator.remove_earlier(tmp_path, accelerator.parts(tmp_path, accelerator.PAPER, 480.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_without_an_accelerator_one_line_says_what_to_do(accelerator, tmp_path, monkeypatch, capsys):
