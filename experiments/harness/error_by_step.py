@@ -20,7 +20,7 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.envs.prediction_error import before_ends, mean_where, squared_errors, staying_still
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.training.fitting import settle
-from polygrad_jax.types import Normaliser, Policy, Segment
+from polygrad_jax.types import Array, Normaliser, Params, Policy, PolicyApply, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 from polygrad_jax.world_models.polygrad import imagine_given_actions
 
@@ -52,6 +52,18 @@ def positions(task: EnvConfig) -> int:
     return size
 
 
+def with_std(apply: PolicyApply, std: float | None) -> PolicyApply:
+    """Return a policy with this standard deviation everywhere; None: as it is."""
+    if std is None:
+        return apply
+
+    def narrowed(params: Params, raw_obs: Array) -> tuple[Array, Array]:
+        mean, _ = apply(params, raw_obs)
+        return mean, jnp.full_like(mean, std)
+
+    return narrowed
+
+
 @dataclasses.dataclass
 class Measuring:
     """Hold what every measure of one dataset shares, and the statistics that the model learnt with."""
@@ -61,14 +73,16 @@ class Measuring:
     normaliser: Normaliser
     seed: int
 
-    def imagined(self, config: Config, state: Any, told: bool = False) -> Segment:
+    def imagined(self, config: Config, state: Any, told: bool = False, std: float | None = None) -> Segment:
         """Imagine trajectories ``[CONTEXTS, H]`` under the dataset's policy, delta settled where there is one.
 
-        ``told``: what PolyGRAD's denoiser makes of the same actions, given all of them from the start.
+        ``told``: what PolyGRAD's denoiser makes of the same actions, given all of them from the start. ``std``: the
+        policy's, raw, in place of its own.
         """
         data = self.data
         model = make_world_model(config, data.spec)
-        policy = Policy(jax.tree.map(jnp.asarray, data.actor), make_policy_apply(data.collector, data.spec))
+        apply = with_std(make_policy_apply(data.collector, data.spec), std)
+        policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
         context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
         contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
             self.held_out.replay(2), context_key, CONTEXTS, model.context_length
@@ -82,9 +96,11 @@ class Measuring:
             segment = follow(config, state, segment.actions, contexts, self.normaliser, jax.random.fold_in(key, 1))
         return jax.device_get(segment.replace(rows=contexts.rows[:, -1:], observed=None))
 
-    def rows(self, config: Config, state: Any, told: bool = False) -> Iterator[dict[str, float]]:
+    def rows(
+        self, config: Config, state: Any, told: bool = False, std: float | None = None
+    ) -> Iterator[dict[str, float]]:
         """Yield one row per step ahead; one alone where what is imagined is not finite."""
-        segment = self.imagined(config, state, told)
+        segment = self.imagined(config, state, told, std)
         if not all(np.isfinite(x).all() for x in (segment.observations, segment.actions, segment.rewards)):
             yield {"finite": 0}
             return

@@ -72,6 +72,11 @@ class Study:
     """Fields of the guidance under which a trained model of PolyGRAD imagines, by the name of the variant."""
     draw: Callable[[Path], None]
     """Draws, of the folder, the figure from the CSV alone."""
+    ways: dict[str, dict[str, Fields]] = dataclasses.field(default_factory=dict)
+    """Fields under which a trained model imagines, by the model and the name of the variant; none: as it was trained.
+    A world model that is distilled may imagine as its teacher, ``--world-model autoregressive``."""
+    stds: tuple[float | None, ...] = (None,)
+    """Of the policy under which models imagine, in raw actions; None: its own."""
     prepare: Callable[[str], RecordedData] = open_data
     transitions: tuple[int, ...] = (ALL,)
     """How many are learnt from, unless the command line says otherwise."""
@@ -167,6 +172,18 @@ def variants(config: Config, rules: dict[str, dict[str, Any]]) -> dict[str, Conf
     }
 
 
+def ways_of(study: Study, model: str, config: Config) -> dict[str, Config]:
+    """Return the configs under which a trained model imagines, by the name of the variant."""
+    if model not in study.ways:
+        return variants(config, study.rules)
+    return {name: configs.validate(cli.override(config, [*fields])) for name, fields in study.ways[model].items()}
+
+
+def state_for(asked: Config, trained: Config, state: Any) -> Any:
+    """Return what imagines: all that was learnt, or the teacher alone where it is asked in the student's place."""
+    return state.teacher if (trained.world_model, asked.world_model) == ("distilled", "autoregressive") else state
+
+
 def train(
     study: Study, options: argparse.Namespace, varied: Varied, data: RecordedData, config: Config
 ) -> tuple[Training, RecordedData]:
@@ -214,7 +231,8 @@ def rows_of(study: Study, options: argparse.Namespace, varied: Varied) -> Iterat
     measured = {"newest" if options.newest else "trained": trained.state}
     if not options.newest:
         measured["untrained"] = jax.jit(training.model.init)(jax.random.key(varied.seed))
-    for name, there in variants(config, study.rules).items():
-        for network, state in measured.items():
-            for row in measuring.rows(there, state, told=name == TOLD):
-                yield common | {"variant": name, "network": network} | row
+    ways = ways_of(study, varied.model, config)
+    for (name, there), std, (network, state) in itertools.product(ways.items(), study.stds, measured.items()):
+        given_std = {} if std is None else {"policy_std": std}
+        for row in measuring.rows(there, state_for(there, config, state), told=name == TOLD, std=std):
+            yield common | {"variant": name, "network": network} | given_std | row

@@ -53,6 +53,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "PolyGRAD transformer, K = 16": {"world_model": "polygrad", "preset": "paper_transformer", "steps": FEWER_STEPS},
     "autoregressive diffusion": {"world_model": "autoregressive"},
     "autoregressive diffusion, K = 16": {"world_model": "autoregressive", "steps": FEWER_STEPS},
+    "distilled, 1 call": {"world_model": "distilled", "steps": FEWER_STEPS},
+    "distilled, 2 calls": {"world_model": "distilled", "steps": FEWER_STEPS, "calls": 2},
     "transformer": {"world_model": "transformer"},
     "ensemble": {"world_model": "ensemble"},
     "Dreamer-v3": {"world_model": "dreamer"},
@@ -72,6 +74,8 @@ def sized(label: str, horizon: int) -> Config:
     config = replace(
         base, world_model=wanted["world_model"], horizon=horizon, diffusion=diffusion, denoiser=denoiser
     )
+    if "calls" in wanted:
+        config = replace(config, distilled=replace(config.distilled, calls=wanted["calls"]))
     return configs.validate(config)
 
 

@@ -96,8 +96,8 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule, sampling and terminals (paper, Table 4) of the world models polygrad and autoregressive. The
-    world model transformer reads the two fields on terminals."""
+    """Noise schedule, sampling and terminals (paper, Table 4) of the world models polygrad, autoregressive and
+    distilled. The world model transformer reads the two fields on terminals."""
 
     num_steps: int = option(128, "N, the steps of the noise schedule.", AT_LEAST_1)
     sampling_steps: int = option(
@@ -186,7 +186,7 @@ class ModelTrainingConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """The denoising network of polygrad and autoregressive, and its optimiser (paper, Tables 2 and 3)."""
+    """The denoising network of polygrad, autoregressive and distilled, and its optimiser (paper, Tables 2 and 3)."""
 
     kind: Literal["mlp", "transformer"] = option("mlp", "Residual MLP or causal transformer.")
     width: int = option(1024, "Width of the residual MLP.", AT_LEAST_1)
@@ -219,6 +219,16 @@ class AutoregressiveConfig:
 
     tau: float = option(
         1.0, "Exponent of the cosine schedule for single transitions, in place of diffusion.tau.", POSITIVE
+    )
+
+
+@dataclass(frozen=True)
+class DistilledConfig:
+    """World model distilled: one-step diffusion in few network calls. It also reads ``diffusion``, whose sampling_steps
+    are what is distilled, ``denoiser`` and ``autoregressive``."""
+
+    calls: int = option(
+        1, "Network calls per predicted transition. More of them tell apart better what chance may bring.", AT_LEAST_1
     )
 
 
@@ -455,9 +465,9 @@ class Config:
         "float32",
         "Precision of the operands of matrix products; accumulation, parameters and statistics stay in float32.",
     )
-    world_model: Literal["polygrad", "autoregressive", "transformer", "ensemble", "dreamer", "simulator"] = option(
-        "polygrad", "Model that imagines. simulator is MuJoCo itself: a perfect model without parameters."
-    )
+    world_model: Literal[
+        "polygrad", "autoregressive", "distilled", "transformer", "ensemble", "dreamer", "simulator"
+    ] = option("polygrad", "Model that imagines. simulator is MuJoCo itself: a perfect model without parameters.")
     agent: Literal["a2c", "value_gradient", "dreamer"] = option(
         "a2c",
         "Agent that learns and acts: A2C on imagined observations (the paper's), gradients of values through a "
@@ -475,6 +485,7 @@ class Config:
     model_training: ModelTrainingConfig = ModelTrainingConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     autoregressive: AutoregressiveConfig = AutoregressiveConfig()
+    distilled: DistilledConfig = DistilledConfig()
     transformer: TransformerConfig = TransformerConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     dreamer: DreamerConfig = DreamerConfig()

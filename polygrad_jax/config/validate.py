@@ -113,6 +113,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"ensemble.elites is {ensemble.elites}; allowed: at most ensemble.members ({ensemble.members})"
     if a2c.initial_std <= a2c.min_std:
         yield f"a2c.initial_std is {a2c.initial_std}; allowed: greater than a2c.min_std ({a2c.min_std})"
+    yield from _contradictions_of_distilling(config)
     yield from _contradictions_of_passes(config)
     yield from _contradictions_of_paths(config)
     if not float(training.updates_per_env_step * loop.env_steps_per_policy_update).is_integer():
@@ -138,6 +139,19 @@ def _contradictions(config: Config) -> Iterator[str]:
     without_latents = {*get_args(declared_fields()["world_model"].kind)} - {"dreamer"}
     if config.agent == "dreamer" and config.world_model in without_latents:
         yield f"agent is dreamer with world_model {config.world_model}; allowed: a2c, or world_model dreamer"
+
+
+def _contradictions_of_distilling(config: Config) -> Iterator[str]:
+    """One line for each pair of fields of the world model distilled that cannot go together."""
+    calls, diffusion = config.distilled.calls, config.diffusion
+    if config.world_model != "distilled":
+        return
+    if calls > diffusion.sampling_steps:
+        yield (
+            f"distilled.calls is {calls}; allowed: at most diffusion.sampling_steps ({diffusion.sampling_steps})"
+        )
+    if diffusion.prediction == "noise":  # which says little of what is clean where almost all is noise
+        yield "diffusion.prediction is noise with world_model distilled; allowed: clean, change"
 
 
 def _contradictions_of_paths(config: Config) -> Iterator[str]:

@@ -11,21 +11,21 @@ PolyGRAD's own denoiser and schedule, one pass is compared with many passes, not
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.config import Config, EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import pack, unpack, with_terminal_std
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
-from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
+from polygrad_jax.types import Array, Metrics, Normaliser, Params, Prediction, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import init_denoising, make_denoise, make_gradient_step
-from polygrad_jax.world_models.rollout import begin, roll_out, under
+from polygrad_jax.world_models.rollout import imagine_by
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
 
 WINDOW = 2
@@ -67,6 +67,42 @@ def without_what_follows(normed_traj: Array, normed_actions: Array) -> tuple[Arr
     return normed_traj.at[:, 1, -2:].set(0.0), normed_actions.at[:, 1].set(0.0)
 
 
+class Condition(NamedTuple):
+    """What the second of two states is predicted from, normalised."""
+
+    initial: Array  # [B, O]
+    actions: Array  # [B, 2, A], of which the second is not chosen yet
+
+
+def lesson_of(segment: Segment, normaliser: Normaliser, key: Array, how: Execution) -> tuple[Segment, Array, Array]:
+    """Return transitions ``[B, 2]`` of windows, raw, and what a denoiser learns of them (:func:`pack`).
+
+    DEVIATION from the official code, which shows actions as sampled: ours sees those executed.
+
+    Raises:
+      ValueError: windows of another length.
+    """
+    if segment.terminals.shape[1] != WINDOW:
+        raise ValueError(f"a training window has {segment.terminals.shape[1]} states; allowed: {WINDOW}")
+    steps = single_steps(segment, key)
+    packed = pack(steps.replace(actions=executed(steps.actions, how)), normaliser)
+    return steps, *without_what_follows(*packed)
+
+
+def condition_of(raw_obs: Array, executed_actions: Array, normaliser: Normaliser) -> Condition:
+    """Condition on raw observations ``[B, O]`` and executed actions ``[B, A]``."""
+    actions = normalise(executed_actions, normaliser.actions)[:, None]
+    actions = jnp.concatenate([actions, jnp.zeros_like(actions)], axis=1)
+    return Condition(normalise(raw_obs, normaliser.observations), actions)
+
+
+def prediction_of(traj: Array, condition: Condition, normaliser: Normaliser) -> Prediction:
+    """Return what a clean ``traj [B, 2, O+2]`` says of the transition."""
+    first = unpack(traj[:, :1], condition.actions[:, :1], normaliser)
+    following = unnormalise(traj[:, 1, :-2], normaliser.observations)
+    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0])
+
+
 def diffuse_step(
     sampler: Sampler,
     params: Params,
@@ -80,14 +116,10 @@ def diffuse_step(
 
     ``noise [K + 1, B, 2, O+2]`` are its draws, as of :func:`sample_given_actions`.
     """
-    actions = normalise(executed_actions, normaliser.actions)[:, None]
-    actions = jnp.concatenate([actions, jnp.zeros_like(actions)], axis=1)
-    initial = normalise(raw_obs, normaliser.observations)
-    given = Given(params, policy=None, normaliser=normaliser, initial=initial, delta=jnp.float32(0.0))
-    traj = sample_given_actions(sampler, given, schedule, actions, noise)
-    first = unpack(traj[:, :1], actions[:, :1], normaliser)
-    following = unnormalise(traj[:, 1, :-2], normaliser.observations)
-    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0])
+    condition = condition_of(raw_obs, executed_actions, normaliser)
+    given = Given(params, policy=None, normaliser=normaliser, initial=condition.initial, delta=jnp.float32(0.0))
+    traj = sample_given_actions(sampler, given, schedule, condition.actions, noise)
+    return prediction_of(traj, condition, normaliser)
 
 
 def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
@@ -108,14 +140,10 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
     def update(
         state: AutoregressiveState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[AutoregressiveState, Metrics]:
-        if segment.terminals.shape[1] != WINDOW:
-            raise ValueError(f"a training window has {segment.terminals.shape[1]} states; allowed: {WINDOW}")
         normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
         choice_key, noise_key = jax.random.split(key)
-        steps = single_steps(segment, choice_key)
-        # DEVIATION from the official code, which shows actions as sampled: ours sees those executed.
-        packed = pack(steps.replace(actions=executed(steps.actions, how)), normaliser)
-        return gradient_step(state, without_what_follows(*packed), steps, normaliser, noise_key)
+        steps, *packed = lesson_of(segment, normaliser, choice_key, how)
+        return gradient_step(state, tuple(packed), steps, normaliser, noise_key)
 
     def step(
         state: AutoregressiveState, raw_obs: Array, raw_actions: Array, normaliser: Normaliser, key: Array
@@ -128,14 +156,4 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
         ends = terminal_classifier.ends(state.classifier.params, raw_obs, raw_actions, normaliser, how)
         return prediction._replace(terminals=ends)
 
-    def imagine(
-        state: AutoregressiveState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
-    ) -> tuple[Segment, Metrics]:
-        def predict(_: None, raw_obs: Array, actions: Array, key: Array) -> tuple[None, Prediction, Metrics]:
-            return None, step(state, raw_obs, actions, normaliser, key), {}
-
-        keys = jax.random.split(key, config.horizon)
-        _, segment, metrics = roll_out(predict, begin(context, None), under(policy), keys)
-        return segment, metrics
-
-    return WorldModel(init, update, imagine, step=step, window=WINDOW)
+    return WorldModel(init, update, imagine_by(step, config.horizon), step=step, window=WINDOW)

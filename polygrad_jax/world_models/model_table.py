@@ -10,6 +10,7 @@ from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import WorldModel
 from polygrad_jax.world_models.autoregressive import make_autoregressive
 from polygrad_jax.world_models.companion import CHUNK, with_companion
+from polygrad_jax.world_models.distilled import make_distilled
 from polygrad_jax.world_models.dreamer import make_dreamer
 from polygrad_jax.world_models.ensemble import make_ensemble
 from polygrad_jax.world_models.polygrad import make_polygrad
@@ -19,6 +20,7 @@ from polygrad_jax.world_models.transformer import make_transformer
 WORLD_MODELS: dict[str, Callable[[Config, EnvSpec], WorldModel]] = {
     "polygrad": make_polygrad,
     "autoregressive": make_autoregressive,
+    "distilled": make_distilled,
     "transformer": make_transformer,
     "ensemble": make_ensemble,
     "dreamer": make_dreamer,

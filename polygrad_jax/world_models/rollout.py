@@ -9,13 +9,17 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.types import Array, Metrics, Policy, Prediction, Segment
+from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Prediction, Segment
 
 Predict = Callable[[Any, Array, Array, Array], tuple[Any, Prediction, Metrics]]
 """``(memory, raw_obs [B, O], raw actions [B, A] as sampled, key) -> (memory, Prediction, metrics [B])``."""
 
 Choose = Callable[[Any, Array], tuple[Array, Array]]
 """``(memory, raw_obs [B, O]) -> (mean, std) [B, A]`` of a Gaussian over raw actions."""
+
+Step = Callable[[Any, Array, Array, Normaliser, Array], Prediction]
+Imagine = Callable[[Any, Policy, Segment, Normaliser, Array], tuple[Segment, Metrics]]
+"""The fields of :class:`WorldModel` of these names."""
 
 
 class Standing(NamedTuple):
@@ -65,3 +69,18 @@ def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> 
     end, (steps, metrics, alive) = jax.lax.scan(step, start, keys)
     segment = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)
     return end, segment, {name: (alive * x).sum() / alive.sum() for name, x in metrics.items()}
+
+
+def imagine_by(step: Step, horizon: int) -> Imagine:
+    """Make the ``imagine`` of a :class:`WorldModel` of its ``step``: a roll-out that remembers nothing."""
+
+    def imagine(
+        state: Any, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
+    ) -> tuple[Segment, Metrics]:
+        def predict(_: None, raw_obs: Array, raw_actions: Array, key: Array) -> tuple[None, Prediction, Metrics]:
+            return None, step(state, raw_obs, raw_actions, normaliser, key), {}
+
+        _, segment, metrics = roll_out(predict, begin(context, None), under(policy), jax.random.split(key, horizon))
+        return segment, metrics
+
+    return imagine

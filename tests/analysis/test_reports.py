@@ -491,6 +491,7 @@ def test_every_name_that_a_run_writes_has_a_line_on_the_page(hopper):
 LOGGED = {
     "polygrad": ["world_model/loss", "world_model/terminal_loss", "guidance/delta", "guidance/sigma"],
     "autoregressive": ["world_model/loss", "world_model/reward_loss"],
+    "distilled": ["world_model/loss", "world_model/distillation_loss"],
     "transformer": ["world_model/loss", "world_model/classifier_loss"],
     "ensemble": ["world_model/loss", "world_model/heldout_loss"],
     "dreamer": ["world_model/loss", "world_model/continue_loss"],

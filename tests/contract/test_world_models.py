@@ -14,7 +14,7 @@ from polygrad_jax.types import MeanStd, Prediction, Segment
 from polygrad_jax.world_models.model_table import SIMULATOR
 
 LEARNING = tuple(name for name in tiny.EVERY_MODEL if name != SIMULATOR)
-DIFFERENTIABLE = {"ensemble", "autoregressive"}
+DIFFERENTIABLE = {"ensemble", "autoregressive", "distilled"}
 """Models whose last observation determines a prediction: they have a ``step``."""
 
 

@@ -74,7 +74,7 @@ def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model):
     assert "Task-v0 has no time limit (max_episode_steps)" in said
 
 
-@pytest.mark.parametrize("model", [*MODELS, "autoregressive", "ensemble"])
+@pytest.mark.parametrize("model", [*MODELS, "autoregressive", "distilled", "ensemble"])
 def test_steps_that_are_cut_off_one_by_one_are_refused(model):
     """No window makes anything of single steps without an end: the advice must not be a shorter one."""
     with pytest.raises(ConfigError, match="cut off after 1 step; allowed: a task whose episodes go on for 2 steps"):

@@ -38,7 +38,7 @@ def assert_same(squashed, clipped):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["polygrad", "autoregressive", "transformer", "ensemble"])
+@pytest.mark.parametrize("name", ["polygrad", "autoregressive", "distilled", "transformer", "ensemble"])
 def test_a_model_learns_and_predicts_by_the_action_that_is_executed(name):
     """Mistakes: a place that still clips, tanh taken twice, tanh of a normalised action."""
     squashed, clipped = two_models(name)
