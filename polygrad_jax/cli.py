@@ -16,7 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
@@ -42,6 +42,7 @@ MOST_COUNTED = 1_000_000
 MOST_SEEDS = 256
 """That learn in one program."""
 MOST_DIGITS = 19
+LARGEST_PORT = 65535
 LONGEST_LINE = 900
 """Characters of a complaint."""
 FIT_DELTA_LR = 3e-2
@@ -80,6 +81,12 @@ def _count_of_seeds(text: str) -> int:
     return value
 
 
+def _address(text: str) -> str:
+    if re.fullmatch(r"[\w.:\[\]-]+:[1-9]\d{0,4}", text) is None or int(text.rpartition(":")[2]) > LARGEST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: ADDRESS:PORT, as in 10.0.0.1:8476")
+    return text
+
+
 def _path(text: str) -> Path:
     """A path that the system can look up, whether or not something is there."""
     try:
@@ -107,6 +114,9 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     if command == "train":
         parser.add_argument("--seeds", type=_count_of_seeds, default=None)
         parser.add_argument("--devices", type=_count, default=1)
+        parser.add_argument("--hosts", type=_count, default=None)
+        parser.add_argument("--host", type=_seed, default=None)
+        parser.add_argument("--coordinator", type=_address, default=None)
     parser.add_argument("--run", type=_path, default=None)
     parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--mixed-physics", action="store_true")
@@ -123,7 +133,7 @@ def _policy_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--which", choices=("newest", "best"), help="newest checkpoint (default), or best.npz (of pretrained runs)"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of all random numbers (default 0)")
     return parser
 
 
@@ -320,20 +330,27 @@ def train_command(arguments: Sequence[str]) -> int:
     if options.help:
         print(
             f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--seeds COUNT] "
-            "[--devices COUNT] [--run FOLDER] [--show-config] [--mixed-physics] [--FIELD VALUE ...]\n\n--seeds trains "
-            "SEED, SEED + 1 and so on as one program, each in a folder of its own, FOLDER/seed0.\n--devices shares "
-            "trajectories and batches, or seeds, out among the devices of this machine.\n--mixed-physics resumes a run "
-            "that another version of MuJoCo simulated.\nThe fields, with the values of the preset:\n"
+            "[--devices COUNT] [--hosts COUNT --host INDEX --coordinator ADDRESS:PORT] [--run FOLDER] [--show-config] "
+            "[--mixed-physics] [--FIELD VALUE ...]\n\n"
+            "--seeds trains SEED, SEED + 1 and so on as one program, each in a folder of its own, FOLDER/seed0.\n"
+            "--devices shares trajectories and batches, or seeds, out among the devices of this machine.\n"
+            "--hosts shares them out among all devices of several machines, each given the same command with its own "
+            "--host from 0 up; host 0, at ADDRESS, keeps the run folder.\n"
+            "--mixed-physics resumes a run that another version of MuJoCo simulated.\n"
+            "The fields, with the values of the preset:\n"
         )
         override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
-    config, spec, why, seeds = _asked_for(options, fields)
-    folder = options.run or default_run_folder(config, seeds)
-    _prepare_jax(config)
-    _check_folders(folder, config, seeds, options.mixed_physics)  # before anything is compiled
-    if options.devices > 1:
-        from polygrad_jax.training.devices import make_mesh
+    if _join_hosts(options):
+        return 0
+    with _others_let_go_on_error(options):
+        config, spec, why, seeds = _asked_for(options, fields)
+        folder = options.run or default_run_folder(config, seeds)
+        _prepare_jax(config)
+        _check_folders(folder, config, seeds, options.mixed_physics)  # before anything is compiled
+        if options.devices > 1 or options.hosts:
+            from polygrad_jax.training.devices import make_mesh
 
-        make_mesh(options.devices, len(seeds) or 1)
+            make_mesh(options.devices, len(seeds) or 1)
 
     from polygrad_jax.data.transition_log import TransitionLogError
     from polygrad_jax.envs.collector import EnvRestartError, EnvStepError
@@ -358,6 +375,48 @@ def train_command(arguments: Sequence[str]) -> int:
     except TransitionLogError as error:  # the folder is the input
         return _say(error, BAD_INPUT)
     return _say_how_it_ended(results, folder, arguments if options.run else [*arguments, "--run", str(folder)])
+
+
+def _join_hosts(options: argparse.Namespace) -> bool:
+    """Wait for the other hosts where there are some; take part until their run ends and return True if one leads it.
+
+    Raises:
+      ConfigError: options that do not go together.
+    """
+    given = {name: getattr(options, name) for name in ("hosts", "host", "coordinator")}
+    if all(value is None for value in given.values()):
+        return False
+    for name, value in given.items():
+        if value is None:
+            raise ConfigError(f"--{name} is missing; allowed: --hosts, --host and --coordinator together")
+    if options.host >= options.hosts:
+        raise ConfigError(f"--host is {options.host}; allowed: from 0 to {options.hosts - 1}, below --hosts")
+    _prepare_jax(Config())
+    from polygrad_jax.training import hosts
+
+    print(f"host {options.host} of {options.hosts}: waiting for the others at {options.coordinator}", flush=True)
+    hosts.connect(options.hosts, options.host, options.coordinator)
+    if not hosts.lends():
+        return False
+    from polygrad_jax.training.loop import follow
+
+    print("lending this machine's devices to host 0, which keeps the run folder", flush=True)
+    follow()
+    print("finished: host 0 has let this machine go")
+    return True
+
+
+@contextlib.contextmanager
+def _others_let_go_on_error(options: argparse.Namespace) -> Iterator[None]:
+    """Let other hosts go, where there are some, before a mistake is reported."""
+    try:
+        yield
+    except BaseException:
+        if options.hosts:
+            from polygrad_jax.training import hosts
+
+            hosts.let_go()
+        raise
 
 
 def _say_how_it_ended(results: Sequence[Result], folder: Path, arguments: Sequence[str]) -> int:

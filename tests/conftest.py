@@ -39,6 +39,8 @@ LONG_FILES = (
     "mutants/test_mutants.py",
     "world_models/test_ensemble.py",
     "world_models/test_polygrad.py",
+    "world_models/test_distilled.py",
+    "training/test_hosts.py",
     "world_models/test_simulator_model.py",
 )
 """Half a minute or more each: they come first, so that no worker is left alone with one of them at the end."""

@@ -89,9 +89,10 @@ def test_no_two_rooms_hold_files_of_one_name():
     assert {name: places for name, places in rooms.items() if len(places) > 1} == {}
 
 
-def test_training_has_ten_files():
+def test_training_has_eleven_files():
     assert sorted(p.stem for p in (PACKAGE / "training").glob("[a-z]*.py")) == [
-        "collecting", "devices", "evaluating", "fitting", "loop", "seeds", "step", "train_state", "units", "windows",
+        "collecting", "devices", "evaluating", "fitting", "hosts", "loop", "seeds", "step", "train_state", "units",
+        "windows",
     ]  # fmt: skip
 
 

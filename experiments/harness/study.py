@@ -18,8 +18,9 @@ The columns, one row per step ahead:
 - ``ends_imagined`` and ``ends_real``: shares of trajectories that end in imagination and in MuJoCo;
   ``terminal_precision``: how many of the first come within a step of a real end; ``terminal_recall``: how many of the
   second come within a step of an imagined one.
-- ``variant``: the guidance rule where there is one; ``told``: the same denoiser given the actions of ``relaxed`` from
-  the start, which separates its own errors from guidance's.
+- ``variant``: the guidance rule where there is one, or the way of ``Study.ways``; ``told``: the same denoiser given the
+  actions of ``relaxed`` from the start, which separates its own errors from guidance's. ``policy_std``: the policy's
+  std, raw, where it is not its own.
 - ``network``: ``trained`` (the best judged), ``newest`` (``--newest``: the last) or ``untrained``, the same before any
   update, which every measure must tell from the others. ``finite`` 0: it imagined numbers that are not finite.
 """
@@ -73,8 +74,8 @@ class Study:
     draw: Callable[[Path], None]
     """Draws, of the folder, the figure from the CSV alone."""
     ways: dict[str, dict[str, Fields]] = dataclasses.field(default_factory=dict)
-    """Fields under which a trained model imagines, by the model and the name of the variant; none: as it was trained.
-    A world model that is distilled may imagine as its teacher, ``--world-model autoregressive``."""
+    """Fields under which a trained model imagines, by the model and the name of the variant. Of models without any,
+    :attr:`rules` tell. A world model that is distilled may imagine as its teacher, ``--world-model autoregressive``."""
     stds: tuple[float | None, ...] = (None,)
     """Of the policy under which models imagine, in raw actions; None: its own."""
     prepare: Callable[[str], RecordedData] = open_data

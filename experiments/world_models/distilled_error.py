@@ -1,4 +1,4 @@
-"""How much does a diffusion of 128 steps lose when it is distilled into one, two or four network calls?
+"""How far is one-step diffusion in one, two or four network calls from MuJoCo, distilled and not?
 
     python experiments/world_models/distilled_error.py --dataset runs/hopper_long/PolyGRAD-seed0 --seconds 600 \\
         --seeds 0 1 2 --jobs 2 --threads 1 --out results/world_models/distilled_error
@@ -6,9 +6,11 @@
 
 Varied: the network calls per step of the student, of its teacher (which learns beside it), and of autoregressive
 diffusion that was trained alone for the same seconds; the policy's std, from wide to nearly deterministic; the seed.
-The null case of distilling is the teacher asked as often as the student: few steps of its reverse diffusion. What is
-measured, and the columns of ``distilled_error.csv``: ``experiments/harness/study.py``. Several datasets go to one CSV
-by one call each.
+The null case of distilling is a teacher that is asked as often as the student: few steps of its reverse diffusion. The
+teacher's rows are the stochastic reverse diffusion (eta = 1) in as many steps as calls; the student learns the
+deterministic one in DISTILLED_STEPS. Parameters are those of the best five-step error, the student's in one call, which
+are the teacher's best moment by chance alone; ``--newest`` measures the last ones. What is measured, and the columns of
+``distilled_error.csv``: ``experiments/harness/study.py``. Several datasets go to one CSV by one call each.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def asked(steps: int) -> Fields:
 
 WAYS: dict[str, dict[str, Fields]] = {
     "distilled": {f"calls {n}": ("--distilled.calls", str(n)) for n in FEW}
-    | {f"teacher, calls {n}": asked(n) for n in (*FEW, STEPS)},
+    | {f"teacher, calls {n}": asked(n) for n in (*FEW, DISTILLED_STEPS, STEPS)},
     "autoregressive diffusion": {f"calls {n}": asked(n) for n in (*FEW, DISTILLED_STEPS, STEPS)},
 }
 STYLES = {
@@ -56,7 +58,10 @@ AHEAD = (1, 9)
 
 def draw(out: Path) -> None:
     """Draw ``distilled_error.png``: the error against the network calls per step, one and nine steps ahead."""
-    rows = [r for r in grid.read_csv(out / "distilled_error.csv") if r.get("network") == "trained"]
+    rows = [r for r in grid.read_csv(out / "distilled_error.csv") if r.get("network") in ("trained", "newest")]
+    for r in rows:
+        if r["finite"] != "1":
+            print(f"distilled_error: {r['cell']}, {r['variant']}, std {r['policy_std']}: not finite, not drawn")
     rows = [r for r in rows if r["finite"] == "1"]
     tasks = sorted({r["env"] for r in rows})
     if not tasks:

@@ -37,6 +37,7 @@ NAMES = {
     ("polygrad", "mlp"): "PolyGRAD MLP",
     ("polygrad", "transformer"): "PolyGRAD transformer",
     ("autoregressive", "mlp"): "autoregressive diffusion",
+    ("distilled", "mlp"): "distilled",
     ("transformer", "mlp"): "transformer",
     ("ensemble", "mlp"): "ensemble",
     ("dreamer", "mlp"): "Dreamer-v3",

@@ -227,9 +227,7 @@ class DistilledConfig:
     """World model distilled: one-step diffusion in few network calls. It also reads ``diffusion``, whose sampling_steps
     are what is distilled, ``denoiser`` and ``autoregressive``."""
 
-    calls: int = option(
-        1, "Network calls per predicted transition. More of them tell apart better what chance may bring.", AT_LEAST_1
-    )
+    calls: int = option(1, "Network calls per predicted transition.", AT_LEAST_1)
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ def _contradictions_of_distilling(config: Config) -> Iterator[str]:
         yield (
             f"distilled.calls is {calls}; allowed: at most diffusion.sampling_steps ({diffusion.sampling_steps})"
         )
+    if diffusion.sampling_steps < 2:  # one step has nothing to spare, and gives the mean of all that may follow
+        yield "diffusion.sampling_steps is 1 with world_model distilled; allowed: 2 or greater"
     if diffusion.prediction == "noise":  # which says little of what is clean where almost all is noise
         yield "diffusion.prediction is noise with world_model distilled; allowed: clean, change"
 

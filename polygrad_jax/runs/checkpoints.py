@@ -195,7 +195,11 @@ class Checkpoints:
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=False)
+            this = ocp.multihost.process_index()  # of several hosts one alone keeps the folder
+            alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, enable_async_checkpointing=False, create=False, multiprocessing_options=alone
+            )
         with one_line_on_disk_trouble(self.folder), _orbax_silent():  # it warns that it will not write
             return ocp.CheckpointManager(self.folder, options=options, item_names=(_ARRAYS, _HOST))
 

@@ -23,9 +23,17 @@ Tree = TypeVar("Tree")
 def make_mesh(devices: int, seeds: int) -> Mesh | None:
     """Make the mesh of ``devices``: as many groups as divide both them and the seeds; None for one device.
 
+    With several hosts (``hosts.py``) it is that of all devices of all of them.
+
     Raises:
-      ConfigError: there are not so many.
+      ConfigError: there are not so many, or several hosts are to train several seeds.
     """
+    hosts = jax.process_count()
+    if hosts > 1:
+        if devices > 1 or seeds > 1:
+            what = f"devices is {devices}" if devices > 1 else f"seeds are {seeds}"
+            raise ConfigError(f"{what} on {hosts} hosts; allowed: 1; all devices share the batches of one seed")
+        return Mesh(np.array(jax.devices()).reshape(1, -1), (SEED, DATA))
     there = jax.local_devices()
     if not 1 <= devices <= len(there):
         raise ConfigError(f"devices is {devices}; allowed: from 1 to {len(there)}, as many as JAX finds here")
@@ -38,6 +46,16 @@ def make_mesh(devices: int, seeds: int) -> Mesh | None:
 def sharding_of_state(mesh: Mesh, seeds: int) -> NamedSharding:
     """Return where arrays of the train state lie: each seed's on the devices of its group."""
     return NamedSharding(mesh, PartitionSpec(SEED) if seeds > 1 else PartitionSpec())
+
+
+def place_state(tree: Tree, mesh: Mesh, seeds: int) -> Tree:
+    """Put arrays of the train state where they lie; of several hosts each puts its own copy on its own devices."""
+    sharding = sharding_of_state(mesh, seeds)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # device_put would compare the copies, which takes every host at once, leaf by leaf.
+    on_the_host = jax.device_get(tree)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at]), on_the_host)
 
 
 def shared_out(tree: Tree, mesh: Mesh | None) -> Tree:

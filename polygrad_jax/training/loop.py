@@ -32,14 +32,16 @@ from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.random_steps import repeatable_warnings
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardised_otherwise
+from polygrad_jax.runs.compilation_cache import use_compilation_cache
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.runs.seed_folders import check_folder_of_seeds, seed_folder
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.runs.tensorboard_page import hyperparameters
+from polygrad_jax.training import hosts
 from polygrad_jax.training.collecting import Collecting, empty_chunk, make_decide, on_the_host
-from polygrad_jax.training.devices import make_mesh, sharding_of_state
+from polygrad_jax.training.devices import make_mesh, place_state, sharding_of_state
 from polygrad_jax.training.evaluating import (
     Against,
     beats,
@@ -170,10 +172,11 @@ def train(config: Config, folder: Path | str, mixed_physics: bool = False, devic
 
     Args:
       mixed_physics: resumes a run that another version of MuJoCo simulated.
-      devices: of this host, among which trajectories and batches are shared out.
+      devices: of this host, among which trajectories and batches are shared out. Where ``jax.distributed`` has joined
+        several hosts, all call this, all devices of all of them take part, and the first host alone needs the folder.
 
     Raises:
-      ConfigError: see :func:`begin`.
+      ConfigError: see :func:`begin`; the world model is the simulator, and there are several hosts.
       NonFiniteError: learning diverged; the last good checkpoint is kept.
       EnvStepError: the environment failed; the message names the episode's seed and step.
     """
@@ -205,15 +208,23 @@ def train_seeds(
 def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool, devices: int) -> list[Result]:
     """Train in the folders that are wanted, with configurations that differ in the seed only, until all are over."""
     mesh = make_mesh(devices, len(wanted))
+    if hosts.lends():
+        follow()
+        return [Result(0, None, None, folder) for _, folder in wanted]
     # Entries of ``environment.json`` where they are not 1: sums are rounded otherwise.
-    how_many = {name: n for name, n in (("seeds_together", len(wanted)), ("devices_used", devices)) if n > 1}
+    used = devices if mesh is None else mesh.size
+    how_many = {name: n for name, n in (("seeds_together", len(wanted)), ("devices_used", used)) if n > 1}
     with contextlib.ExitStack() as opened:
+        opened.callback(hosts.let_go)
+        if hosts.several() and wanted[0][0].world_model == SIMULATOR:
+            raise ConfigError("world_model is simulator on several hosts; allowed: one host, which steps it")
         runs: list[Run] = []
         said: set[str] = set()
         for config, folder in wanted:
             runs.append(begin(config, folder, mixed_physics, said, how_many))
             opened.callback(runs[-1].close)
         first, seeds = runs[0], len(runs)
+        hosts.share_run(first.config, first.spec)
         steps = make_steps(first.config, first.spec, first.world_model, first.agent)
         states = compile_init(steps, [run.config.seed for run in runs])
         together = steps
@@ -227,9 +238,34 @@ def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool, d
             say_units(first.config, normalisers.to_normaliser(states[0].replay.moments))
             state = stacked(states)
             del states  # all replays once more
+            hosts.share_state(state)
             if mesh is not None:
-                state = jax.device_put(state, sharding_of_state(mesh, seeds))
+                state = place_state(state, mesh, seeds)
             return learn(runs, together, programs, state, stop)
+
+
+def follow() -> None:
+    """Take the steps of the run that another host leads, until it ends; nothing is written here."""
+    mesh = make_mesh(1, 1)
+    with hosts.no_signals(), contextlib.ExitStack() as opened:
+        programs: Programs | None = None
+        like = chunk = state = None
+        while (message := hosts.receive())[0] != hosts.END:
+            kind, bits = message
+            if kind == hosts.BEGIN:
+                config, spec = hosts.told(bits)
+                use_compilation_cache(config)
+                world_model = make_world_model_for_agent(config, spec)
+                steps = make_steps(config, spec, world_model, make_agent(config, spec, world_model), mesh)
+                like = jax.eval_shape(steps.init, np.uint32(0))
+                chunk = empty_chunk(config.loop.env_steps_per_policy_update, spec)
+                programs = opened.enter_context(contextlib.closing(Programs(steps, config, like, spec, 1, mesh)))
+            elif kind == hosts.STATE:
+                state = place_state(hosts.unpacked(bits, like), mesh, 1)
+            else:
+                step = programs.ready(kind == hosts.WARM_UP, lambda: False)
+                state, output = step(state, hosts.unpacked(bits, chunk))
+                jax.block_until_ready(output)
 
 
 def restore_or_prefill(
@@ -629,15 +665,16 @@ def learn(
     """
     loop, warmup, seeds = runs[0].config.loop, runs[0].config.model_training.warmup_env_steps, len(runs)
     finite = jax.jit(steps.finite)
-    acting = of_each_seed(jax.jit(steps.acting)(state), seeds)
+    view = hosts.here(state)  # as this host has it
+    acting = of_each_seed(jax.jit(steps.acting)(view), seeds)
     sessions = [Session.of(run) for run in runs]
     no_steps = empty_chunk(loop.env_steps_per_policy_update, runs[0].spec)
 
     def save_one(i: int) -> None:
-        save(runs[i], of_seed(state, i, seeds))
+        save(runs[i], of_seed(view, i, seeds))
 
     def rescue(i: int) -> None:
-        if np.asarray(finite(state)).reshape(seeds, -1)[i].all():
+        if np.asarray(finite(view)).reshape(seeds, -1)[i].all():
             save_one(i)
 
     with contextlib.closing(Progress(total=loop.total_env_steps, initial=least_steps(runs))) as progress:
@@ -654,8 +691,12 @@ def learn(
             ]
             collected = time.perf_counter()
             # lines 6 to 9: learn
-            state, output = step(state, stacked(chunks))
-            outputs = of_each_seed(jax.block_until_ready(output), seeds)
+            chunk = stacked(chunks)
+            hosts.share_step(warming_up, chunk)
+            view = None  # what is donated may have no other holder
+            state, output = step(state, chunk)
+            view, output = hosts.here(state), hosts.here(jax.block_until_ready(output))
+            outputs = of_each_seed(output, seeds)
             acting = [each.acting for each in outputs]
             require_finite(runs, learning, [each.finite for each in outputs], FINITE_OUTPUTS, rescue)
             for i in learning:
@@ -670,11 +711,11 @@ def learn(
             due = {i: Due.after(runs[i], before[i]) for i in learning}
             if any(map(any, due.values())):
                 for i in learning:  # a small replay may have lost what it had
-                    require_windows(of_seed(state.replay, i, seeds), runs[i].window)
-                require_finite(runs, learning, finite(state), FINITE_STATES, rescue)
+                    require_windows(of_seed(view.replay, i, seeds), runs[i].window)
+                require_finite(runs, learning, finite(view), FINITE_STATES, rescue)
             for i in learning:
                 if due[i].evaluate or due[i].log:
-                    row = look(runs[i], sessions[i], of_seed(state, i, seeds), due[i].evaluate)
+                    row = look(runs[i], sessions[i], of_seed(view, i, seeds), due[i].evaluate)
                     delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
                     progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
             for i in learning:
@@ -684,7 +725,7 @@ def learn(
             progress.update(least_steps(runs))
         unsaved = [i for i, run in enumerate(runs) if run.saved_at != run.at.env_steps]
         if unsaved:
-            require_finite(runs, unsaved, finite(state), FINITE_STATES, rescue)
+            require_finite(runs, unsaved, finite(view), FINITE_STATES, rescue)
             for i in unsaved:
                 save_one(i)
     return [result_of(run, stop) for run in runs]

@@ -153,7 +153,7 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
         prediction = diffuse_step(sampler, state.ema_params, normaliser, schedule, raw_obs, actions, noise)
         if state.classifier is None:
             return prediction
-        ends = terminal_classifier.ends(state.classifier.params, raw_obs, raw_actions, normaliser, how)
+        ends = terminal_classifier.probability(state.classifier.params, raw_obs, raw_actions, normaliser, how)
         return prediction._replace(terminals=ends)
 
     return WorldModel(init, update, imagine_by(step, config.horizon), step=step, window=WINDOW)

@@ -57,8 +57,8 @@ class Distilling(NamedTuple):
 
 
 def levels_of_calls(calls: int, steps: int) -> np.ndarray:
-    """Return the steps ``[calls]`` of K at whose noise the student is asked: the noisiest first, then evenly down."""
-    return np.round((steps - 1) * (1.0 - np.arange(calls) / calls)).astype(np.int64)
+    """Return the steps ``[calls]`` of K at which the student is asked: from the noisiest evenly down, each once."""
+    return np.round(steps * (1.0 - np.arange(calls) / calls)).astype(np.int64) - 1
 
 
 def clean_at(d: Distilling, params: Params, noisy: Array, given: Condition, level: Array, teaches: bool) -> Array:
@@ -97,9 +97,9 @@ def leap(d: Distilling, params: Params, condition: Condition, levels: np.ndarray
     Every call but the first begins from the last one's answer, made noisy again (arXiv 2303.01469, Algorithm 1).
     """
     clean = jnp.zeros_like(noise[0])
-    for level, draw in zip(levels, noise, strict=True):
+    for call, (level, draw) in enumerate(zip(levels, noise, strict=True)):
         c = jax.tree.map(lambda x, level=level: x[level], d.path)
-        noisy = draw if level == levels[0] else add_noise(clean, draw, c)
+        noisy = draw if call == 0 else add_noise(clean, draw, c)
         clean = clean_at(d, params, noisy, condition, jnp.full(1, level, jnp.int32), False)
     return clean
 
@@ -161,7 +161,8 @@ def make_distilled(config: Config, spec: EnvSpec) -> WorldModel:
         prediction = prediction_of(traj, condition, normaliser)
         if state.teacher.classifier is None:
             return prediction
-        ends = terminal_classifier.ends(state.teacher.classifier.params, raw_obs, raw_actions, normaliser, how)
+        classifier = state.teacher.classifier.params
+        ends = terminal_classifier.probability(classifier, raw_obs, raw_actions, normaliser, how)
         return prediction._replace(terminals=ends)
 
     return WorldModel(init, update, imagine_by(step, config.horizon), step=step, window=WINDOW)

@@ -72,13 +72,17 @@ def roll_out(predict: Predict, start: Standing, choose: Choose, keys: Array) -> 
 
 
 def imagine_by(step: Step, horizon: int) -> Imagine:
-    """Make the ``imagine`` of a :class:`WorldModel` of its ``step``: a roll-out that remembers nothing."""
+    """Make the ``imagine`` of a :class:`WorldModel` of its ``step``: a roll-out that remembers nothing.
+
+    An episode ends where that is more likely than not.
+    """
 
     def imagine(
         state: Any, policy: Policy, context: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[Segment, Metrics]:
         def predict(_: None, raw_obs: Array, raw_actions: Array, key: Array) -> tuple[None, Prediction, Metrics]:
-            return None, step(state, raw_obs, raw_actions, normaliser, key), {}
+            prediction = step(state, raw_obs, raw_actions, normaliser, key)
+            return None, prediction._replace(terminals=(prediction.terminals > 0.5).astype(jnp.float32)), {}
 
         _, segment, metrics = roll_out(predict, begin(context, None), under(policy), jax.random.split(key, horizon))
         return segment, metrics

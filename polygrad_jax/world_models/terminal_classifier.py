@@ -77,8 +77,15 @@ def classify(params: Params, segment: Segment, normaliser: Normaliser, how: Exec
     return jax.lax.cummax(ends, axis=1)
 
 
-def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser, how: Execution) -> Array:
-    """Return ``[B]``: 1 where raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
+def probability(
+    params: Params, observations: Array, actions: Array, normaliser: Normaliser, how: Execution
+) -> Array:
+    """Return ``[B]``: how likely raw actions ``[B, A]`` in raw observations ``[B, O]`` are to end the episode."""
     nothing = jnp.zeros((observations.shape[0], 1))
     step = Segment(observations[:, None], actions[:, None], rewards=nothing, terminals=nothing)
-    return (logits(params, step, normaliser, how)[:, 0] > 0).astype(jnp.float32)
+    return jax.nn.sigmoid(logits(params, step, normaliser, how)[:, 0])
+
+
+def ends(params: Params, observations: Array, actions: Array, normaliser: Normaliser, how: Execution) -> Array:
+    """Return ``[B]``: 1 where raw actions ``[B, A]`` in raw observations ``[B, O]`` more likely than not end it."""
+    return (probability(params, observations, actions, normaliser, how) > 0.5).astype(jnp.float32)

@@ -15,8 +15,8 @@ from polygrad_jax.types import Experience, Policy, Segment
 from polygrad_jax.world_models.model_table import SIMULATOR
 
 WITH_LATENTS = ("dreamer",)
-DIFFERENTIABLE = ("polygrad", "ensemble")
-"""What value gradients are tried in: a model with a companion, and one with a step of its own."""
+DIFFERENTIABLE = ("polygrad", "ensemble", "distilled")
+"""What value gradients are tried in: a model with a companion, and two with a step of their own."""
 PAIRS = [
     *(("a2c", name) for name in tiny.EVERY_MODEL),
     *(("value_gradient", name) for name in DIFFERENTIABLE),
