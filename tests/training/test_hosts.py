@@ -56,7 +56,8 @@ def numbers_of(folder: Path) -> tuple[np.ndarray, list[dict]]:
     evaluations = np.genfromtxt(folder / "eval.csv", delimiter=",", skip_header=1)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timed = ("seconds/", "env_steps/per_second", "memory/")
-    return evaluations, [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
+    kept = [{k: v for k, v in row.items() if not k.startswith(timed) and isinstance(v, int | float)} for row in rows]
+    return evaluations, kept
 
 
 def test_two_hosts_train_the_run_of_two_devices(tmp_path):
