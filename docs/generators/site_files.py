@@ -40,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to pictures of results, to the report and, of files elsewhere, into ``docs/`` to where the site has it."""
+    """Lead links to pictures of results, to the report and into ``docs/`` to where the site has them."""
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri in PAGES:
         markdown = _DOCS.sub("](", markdown)
