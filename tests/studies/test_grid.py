@@ -172,8 +172,8 @@ def test_core_shares(monkeypatch):
     assert grid.core_shares(3, 0) == [None, None, None]
 
 
-def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
-    """The cell that runs saves and ends with 130; the one that waits never begins; then both are run."""
+def script_of_slow_cells(tmp_path: Path) -> Path:
+    """Write a script of two cells that save at SIGTERM and end with 130, and end at once where something is saved."""
     script = tmp_path / "grid.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -201,19 +201,41 @@ def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
         sys.exit(grid.run(cells, options.out / "grid.csv", options))
         """)
     )
-    command = [sys.executable, str(script), "--out", str(tmp_path)]
+    return script
+
+
+def started(tmp_path: Path, *arguments: str) -> tuple[list[str], subprocess.Popen]:
+    """Start the slow cells and wait until the first one goes."""
+    command = [sys.executable, str(script_of_slow_cells(tmp_path)), "--out", str(tmp_path), *arguments]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "grid.cells" / "a.log"
-    for _ in range(600):
-        if log.exists() and "going" in log.read_text():
-            break
+    log, until = tmp_path / "grid.cells" / "a.log", time.monotonic() + 90
+    while time.monotonic() < until and not (log.exists() and "going" in log.read_text()):
         time.sleep(0.05)
+    return command, running
+
+
+def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
+    """The cell that runs saves and ends with 130; the one that waits never begins; then both are run."""
+    command, running = started(tmp_path)
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "The same command resumes" in said
     assert not (tmp_path / "grid.csv").exists() and not (tmp_path / "grid.cells" / "b.log").exists()
     assert subprocess.run(command, capture_output=True).returncode == 0
+    assert [row["resumed"] for row in grid.read_csv(tmp_path / "grid.csv")] == ["True", "True"]
+
+
+def test_a_grid_on_ray_is_stopped_saved_and_goes_on(tmp_path):
+    """On a real cluster of this machine alone: its tasks are told, and the same command runs what is left."""
+    pytest.importorskip("ray")
+    command, running = started(tmp_path, "--ray")
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130 and "The same command resumes" in said
+    assert (tmp_path / "saved").exists() and not (tmp_path / "grid.csv").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert [row["resumed"] for row in grid.read_csv(tmp_path / "grid.csv")] == ["True", "True"]
 
 
