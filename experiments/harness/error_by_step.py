@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.envs.prediction_error import before_ends, mean_where, squared_errors, staying_still
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.training.fitting import settle
-from polygrad_jax.types import Array, Normaliser, Params, Policy, PolicyApply, Segment
+from polygrad_jax.types import Array, Normaliser, Params, Policy, PolicyApply, Segment, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model
 from polygrad_jax.world_models.polygrad import imagine_given_actions
 
@@ -52,16 +53,18 @@ def positions(task: EnvConfig) -> int:
     return size
 
 
-def with_std(apply: PolicyApply, std: float | None) -> PolicyApply:
-    """Return a policy with this standard deviation everywhere; None: as it is."""
-    if std is None:
-        return apply
+def with_std(apply: PolicyApply) -> PolicyApply:
+    """Return the policy of ``(parameters, std)``, with this standard deviation everywhere; as it is where that is 0.
 
-    def narrowed(params: Params, raw_obs: Array) -> tuple[Array, Array]:
-        mean, _ = apply(params, raw_obs)
-        return mean, jnp.full_like(mean, std)
+    The std is a number among the parameters, so that no other one is compiled for.
+    """
 
-    return narrowed
+    def given(params: tuple[Params, Array], raw_obs: Array) -> tuple[Array, Array]:
+        actor, std = params
+        mean, own = apply(actor, raw_obs)
+        return mean, jnp.where(std > 0, std, own)
+
+    return given
 
 
 @dataclasses.dataclass
@@ -73,6 +76,22 @@ class Measuring:
     normaliser: Normaliser
     seed: int
 
+    @functools.cached_property
+    def apply(self) -> PolicyApply:
+        """The policy of the dataset's actor and a std."""
+        return with_std(make_policy_apply(self.data.collector, self.data.spec))
+
+    @functools.cached_property
+    def _models(self) -> dict[Config, tuple[WorldModel, Any]]:
+        return {}
+
+    def model_of(self, config: Config) -> tuple[WorldModel, Any]:
+        """Return the world model and its ``imagine``, jitted: the same for every state and std."""
+        if config not in self._models:
+            model = make_world_model(config, self.data.spec)
+            self._models[config] = model, jax.jit(model.imagine)
+        return self._models[config]
+
     def imagined(self, config: Config, state: Any, told: bool = False, std: float | None = None) -> Segment:
         """Imagine trajectories ``[CONTEXTS, H]`` under the dataset's policy, delta settled where there is one.
 
@@ -80,9 +99,9 @@ class Measuring:
         policy's, raw, in place of its own.
         """
         data = self.data
-        model = make_world_model(config, data.spec)
-        apply = with_std(make_policy_apply(data.collector, data.spec), std)
-        policy = Policy(jax.tree.map(jnp.asarray, data.actor), apply)
+        model, imagine = self.model_of(config)
+        actor = jax.tree.map(jnp.asarray, data.actor), jnp.float32(std or 0.0)
+        policy = Policy(actor, self.apply)
         context_key, settle_key, key = jax.random.split(jax.random.key(self.seed), 3)
         contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(
             self.held_out.replay(2), context_key, CONTEXTS, model.context_length
@@ -90,7 +109,7 @@ class Measuring:
         few = jax.tree.map(lambda x: x[:SETTLING], contexts)
         if config.world_model == "polygrad":
             state = settle(model, state, policy, few, self.normaliser, settle_key)
-        segment, _ = jax.jit(model.imagine)(state, policy, contexts, self.normaliser, key)
+        segment, _ = imagine(state, policy, contexts, self.normaliser, key)
         if told:
             follow = jax.jit(imagine_given_actions, static_argnums=0)
             segment = follow(config, state, segment.actions, contexts, self.normaliser, jax.random.fold_in(key, 1))

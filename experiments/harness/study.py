@@ -234,6 +234,8 @@ def rows_of(study: Study, options: argparse.Namespace, varied: Varied) -> Iterat
         measured["untrained"] = jax.jit(training.model.init)(jax.random.key(varied.seed))
     ways = ways_of(study, varied.model, config)
     for (name, there), std, (network, state) in itertools.product(ways.items(), study.stds, measured.items()):
+        if network == "untrained" and std != study.stds[0]:
+            continue  # one null case is enough
         given_std = {} if std is None else {"policy_std": std}
         for row in measuring.rows(there, state_for(there, config, state), told=name == TOLD, std=std):
             yield common | {"variant": name, "network": network} | given_std | row

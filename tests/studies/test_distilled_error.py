@@ -49,8 +49,8 @@ def test_a_teacher_imagines_with_its_own_part_of_the_state():
 
 @pytest.mark.parametrize("std", [None, 0.02])
 def test_only_the_std_of_the_policy_changes(std):
-    apply = with_std(lambda params, raw_obs: (params * raw_obs, jnp.full_like(raw_obs, 0.5)), std)
-    mean, found = apply(jnp.float32(2.0), jnp.ones((3, 1)))
+    apply = with_std(lambda params, raw_obs: (params * raw_obs, jnp.full_like(raw_obs, 0.5)))
+    mean, found = apply((jnp.float32(2.0), jnp.float32(std or 0.0)), jnp.ones((3, 1)))
     np.testing.assert_array_equal(mean, 2.0)
     np.testing.assert_allclose(found, 0.5 if std is None else std)
 
