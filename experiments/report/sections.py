@@ -46,6 +46,7 @@ SECTIONS = (
             "world_models/partial_observation",
             "world_models/learning_rates",
             "world_models/imagined_ends",
+            "world_models/distilled_error",
         ),
     ),
     Section(

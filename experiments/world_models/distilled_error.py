@@ -8,9 +8,9 @@ Varied: the network calls per step of the student, of its teacher (which learns 
 diffusion that was trained alone for the same seconds; the policy's std, from wide to nearly deterministic; the seed.
 The null case of distilling is a teacher that is asked as often as the student: few steps of its reverse diffusion. The
 teacher's rows are the stochastic reverse diffusion (eta = 1) in as many steps as calls; the student learns the
-deterministic one in DISTILLED_STEPS. Parameters are those of the best five-step error, the student's in one call, which
-are the teacher's best moment by chance alone; ``--newest`` measures the last ones. What is measured, and the columns of
-``distilled_error.csv``: ``experiments/harness/study.py``. Several datasets go to one CSV by one call each.
+deterministic one in ``distilled.steps``. Parameters are those of the best five-step error, the student's in one call,
+which are the teacher's best moment by chance alone; ``--newest`` measures the last ones. What is measured, and the
+columns of ``distilled_error.csv``: ``experiments/harness/study.py``. Several datasets go to one CSV by one call each.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from experiments.harness.study import Fields, Study, run
 
 STEPS = 128
 """N, and the steps of the reverse diffusion that the student is to spare."""
-DISTILLED_STEPS = 16
-"""K, of the reverse diffusion that the student learns."""
 FEW = (1, 2, 4)
+MORE = (16, STEPS)
 STDS = (1.0, 0.1, 0.02)
 RATE = ("--denoiser.learning-rate", "3e-3", "--diffusion.num-steps", str(STEPS))
 MODELS: dict[str, Fields] = {
-    "distilled": ("--world-model", "distilled", "--diffusion.sampling-steps", str(DISTILLED_STEPS), *RATE),
+    "distilled": ("--world-model", "distilled", *RATE),
     "autoregressive diffusion": ("--world-model", "autoregressive", "--diffusion.sampling-steps", str(STEPS), *RATE),
 }
 
@@ -45,8 +44,8 @@ def asked(steps: int) -> Fields:
 
 WAYS: dict[str, dict[str, Fields]] = {
     "distilled": {f"calls {n}": ("--distilled.calls", str(n)) for n in FEW}
-    | {f"teacher, calls {n}": asked(n) for n in (*FEW, DISTILLED_STEPS, STEPS)},
-    "autoregressive diffusion": {f"calls {n}": asked(n) for n in (*FEW, DISTILLED_STEPS, STEPS)},
+    | {f"teacher, calls {n}": asked(n) for n in (*FEW, *MORE)},
+    "autoregressive diffusion": {f"calls {n}": asked(n) for n in (*FEW, *MORE)},
 }
 STYLES = {
     ("distilled", ""): ("#0072B2", "student"),
@@ -77,11 +76,14 @@ def draw(out: Path) -> None:
                     for ahead in AHEAD:
                         at = [r for r in own if int(r["step"]) == ahead]
                         if at:
-                            style = {"color": colour, "linestyle": "-" if ahead == max(AHEAD) else ":", "marker": "."}
-                            label = f"{name}, {ahead} ahead"
-                            figures.mean_and_std(axis, *statistics.along(at, "calls", "mse"), label, **style)
+                            style, label = ".-" if ahead == max(AHEAD) else ".:", f"{name}, {ahead} ahead"
+                            along = statistics.along(at, "calls", "mse")
+                            figures.mean_and_range(axis, *along, style, label, colour, alpha=0.15)
                 axis.set(xscale="log", yscale="log", xlabel="network calls per step", ylabel="squared error [var.]")
+                axis.set_xticks((*FEW, *MORE), [f"{n}" for n in (*FEW, *MORE)], minor=False)
+                axis.set_xticks((), minor=True)
                 axis.set_title(f"{task}, policy's std {std:g}\n{grid.physics_of(there)}", fontsize=8)
+        axes[0, 0].legend(fontsize=6)
 
 
 def kind_of(row: grid.Row) -> str:

@@ -224,10 +224,13 @@ class AutoregressiveConfig:
 
 @dataclass(frozen=True)
 class DistilledConfig:
-    """World model distilled: one-step diffusion in few network calls. It also reads ``diffusion``, whose sampling_steps
-    are what is distilled, ``denoiser`` and ``autoregressive``."""
+    """World model distilled: one-step diffusion in few network calls. It also reads ``diffusion``, but for its
+    sampling_steps, ``denoiser`` and ``autoregressive``."""
 
-    calls: int = option(1, "Network calls per predicted transition.", AT_LEAST_1)
+    calls: int = option(1, "Network calls per predicted transition, at most steps.", AT_LEAST_1)
+    steps: int = option(
+        4, "Steps of the one-step diffusion that are distilled. Few are learnt faster, and are enough.", AT_LEAST_2
+    )
 
 
 @dataclass(frozen=True)

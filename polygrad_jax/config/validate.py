@@ -143,15 +143,13 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 def _contradictions_of_distilling(config: Config) -> Iterator[str]:
     """One line for each pair of fields of the world model distilled that cannot go together."""
-    calls, diffusion = config.distilled.calls, config.diffusion
+    distilled, diffusion = config.distilled, config.diffusion
     if config.world_model != "distilled":
         return
-    if calls > diffusion.sampling_steps:
-        yield (
-            f"distilled.calls is {calls}; allowed: at most diffusion.sampling_steps ({diffusion.sampling_steps})"
-        )
-    if diffusion.sampling_steps < 2:  # one step has nothing to spare, and gives the mean of all that may follow
-        yield "diffusion.sampling_steps is 1 with world_model distilled; allowed: 2 or greater"
+    if distilled.calls > distilled.steps:
+        yield f"distilled.calls is {distilled.calls}; allowed: at most distilled.steps ({distilled.steps})"
+    if distilled.steps > diffusion.num_steps:
+        yield f"distilled.steps is {distilled.steps}; allowed: at most diffusion.num_steps ({diffusion.num_steps})"
     if diffusion.prediction == "noise":  # which says little of what is clean where almost all is noise
         yield "diffusion.prediction is noise with world_model distilled; allowed: clean, change"
 

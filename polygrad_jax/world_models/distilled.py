@@ -107,12 +107,12 @@ def leap(d: Distilling, params: Params, condition: Condition, levels: np.ndarray
 def make_distilled(config: Config, spec: EnvSpec) -> WorldModel:
     """Distilled diffusion behind the protocol of :class:`WorldModel`.
 
-    ``config.denoiser`` is the network of both, and their training; ``config.diffusion`` has N and the K steps that are
-    distilled, ``config.autoregressive.tau`` the schedule, ``config.distilled.calls`` the network calls. Training
-    windows are ``[B, 2]``; ValueError of any other length.
+    ``config.denoiser`` is the network of both, and their training; ``config.diffusion`` has N,
+    ``config.autoregressive.tau`` the schedule, ``config.distilled`` the K steps that are distilled and the network
+    calls. Training windows are ``[B, 2]``; ValueError of any other length.
     """
     diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
-    steps = strided_steps(diffusion.num_steps, diffusion.sampling_steps)
+    steps = strided_steps(diffusion.num_steps, config.distilled.steps)
     levels = levels_of_calls(config.distilled.calls, len(steps))
     path = coefficients(diffusion.num_steps, steps, diffusion.tau, eta=0.0)
     distilling = Distilling(make_denoise(config, WINDOW), path, diffusion.prediction)

@@ -26,7 +26,7 @@ O, A = 2, 1  # noqa: E741  (the letters of the docstrings)
 SPEC = EnvSpec(O, A)
 CONFIG = Config(
     world_model="distilled",
-    diffusion=DiffusionConfig(num_steps=128, sampling_steps=16, prediction="change"),
+    diffusion=DiffusionConfig(num_steps=128, sampling_steps=128, prediction="change"),
     denoiser=DenoiserConfig(width=48, num_blocks=2, learning_rate=2e-3),
     model_training=ModelTrainingConfig(batch_size=256),
 )
@@ -274,7 +274,7 @@ def test_values_can_be_followed_through_a_step(learnt):
 @pytest.mark.parametrize(
     ("calls", "prediction", "line"),
     [
-        (17, "change", r"^distilled.calls is 17; allowed: at most diffusion.sampling_steps \(16\)$"),
+        (5, "change", r"^distilled.calls is 5; allowed: at most distilled.steps \(4\)$"),
         (0, "change", "^distilled.calls is 0; allowed: 1 or greater$"),
         (1, "noise", "^diffusion.prediction is noise with world_model distilled; allowed: clean, change$"),
     ],
@@ -285,6 +285,9 @@ def test_what_cannot_be_distilled_is_one_line(calls, prediction, line):
     with pytest.raises(ConfigError, match=line):
         validate(config)
     validate(dataclasses.replace(config, world_model="autoregressive", distilled=DistilledConfig()))
+    few = dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, num_steps=3, sampling_steps=3))
+    with pytest.raises(ConfigError, match=r"distilled.steps is 4; allowed: at most diffusion.num_steps \(3\)"):
+        validate(few)
 
 
 def test_windows_have_two_states():
