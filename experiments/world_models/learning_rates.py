@@ -29,7 +29,7 @@ from experiments.world_models.compared_models import COLOURS, MODELS, RULES
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 STEP = 9
-FIELD = {"polygrad": "denoiser", "autoregressive": "denoiser", "distilled": "denoiser"}
+FIELD = {"polygrad": "denoiser", "autoregressive": "denoiser"}
 """Which part of the config has the rate, by world model; of the others it has the model's own name."""
 
 

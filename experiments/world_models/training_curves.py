@@ -37,7 +37,6 @@ NAMES = {
     ("polygrad", "mlp"): "PolyGRAD MLP",
     ("polygrad", "transformer"): "PolyGRAD transformer",
     ("autoregressive", "mlp"): "autoregressive diffusion",
-    ("distilled", "mlp"): "distilled",
     ("transformer", "mlp"): "transformer",
     ("ensemble", "mlp"): "ensemble",
     ("dreamer", "mlp"): "Dreamer-v3",

@@ -52,6 +52,8 @@ def lends() -> bool:
 
 def here(tree: Tree) -> Tree:
     """Return arrays that are whole on every device as this host's own, which it computes with alone."""
+    if not several():
+        return tree
     return jax.tree.map(
         lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x, tree
     )

@@ -61,6 +61,11 @@ def levels_of_calls(calls: int, steps: int) -> np.ndarray:
     return np.round(steps * (1.0 - np.arange(calls) / calls)).astype(np.int64) - 1
 
 
+def coefficients_at(path: Coefficients, level: Array) -> Coefficients:
+    """Return the coefficients ``[B, 1, 1]`` of the steps ``level [B]``."""
+    return jax.tree.map(lambda x: x[level][:, None, None], path)
+
+
 def clean_at(d: Distilling, params: Params, noisy: Array, given: Condition, level: Array, teaches: bool) -> Array:
     """Return the clean transition ``[B, 2, O+2]`` that a network gives for ``noisy`` at ``level`` (0 to K - 1).
 
@@ -70,7 +75,7 @@ def clean_at(d: Distilling, params: Params, noisy: Array, given: Condition, leve
         nothing is left where all is noise: asked there, it gives the mean over all actions. The student is shown them
         as they are.
     """
-    c = jax.tree.map(lambda x: x[level][:, None, None], d.path)
+    c = coefficients_at(d.path, level)
     noisy = set_initial_state(noisy, given.initial)
     actions = c.sqrt_alpha_bar * given.actions if teaches else given.actions
     output = d.denoise(params, noisy, actions, d.path.step[level])
@@ -85,7 +90,7 @@ def distillation_targets(
     At the last step (``level`` 0) it is what the teacher says. No gradient passes.
     """
     clean = clean_at(d, teacher, noisy, given, level, True)
-    c = jax.tree.map(lambda x: x[level][:, None, None], d.path)
+    c = coefficients_at(d.path, level)
     nearer = posterior_mean(clean, set_initial_state(noisy, given.initial), c)  # eta = 0: the whole step
     further = clean_at(d, student, nearer, given, jnp.maximum(level - 1, 0), False)
     return jax.lax.stop_gradient(jnp.where(level[:, None, None] == 0, clean, further))
@@ -133,8 +138,8 @@ def make_distilled(config: Config, spec: EnvSpec) -> WorldModel:
         taken, normed_traj, actions = lesson_of(segment, normaliser, choice_key, how)
         teacher, metrics = teach(state.teacher, (normed_traj, actions), taken, normaliser, teacher_key)
         level = jax.random.randint(level_key, normed_traj.shape[:1], 0, len(steps), jnp.int32)
-        c = jax.tree.map(lambda x: x[level][:, None, None], path)
-        noisy = add_noise(normed_traj, jax.random.normal(noise_key, normed_traj.shape), c)
+        noise = jax.random.normal(noise_key, normed_traj.shape)
+        noisy = add_noise(normed_traj, noise, coefficients_at(path, level))
         asked = (noisy, Condition(normed_traj[:, 0, :-2], actions), level)
         targets = distillation_targets(distilling, state.teacher.ema_params, state.ema_params, *asked)
 
