@@ -40,7 +40,7 @@ def denoiser_flops(config: Config, spec: EnvSpec, batch: int, steps: int | None 
     ``steps`` is how many diffusion steps are embedded: one per trajectory (as in training) unless told otherwise; the
     sampler embeds one for the whole batch, which saves 0.4 % of the paper's residual MLP.
     """
-    return forward_flops(_denoiser(config, spec, batch, batch if steps is None else steps))
+    return forward_flops(denoiser_products(config, spec, batch, batch if steps is None else steps))
 
 
 def policy_flops(config: Config, spec: EnvSpec, batch: int) -> int:
@@ -51,7 +51,7 @@ def policy_flops(config: Config, spec: EnvSpec, batch: int) -> int:
 def training_step_flops(config: Config, spec: EnvSpec, batch: int | None = None) -> int:
     """FLOPs of one gradient step of the denoiser (Algorithm 1) on ``batch`` segments, the config's unless given."""
     batch = config.model_training.batch_size if batch is None else batch
-    return gradient_flops(_denoiser(config, spec, batch, batch))
+    return gradient_flops(denoiser_products(config, spec, batch, batch))
 
 
 def imagination_flops(config: Config, spec: EnvSpec, batch: int | None = None) -> int:
@@ -70,7 +70,8 @@ def flops_per_env_step(config: Config, spec: EnvSpec) -> float:
     return imagination + config.model_training.updates_per_env_step * training_step_flops(config, spec)
 
 
-def _denoiser(config: Config, spec: EnvSpec, batch: int, steps: int) -> Iterator[Product]:
+def denoiser_products(config: Config, spec: EnvSpec, batch: int, steps: int) -> Iterator[Product]:
+    """Every matrix product of one call of the denoiser; ``steps`` as in :func:`denoiser_flops`."""
     channels, actions, horizon = spec.observation_size + 2, spec.action_size, config.horizon
     width, blocks = config.denoiser.width, config.denoiser.num_blocks
     if config.denoiser.kind == "mlp":

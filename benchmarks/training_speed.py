@@ -3,6 +3,7 @@
     python benchmarks/training_speed.py --preset cpu --env hopper
     python benchmarks/training_speed.py --preset cpu --env hopper halfcheetah --a2c.hidden-size 256
     python benchmarks/training_speed.py --preset cpu_a2c --env hopper --seeds 1 5
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/training_speed.py --devices 8
 
 Any field of the configuration may follow, as for training. What the columns mean is in ``benchmarks/README.md``.
 """
@@ -35,6 +36,7 @@ from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
+from polygrad_jax.training.devices import make_mesh, place_state
 from polygrad_jax.training.seeds import of_seed, over_seeds, stacked
 from polygrad_jax.training.step import compile_learn, make_steps
 from polygrad_jax.training.train_state import TrainState
@@ -95,11 +97,16 @@ def time_steps(
     chunk: Transitions,
     made: tuple[EnvSpec, WorldModel, Agent],
     budget: float,
+    devices: int,
 ) -> Timed:
     """Time the step of training (Algorithm 3) again and again, of all ``states``, a seed each, as one program."""
     began, seeds = time.perf_counter(), len(states)
+    mesh = make_mesh(devices, seeds)
     state, chunk = stacked(states), stacked([chunk] * seeds)
-    compiled = compile_learn(over_seeds(make_steps(config, *made), seeds), state, chunk, config.loop.side_by_side)
+    if mesh is not None:
+        state = place_state(state, mesh, seeds)
+    steps = over_seeds(make_steps(config, *made, mesh), seeds, mesh)
+    compiled = compile_learn(steps, state, chunk, config.loop.side_by_side and mesh is None)
     compile_seconds = time.perf_counter() - began
     held: dict[str, Any] = {"state": state}
 
@@ -142,8 +149,13 @@ def seconds_of_parts(
     return dict(zip(PARTS, timed, strict=True))
 
 
-def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
-    """Return one row of the table; its rates and its work are those of all seeds."""
+def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1) -> measure.Row:
+    """Return one row of the table; its rates and its work are those of all seeds.
+
+    Raises:
+      ConfigError: there are not so many devices.
+    """
+    make_mesh(devices, seeds)
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     peak = measure.Peak(config.precision)
@@ -158,10 +170,11 @@ def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
     env_steps = seeds * per_update_env_steps
     chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
     peaks = [peak.flops()]
-    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds)
+    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds, devices)
     peaks.append(peak.flops())
     parts = dict.fromkeys(PARTS)  # every row of a table has the same columns
-    if seeds == 1 and agent.policy(timed.state.agent) is not None:  # one that reads latents imagines within its update
+    # An agent that reads latents imagines within its update.
+    if seeds == devices == 1 and agent.policy(timed.state.agent) is not None:
         parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
@@ -172,6 +185,7 @@ def time_preset(config: Config, seconds: float, seeds: int = 1) -> measure.Row:
         "preset": config.preset,
         "precision": config.precision,
         "seeds": seeds,
+        "devices": devices,
         "learning_env_steps/s": env_steps / per_update,
         "collecting_env_steps/s": 1.0 / collecting,
         "env_steps/s": env_steps / (per_update + collecting * env_steps),
@@ -207,6 +221,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     parser.add_argument("--preset", default="cpu", help="a preset of the configuration")
     parser.add_argument("--env", nargs="+", default=["hopper"], help="tasks")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="how many learn as one program, a row each")
+    parser.add_argument("--devices", type=int, default=1, help="among which trajectories and batches are shared out")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timed iterations per task; at least three")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
     return parser, *parser.parse_known_args(arguments)
@@ -224,7 +239,7 @@ def main() -> int:
             of_task = []
             for seeds in args.seeds:
                 measure.say(f"{config.env.name}, preset {config.preset}, {seeds} seed{'s' if seeds > 1 else ''} ...")
-                of_task.append(time_preset(config, args.seconds, seeds))
+                of_task.append(time_preset(config, args.seconds, seeds, args.devices))
             rows += beside_one_seed(of_task)
     except configs.ConfigError as error:
         print(error, file=sys.stderr)

@@ -56,6 +56,9 @@ _FIELDS = {
     "value_gradient.hidden_layers": 2,
 }
 
+SHORT_PATH = {"value_gradient.path_length": 1, "value_gradient.hidden_layers": 1}
+"""For tests that compile the step of value gradients again and ask nothing of its path."""
+
 # With a mean of 0.5, untrained models that predict terminals imagine some, whatever small numbers they say.
 NORMALISER = Normaliser(
     observations=MeanStd(jnp.array([0.1, 0.0, -0.1, 0.0]), jnp.array([1.0, 0.5, 2.0, 1.0])),

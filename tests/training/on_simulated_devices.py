@@ -31,7 +31,7 @@ def elements(line: str) -> int:
 
 
 agent_name, seeds, devices = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-config = tiny.config_of("polygrad", agent_name)
+config = tiny.config_of("polygrad", agent_name, tiny.SHORT_PATH)
 model = make_world_model_for_agent(config, tiny.SPEC)
 agent = make_agent(config, tiny.SPEC, model)
 alone = make_steps(config, tiny.SPEC, model, agent)

@@ -174,7 +174,7 @@ def test_a_folder_of_several_seeds(together, tmp_path):
 
 @pytest.mark.parametrize(("world_model", "agent"), [("polygrad", "value_gradient")])
 def test_other_agents_and_models_learn_for_several_seeds(world_model, agent):
-    config = tiny.config_of(world_model, agent)
+    config = tiny.config_of(world_model, agent, tiny.SHORT_PATH)
     model = make_world_model_for_agent(config, tiny.SPEC)
     steps = make_steps(config, tiny.SPEC, model, make_agent(config, tiny.SPEC, model))
     chunk = empty_chunk(4, tiny.SPEC)
