@@ -18,9 +18,7 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 
 # isort: split
 import argparse
-import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +35,7 @@ import flops
 import jax
 import jax.numpy as jnp
 import measure
+import official
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents import a2c
@@ -48,14 +47,12 @@ from polygrad_jax.world_models.model_table import make_world_model
 
 HOPPER = EnvSpec(observation_size=11, action_size=3)
 PRECISIONS = ("float32", "bfloat16")
+NEEDED = "torch and einops"
+"""By the official sampler."""
 ALL_STEPS = 128
 """N of the paper's schedule, and K of its sampler."""
 RERUN_BELOW_SECONDS = 60.0
 """A batch that takes longer than this is timed once, whatever --repeats says."""
-
-
-class Unusable(Exception):
-    """--against-official cannot be done; the message is one line."""
 
 
 def paper_size(kind: str, horizon: int, precision: str, batch: int, steps: int, width: int | None) -> Config:
@@ -124,69 +121,29 @@ class Ours:
         return self.result
 
 
-class Official:
-    """The official sampler of the same size in a child process that sleeps between runs."""
-
-    def __init__(self, clone: Path, python: str, config: Config):
-        size = {
-            "kind": config.denoiser.kind,
-            "observations": HOPPER.observation_size,
-            "actions": HOPPER.action_size,
-            "batch": config.a2c.trajectories,
-            "horizon": config.horizon,
-            "width": config.denoiser.width,
-            "embed_dim": EMBED_DIM,
-            "token_dim": config.denoiser.token_dim,
-            "num_blocks": config.denoiser.num_blocks,
-            "sampling_steps": config.diffusion.sampling_steps,
-            "tau": config.diffusion.tau,
-            "hidden_size": config.a2c.hidden_size,
-            "min_std": config.a2c.min_std,
-            "initial_std": config.a2c.initial_std,
-            "delta": config.guidance.initial_delta,
-            "clip_std": config.guidance.clip_std,
-            "state_clip": config.guidance.state_change_clip,
-            "cores": measure.hardware()["cores"],
-        }
-        worker = Path(__file__).parent / "official_sampler.py"
-        try:
-            self._child = subprocess.Popen(
-                [python, str(worker), str(clone)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-            )
-        except OSError as error:
-            raise Unusable(f"--official-python is {python}; it does not start: {error.strerror}") from error
-        answer = self._ask(json.dumps(size))
-        if answer != "ready":
-            self.close()
-            raise Unusable(f"--against-official needs torch and einops: {answer}")
-
-    def _ask(self, line: str) -> str:
-        try:
-            self._child.stdin.write(line + "\n")
-            self._child.stdin.flush()
-        except BrokenPipeError:
-            pass
-        answer = self._child.stdout.readline().strip()
-        if not answer:
-            last = self._child.stderr.read().strip().splitlines()[-1:]
-            raise Unusable(f"--against-official: the official code failed: {''.join(last)}")
-        return answer
-
-    def seconds(self) -> float:
-        """Seconds of one batch."""
-        return float(self._ask("run"))
-
-    def close(self) -> None:
-        """Ends the child process."""
-        self._child.stdin.close()
-        self._child.wait()
-        self._child.stdout.close()
-        self._child.stderr.close()
+def official_sampler(clone: Path, python: str, config: Config) -> official.Child:
+    """Start the official sampler of the same size."""
+    size = {
+        "kind": config.denoiser.kind,
+        "observations": HOPPER.observation_size,
+        "actions": HOPPER.action_size,
+        "batch": config.a2c.trajectories,
+        "horizon": config.horizon,
+        "width": config.denoiser.width,
+        "embed_dim": EMBED_DIM,
+        "token_dim": config.denoiser.token_dim,
+        "num_blocks": config.denoiser.num_blocks,
+        "sampling_steps": config.diffusion.sampling_steps,
+        "tau": config.diffusion.tau,
+        "hidden_size": config.a2c.hidden_size,
+        "min_std": config.a2c.min_std,
+        "initial_std": config.a2c.initial_std,
+        "delta": config.guidance.initial_delta,
+        "clip_std": config.guidance.clip_std,
+        "state_clip": config.guidance.state_change_clip,
+        "cores": measure.hardware()["cores"],
+    }
+    return official.Child("official_sampler.py", NEEDED, clone, python, size)
 
 
 def relative_error(ours: Segment, reference: Segment) -> float:
@@ -207,24 +164,24 @@ def time_size(
     config = paper_size(kind, horizon, precision, args.batch, args.sampling_steps, args.width)
     memory = measure.PeakMemory()
     ours = Ours(config)
-    official = None
+    theirs = None
     if args.against_official and precision == "float32":
-        official = Official(args.against_official, args.official_python, config)
+        theirs = official_sampler(args.against_official, args.official_python, config)
     full = None
     if args.sampling_steps != ALL_STEPS:
         full = Ours(paper_size(kind, horizon, precision, args.batch, ALL_STEPS, args.width))
     peaks, ours_seconds, official_seconds, full_seconds = [peak.flops()], [], [], []
     while len(ours_seconds) < args.repeats:
         ours_seconds.append(measure.seconds(ours))
-        if official:
-            official_seconds.append(official.seconds())
+        if theirs:
+            official_seconds.append(theirs.seconds())
         if full:
             full_seconds.append(measure.seconds(full))
         if ours_seconds[0] > RERUN_BELOW_SECONDS:
             break
     peaks.append(peak.flops())
-    if official:
-        official.close()
+    if theirs:
+        theirs.close()
 
     count = flops.imagination_flops(config, HOPPER)
     best = min(ours_seconds)
@@ -250,20 +207,11 @@ def time_size(
     }
     if args.against_official:
         row["official_seconds"] = min(official_seconds, default=None)
-        row["times_as_fast"] = row["official_seconds"] / best if official else None
+        row["times_as_fast"] = row["official_seconds"] / best if theirs else None
     if full:
         row["full_seconds"] = min(full_seconds)
         row["times_as_fast_as_full"] = row["full_seconds"] / best
     return row, ours.result
-
-
-def check_official(clone: Path) -> None:
-    """Whether ``clone`` looks like the official repository."""
-    if not (clone / "polygrad" / "models" / "diffusion.py").is_file():
-        raise Unusable(
-            f"--against-official is {clone}; allowed: a clone of marc-rigter/polygrad-world-models "
-            "(it must hold polygrad/models/diffusion.py)"
-        )
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -284,12 +232,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--width", type=int, default=None, help="of the MLP, instead of the paper's 1024 or 2048")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; batches over a minute are run once")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
-    parser.add_argument(
-        "--against-official", type=Path, default=None, metavar="PATH", help="a clone of the official repository"
-    )
-    parser.add_argument(
-        "--official-python", default=sys.executable, metavar="PYTHON", help="an interpreter with torch and einops"
-    )
+    official.add_arguments(parser, NEEDED)
     args = parser.parse_args()
     for name in ("batch", "sampling_steps", "repeats"):
         if getattr(args, name) < 1:
@@ -300,9 +243,9 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measure.Row]:
     """Times every size, shows and keeps the rows."""
     if args.against_official:
-        check_official(args.against_official)
+        official.check_clone(args.against_official)
     facts: dict[str, Any] = {
-        "command": measure.command(parser, ("--against-official", "--official-python", "--out")),
+        "command": measure.command(parser, (*official.FOLDERS, "--out")),
         **measure.hardware(),
     }
     measure.say(measure.one_line(facts))
@@ -330,7 +273,7 @@ def main() -> int:
     parser, args = parse()
     try:
         run(parser, args)
-    except (Unusable, configs.ConfigError) as error:
+    except (official.Unusable, configs.ConfigError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@
     python benchmarks/training_speed.py --preset cpu --env hopper halfcheetah --a2c.hidden-size 256
     python benchmarks/training_speed.py --preset cpu_a2c --env hopper --seeds 1 5
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/training_speed.py --devices 8
+    python benchmarks/training_speed.py --preset paper --against-official CLONE
 
 Any field of the configuration may follow, as for training. What the columns mean is in ``benchmarks/README.md``.
 """
@@ -18,8 +19,9 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 
 # isort: split
 import argparse
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flops
@@ -27,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import measure
 import numpy as np
+import official
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
@@ -35,6 +38,8 @@ from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.envs.collector import Collector, uniform_action
+from polygrad_jax.envs.tasks import gymnasium_id
+from polygrad_jax.networks.denoisers import EMBED_DIM
 from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.devices import make_mesh, place_state
 from polygrad_jax.training.seeds import of_seed, over_seeds, stacked
@@ -45,6 +50,10 @@ from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500
+OFFICIAL_PREFILL = 20_000
+"""Random steps in the official replay: its loader begins anew whenever every window was drawn once."""
+NEEDED = "torch, einops and gymnasium[mujoco]"
+"""By the official loop."""
 PARTS = ("imagine_seconds", "policy_update_seconds", "model_update_seconds")
 
 
@@ -73,11 +82,14 @@ def seconds_per_collected_step(collector: Collector, agent: Agent, state: TrainS
     return (time.perf_counter() - began) / COLLECTED_ENV_STEPS
 
 
-def time_repeatedly(step: Callable[[], Any], at_least: int, budget_seconds: float) -> list[float]:
-    """Seconds of each call: at least so many, and on until the budget is spent."""
+def time_repeatedly(
+    step: Callable[[], Any], at_least: int, budget_seconds: float, between: Callable[[], Any] = lambda: None
+) -> list[float]:
+    """Seconds of each call: at least so many, and on until the budget is spent; ``between`` follows each, untimed."""
     times: list[float] = []
     while len(times) < at_least or sum(times) < budget_seconds:
         times.append(measure.seconds(step))
+        between()
     return times
 
 
@@ -89,6 +101,57 @@ class Timed(NamedTuple):
     compile_seconds: float
     program_mebibytes: float | None
     metrics: dict[str, float]  # of the last of them
+    official_seconds: list[float]  # of the official loop's iterations, one behind each of ours
+
+
+def official_loop(clone: Path, python: str, config: Config) -> official.Child:
+    """Start the official training loop at the sizes of ``config``, with all of its diffusion steps.
+
+    Raises:
+      official.Unusable: it has no such model or agent, or does not start.
+    """
+    chosen = (config.world_model, config.denoiser.kind, config.agent)
+    if chosen != ("polygrad", "mlp", "a2c"):
+        what = "world_model, denoiser.kind and agent"
+        raise official.Unusable(f"{official.OPTION}: {what} are {', '.join(chosen)}; allowed: polygrad, mlp, a2c")
+    guidance, a2c = config.guidance, config.a2c
+    size = {
+        "env": gymnasium_id(config.env),
+        "prefill": OFFICIAL_PREFILL,
+        "horizon": config.horizon,
+        "embed_dim": EMBED_DIM,
+        "width": config.denoiser.width,
+        "num_blocks": config.denoiser.num_blocks,
+        "num_steps": config.diffusion.num_steps,
+        "tau": config.diffusion.tau,
+        "ema_decay": config.denoiser.ema_decay,
+        "learning_rate": config.denoiser.learning_rate,
+        "batch_size": config.model_training.batch_size,
+        "updates": configs.model_updates_per_policy_update(config),
+        "env_steps": config.loop.env_steps_per_policy_update,
+        "trajectories": a2c.trajectories,
+        "agent": {
+            "hidden_dim": a2c.hidden_size,
+            "min_std": a2c.min_std,
+            "init_std": a2c.initial_std,
+            "gamma": a2c.gamma,
+            "lambda_gae": a2c.gae_lambda,
+            "entropy_weight": a2c.entropy_weight,
+            "lr_actor": a2c.max_actor_lr,
+            "lr_critic": a2c.critic_lr,
+            "grad_clip": a2c.grad_clip,
+            "target_update": a2c.target_change,
+            "linesearch_tolerance": 0.2,  # line_search.py has the same
+        },
+        "guidance": {
+            "guidance_scale": guidance.initial_delta,
+            "guidance_lr": guidance.delta_lr,
+            "clip_std": guidance.clip_std,
+            "clip_state_change": guidance.state_change_clip,
+        },
+        "cores": measure.hardware()["cores"],
+    }
+    return official.Child("official_loop.py", NEEDED, clone, python, size)
 
 
 def time_steps(
@@ -98,6 +161,7 @@ def time_steps(
     made: tuple[EnvSpec, WorldModel, Agent],
     budget: float,
     devices: int,
+    theirs: official.Child | None,
 ) -> Timed:
     """Time the step of training (Algorithm 3) again and again, of all ``states``, a seed each, as one program."""
     began, seeds = time.perf_counter(), len(states)
@@ -115,11 +179,12 @@ def time_steps(
         return held
 
     once()
-    times = time_repeatedly(once, 3, budget)
+    their_times: list[float] = []
+    times = time_repeatedly(once, 3, budget, lambda: their_times.append(theirs.seconds()) if theirs else None)
     sizes = [measure.program_mebibytes(program) for program in compiled.programs]
     program = None if None in sizes else max(sizes)
     first, output = (of_seed(held[name], 0, seeds) for name in ("state", "output"))
-    return Timed(first, times, compile_seconds, program, output.metrics.by_name())
+    return Timed(first, times, compile_seconds, program, output.metrics.by_name(), their_times)
 
 
 def seconds_of_parts(
@@ -149,8 +214,13 @@ def seconds_of_parts(
     return dict(zip(PARTS, timed, strict=True))
 
 
-def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1) -> measure.Row:
+def time_preset(
+    config: Config, seconds: float, seeds: int = 1, devices: int = 1, theirs: official.Child | None = None
+) -> measure.Row:
     """Return one row of the table; its rates and its work are those of all seeds.
+
+    Args:
+      theirs: the official loop, timed in turn with ours.
 
     Raises:
       ConfigError: there are not so many devices.
@@ -170,7 +240,7 @@ def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1
     env_steps = seeds * per_update_env_steps
     chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
     peaks = [peak.flops()]
-    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds, devices)
+    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds, devices, theirs)
     peaks.append(peak.flops())
     parts = dict.fromkeys(PARTS)  # every row of a table has the same columns
     # An agent that reads latents imagines within its update.
@@ -179,6 +249,8 @@ def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
     per_update = measure.median(timed.seconds)
+    official_seconds = measure.median(timed.official_seconds) if theirs else None
+    whole = per_update + collecting * env_steps
     count = flops.flops_per_env_step(config, spec) * env_steps
     return {
         "env": config.env.name,
@@ -188,7 +260,7 @@ def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1
         "devices": devices,
         "learning_env_steps/s": env_steps / per_update,
         "collecting_env_steps/s": 1.0 / collecting,
-        "env_steps/s": env_steps / (per_update + collecting * env_steps),
+        "env_steps/s": env_steps / whole,
         "seconds_per_update": per_update,
         **parts,
         "model_updates": configs.model_updates_per_policy_update(config),
@@ -201,7 +273,22 @@ def time_preset(config: Config, seconds: float, seeds: int = 1, devices: int = 1
         "compile_seconds": timed.compile_seconds,
         "program_MiB": timed.program_mebibytes,
         "peak_MiB": memory.mebibytes(),
+        "official_seconds": official_seconds,
+        "times_as_fast": official_seconds / whole if theirs else None,
     }
+
+
+@contextlib.contextmanager
+def beside_official(args: argparse.Namespace, config: Config, seeds: int) -> Iterator[official.Child | None]:
+    """Give the official loop, and end it; None where it was not asked for, or is to learn several seeds."""
+    theirs = None
+    if args.against_official and seeds == 1:
+        theirs = official_loop(args.against_official, args.official_python, config)
+    try:
+        yield theirs
+    finally:
+        if theirs:
+            theirs.close()
 
 
 def beside_one_seed(rows: list[measure.Row]) -> list[measure.Row]:
@@ -224,6 +311,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     parser.add_argument("--devices", type=int, default=1, help="among which trajectories and batches are shared out")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timed iterations per task; at least three")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
+    official.add_arguments(parser, NEEDED)
     return parser, *parser.parse_known_args(arguments)
 
 
@@ -231,17 +319,20 @@ def main() -> int:
     """The exit code: 2 for a bad argument, otherwise 0."""
     parser, args, fields = parse()
     try:
+        if args.against_official:
+            official.check_clone(args.against_official)
         chosen = [configs.validate(override(configs.preset(args.preset, env), fields)) for env in args.env]
-        facts = {"command": measure.command(parser, ("--out",)), **measure.hardware()}
+        facts = {"command": measure.command(parser, (*official.FOLDERS, "--out")), **measure.hardware()}
         measure.say(measure.one_line(facts))
         rows = []
         for config in chosen:
             of_task = []
             for seeds in args.seeds:
                 measure.say(f"{config.env.name}, preset {config.preset}, {seeds} seed{'s' if seeds > 1 else ''} ...")
-                of_task.append(time_preset(config, args.seconds, seeds, args.devices))
+                with beside_official(args, config, seeds) as theirs:
+                    of_task.append(time_preset(config, args.seconds, seeds, args.devices, theirs))
             rows += beside_one_seed(of_task)
-    except configs.ConfigError as error:
+    except (official.Unusable, configs.ConfigError) as error:
         print(error, file=sys.stderr)
         return 2
     print(measure.listing(rows))

@@ -11,12 +11,12 @@ import pytest
 from experiments.harness import in_venv
 
 CLONE = Path(in_venv.__file__).parents[2]
-OF_ANOTHER_PYTHON = "official_sampler.py"  # a child process for the interpreter that has torch
+OF_ANOTHER_PYTHON = ("official_sampler.py", "official_loop.py")  # child processes of the interpreter that has torch
 SCRIPTS = sorted(
     path.relative_to(CLONE)
     for folder in ("experiments", "benchmarks")
     for path in (CLONE / folder).rglob("*.py")
-    if 'if __name__ == "__main__":' in path.read_text() and path.name != OF_ANOTHER_PYTHON
+    if 'if __name__ == "__main__":' in path.read_text() and path.name not in OF_ANOTHER_PYTHON
 )
 
 
