@@ -1,7 +1,7 @@
 """How far is the denoiser from what this machine can do? Its matrix products under the machine's roofline.
 
     python benchmarks/limits.py --out results/limits
-    python benchmarks/limits.py --presets cpu paper --precision bfloat16
+    python benchmarks/limits.py --presets cpu paper --precisions bfloat16
     python benchmarks/limits.py --out results/limits --figure-only
 
 A product of few operations per byte waits for the memory, one of many for the units that multiply; the roofline is the
@@ -34,6 +34,7 @@ from experiments.harness import figures, grid
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.networks.denoisers import make_denoiser
+from polygrad_jax.networks.dense import THIN, matrix_product
 from polygrad_jax.types import Array
 
 TABLE = "limits.csv"
@@ -42,7 +43,7 @@ PRECISIONS = ("float32", "bfloat16")
 MEMORY_FLOATS = 2**26
 """Of the array that is read and written to measure the memory: 256 MiB, more than a cache holds."""
 LEAST_SECONDS = 0.2
-"""How long a product is repeated at least."""
+"""A product is repeated for at least this long."""
 WHOLE = "whole call"
 
 
@@ -51,36 +52,45 @@ WHOLE = "whole call"
 
 def memory_bandwidth(runs: int = 5) -> float:
     """Bytes per second that a program reads and writes, both counted, the best of a few runs."""
-    add = jax.jit(lambda x: x + 1.0)
-    x = jnp.zeros(MEMORY_FLOATS, jnp.float32)
-    jax.block_until_ready(add(x))
-    return 2 * x.nbytes / min(measure.seconds(lambda: add(x)) for _ in range(runs))
+    add = jax.jit(lambda x: x + 1.0, donate_argnums=0)  # in place: new memory would be mapped page by page
+    x, times = jax.block_until_ready(add(jnp.zeros(MEMORY_FLOATS, jnp.float32))), []
+    for _ in range(runs):
+        began = time.perf_counter()
+        x = jax.block_until_ready(add(x))
+        times.append(time.perf_counter() - began)
+    return 2 * x.nbytes / min(times)
 
 
-def repeated(step: Callable[[Array], Array]) -> Callable[[Array, int], Array]:
-    """Compile ``step`` within a program that makes it so often, so that the call from Python costs nothing.
+Step = Callable[[Any, Array], Array]
+"""``(constants, x) -> y``; both arrays have a first entry."""
 
-    What goes in depends on what came out before, and the least of every result is summed up: XLA drops none.
+
+def repeated(step: Step) -> Callable[[Any, Array, int], tuple[Array, Array]]:
+    """Compile ``step`` within a program that repeats it as often as asked; it gives the last ``x`` and ``y``.
+
+    The call from Python costs nothing then. One entry of what goes in depends on what came out, so that XLA leaves no
+    repetition out.
     """
 
     @jax.jit
-    def chain(x: Array, times: int) -> Array:
+    def chain(constants: Any, x: Array, times: int) -> tuple[Array, Array]:
         def once(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            x, total = carry
-            least = jnp.min(step(x).astype(jnp.float32))
-            return (x * (1.0 + 1e-9 * least)).astype(x.dtype), total + least
+            x, y = carry
+            first = x.ravel()[0] + (1e-3 * y.ravel()[0]).astype(x.dtype)
+            x = x.at[(0,) * x.ndim].set(first)
+            return x, step(constants, x)
 
-        return lax.fori_loop(0, times, once, (x, jnp.float32(0.0)))[1]
+        return lax.fori_loop(0, times, once, (x, jnp.zeros_like(step(constants, x))))
 
     return chain
 
 
-def seconds_each(step: Callable[[Array], Array], x: Array) -> float:
-    """Seconds of one ``step(x)`` of many in a program."""
+def seconds_each(step: Step, constants: Any, x: Array) -> float:
+    """Seconds of one ``step(constants, x)`` of many in a program."""
     chain, times = repeated(step), 1
-    jax.block_until_ready(chain(x, times))
+    jax.block_until_ready(chain(constants, x, times))
     while True:
-        taken = min(measure.seconds(lambda: chain(x, times)) for _ in range(3))  # noqa: B023  called at once
+        taken = min(measure.seconds(lambda: chain(constants, x, times)) for _ in range(3))  # noqa: B023  called at once
         if taken > LEAST_SECONDS:
             return taken / times
         times *= 2 if taken > LEAST_SECONDS / 4 else 8
@@ -89,87 +99,75 @@ def seconds_each(step: Callable[[Array], Array], x: Array) -> float:
 # --- the denoiser ----------------------------------------------------------------------------------------------------
 
 
-def shapes(config: Config) -> dict[tuple[int, int, int, int], int]:
-    """Return the products ``[count, rows, inner] @ [count, inner, columns]`` of one call, and how often each is made.
+Shape = tuple[int, int, int]
+"""``[rows, inner] @ [inner, columns]``."""
 
-    Those of one weight are made one after another; attention's, of all heads and trajectories, as one product.
-    """
-    batch, blocks = config.a2c.trajectories, config.denoiser.num_blocks
-    made: dict[tuple[int, int, int, int], int] = {}
-    for product in flops.denoiser_products(config, HOPPER, batch, steps=1):
-        together = product.count // blocks if product.count > blocks else 1
-        shape = (together, product.rows, product.inner, product.columns)
-        made[shape] = made.get(shape, 0) + product.count // together
+
+def shapes(config: Config) -> dict[Shape, int]:
+    """Return the products of one call of the denoiser, and how often each is made."""
+    made: dict[Shape, int] = {}
+    for product in flops.denoiser_products(config, HOPPER, config.a2c.trajectories, steps=1):
+        shape = (product.rows, product.inner, product.columns)
+        made[shape] = made.get(shape, 0) + product.count
     return made
 
 
-def product_row(shape: tuple[int, int, int, int], precision: str, limits: tuple[float, float]) -> measure.Row:
-    """Time one product alone."""
-    count, rows, inner, columns = shape
-    dtype = jnp.dtype(precision)
+def time_product(shape: Shape, precision: str) -> float:
+    """Seconds of one product alone, as the network makes it: thin ones, and those of the step, in float32."""
+    rows, inner, columns = shape
+    precision = "float32" if rows == 1 or min(inner, columns) <= THIN else precision
     keys = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(keys[0], (count, rows, inner)).astype(dtype)
-    weights = jax.random.normal(keys[1], (count, inner, columns)).astype(dtype)
-    highest = lax.Precision.HIGHEST if precision == "float32" else None
-
-    def step(x: Array) -> Array:
-        how = {"precision": highest, "preferred_element_type": jnp.float32}
-        if count == 1:
-            return lax.dot(x[0], weights[0], **how)
-        return lax.dot_general(x, weights, (((2,), (1,)), ((0,), (0,))), **how)
-
-    work = 2 * count * rows * inner * columns
-    moved = count * (dtype.itemsize * (rows * inner + inner * columns) + 4 * rows * columns)
-    return measured(seconds_each(step, x), work, work / moved, limits)
+    x, kernel = jax.random.normal(keys[0], (rows, inner)), jax.random.normal(keys[1], (inner, columns)) / inner
+    return seconds_each(lambda kernel, x: matrix_product(x, kernel, precision), kernel, x)
 
 
-def measured(seconds: float, work: float, intensity: float, limits: tuple[float, float]) -> measure.Row:
-    """Return the columns that follow from a time and from operations, in all and per byte moved."""
-    peak, bandwidth = limits
-    roof = min(peak, intensity * bandwidth)
+def intensity(shape: Shape) -> float:
+    """Operations per byte, each operand and the result moved once in float32, as they lie in memory."""
+    rows, inner, columns = shape
+    return 2 * rows * inner * columns / (4 * (rows * inner + inner * columns + rows * columns))
+
+
+def row_of(seconds: float, work: float, roof: float) -> measure.Row:
+    """Return the columns that follow from a time, from operations, and from the FLOP/s that the roofline allows."""
     return {
         "microseconds": 1e6 * seconds,
         "GFLOP/s": work / seconds / 1e9,
-        "FLOP/byte": intensity,
         "roofline_GFLOP/s": roof / 1e9,
         "share_of_roofline": work / seconds / roof,
     }
 
 
-def whole_call(config: Config) -> float:
+def time_whole_call(config: Config) -> float:
     """Seconds of the denoiser as the sampler calls it: all products, and what lies between them."""
     module = make_denoiser(config.denoiser, config.horizon, config.precision)
     batch, horizon = config.a2c.trajectories, config.horizon
     traj = jax.random.normal(jax.random.key(0), (batch, horizon, HOPPER.observation_size + 2))
     actions, step = jnp.zeros((batch, horizon, HOPPER.action_size)), jnp.ones(1, jnp.int32)
     params = module.init(jax.random.key(1), traj, actions, step)["params"]
-    return seconds_each(lambda traj: module.apply({"params": params}, traj, actions, step), traj)
+
+    def call(given: Any, traj: Array) -> Array:
+        params, actions, step = given
+        return module.apply({"params": params}, traj, actions, step + (traj[0, 0, :1] > 1e6))
+
+    return seconds_each(call, (params, actions, step), traj)
 
 
 def rows_of(preset: str, precision: str, limits: tuple[float, float]) -> Iterator[measure.Row]:
     """Measure every product of the denoiser of a preset, and the whole call."""
     config = replace(configs.preset(preset, "hopper"), precision=precision)
-    common = {"preset": preset, "denoiser": config.denoiser.kind, "precision": precision}
+    peak, bandwidth = limits
     work = in_products = least = 0.0
+    common = {"preset": preset, "precision": precision}
     for shape, times in shapes(config).items():
-        count, rows, inner, columns = shape
-        row = product_row(shape, precision, limits)
-        product = 2 * count * rows * inner * columns
-        work += times * product
-        in_products += times * row["microseconds"]
-        least += times * product / (1e9 * row["roofline_GFLOP/s"])
-        yield common | {"part": f"{count} x [{rows}, {inner}] @ [{inner}, {columns}]", "times": times} | row
-    seconds = whole_call(config)
-    yield common | {
-        "part": WHOLE,
-        "times": 1,
-        "microseconds": 1e6 * seconds,
-        "GFLOP/s": work / seconds / 1e9,
-        "FLOP/byte": None,
-        "roofline_GFLOP/s": work / least / 1e9,
-        "share_of_roofline": least / seconds,
-        "share_in_products": in_products / (1e6 * seconds),
-    }
+        rows, inner, columns = shape
+        product, moves = 2 * rows * inner * columns, intensity(shape)
+        roof, seconds = min(peak, moves * bandwidth), time_product(shape, precision)
+        work, in_products, least = work + times * product, in_products + times * seconds, least + times * product / roof
+        part = {"part": f"[{rows}, {inner}] @ [{inner}, {columns}]", "times": times, "FLOP/byte": moves}
+        yield common | part | row_of(seconds, product, roof) | {"share_in_products": None}
+    seconds = time_whole_call(config)
+    part = {"part": WHOLE, "times": 1, "FLOP/byte": None}
+    yield common | part | row_of(seconds, work, work / least) | {"share_in_products": in_products / seconds}
 
 
 # --- the table and the figure ----------------------------------------------------------------------------------------
@@ -202,8 +200,8 @@ def draw(rows: Sequence[dict[str, str]], facts: dict[str, Any], out: Path) -> No
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    presets = ["cpu", "cpu_a2c", "paper", "paper_transformer"]
-    parser.add_argument("--presets", nargs="+", choices=presets, default=presets[:3], help="whose denoiser is measured")
+    presets = ["cpu", "cpu_a2c", "paper"]
+    parser.add_argument("--presets", nargs="+", choices=presets, default=presets, help="whose denoiser is measured")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--out", type=Path, default=None, help=f"folder of {TABLE}, its facts and its figure")
     parser.add_argument("--figure-only", action="store_true", help="draw from the table, measure nothing")
@@ -224,12 +222,12 @@ def main() -> int:
     rows: list[measure.Row] = []
     bandwidth = memory_bandwidth()
     for precision in sorted(options.precisions, key=PRECISIONS.index):
-        began, peak = time.perf_counter(), measure.Peak(precision).flops()
+        began, machine = time.perf_counter(), measure.Peak(precision)
+        peak = max(machine.flops() for _ in range(3))
         facts["limits"][precision] = {"peak_GFLOP/s": peak / 1e9, "memory_GB/s": bandwidth / 1e9}
         for preset in options.presets:
-            rows += ({"share_in_products": None} | row for row in rows_of(preset, precision, (peak, bandwidth)))
+            rows += rows_of(preset, precision, (peak, bandwidth))
         measure.say(f"{precision}: {time.perf_counter() - began:.0f} s")
-    rows = [{name: row[name] for name in (*list(rows[0])[1:], "share_in_products")} for row in rows]
     print(measure.table(rows))
     if options.out:
         measure.write(options.out / TABLE, [grid.rounded(row) for row in rows], facts)
@@ -244,8 +242,8 @@ def draw_only(out: Path | None) -> int:
       ConfigError: there is none.
     """
     table = None if out is None else out / TABLE
-    if table is None or not table.is_file():
-        raise ConfigError(f"--out is {out}; allowed with --figure-only: a folder with a {TABLE}")
+    if table is None or not (table.is_file() and table.with_suffix(".json").is_file()):
+        raise ConfigError(f"--out is {out}; allowed with --figure-only: a folder with a {TABLE} and its .json")
     draw(grid.read_csv(table), json.loads(table.with_suffix(".json").read_text()), out)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 OPTION = "--against-official"
 FOLDERS = (OPTION, "--official-python")
-"""Options whose values name folders of a machine."""
+"""Options whose values are paths of a machine."""
 
 
 class Unusable(Exception):
@@ -28,10 +31,12 @@ class Child:
       needs: packages that it needs, as a message names them.
 
     Raises:
-      Unusable: the interpreter does not start, or lacks a package.
+      Unusable: ours does not run on a CPU, as theirs does; the interpreter does not start, or lacks a package.
     """
 
     def __init__(self, worker: str, needs: str, clone: Path, python: str, size: dict[str, Any]):
+        if jax.default_backend() != "cpu":
+            raise Unusable(f"{OPTION} on {jax.default_backend()}; allowed: cpu, where the official code runs")
         try:
             self._child = subprocess.Popen(
                 [python, str(Path(__file__).parent / worker), str(clone)],
@@ -56,8 +61,10 @@ class Child:
             pass
         answer = self._child.stdout.readline().strip()
         if not answer:
-            last = self._child.stderr.read().strip().splitlines()[-1:]
-            raise Unusable(f"{OPTION}: the official code failed: {''.join(last)}")
+            lines = self._child.stderr.read().strip().splitlines()
+            self.close()
+            why = lines[-1] if lines else f"exit code {self._child.returncode}"
+            raise Unusable(f"{OPTION}: the official code failed: {why}")
         return answer
 
     def seconds(self) -> float:
@@ -65,8 +72,9 @@ class Child:
         return float(self._ask("run"))
 
     def close(self) -> None:
-        """End the child process."""
-        self._child.stdin.close()
+        """End the child process; again, nothing."""
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
         self._child.wait()
         self._child.stdout.close()
         self._child.stderr.close()

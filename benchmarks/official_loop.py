@@ -3,8 +3,8 @@
 Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here. Reads one line
 of JSON with the sizes; answers "ready"; then, for every line "run", makes one iteration and answers its seconds: the
 environment steps, the policy's update and the denoiser's updates of the official script, by the official classes.
-Needs torch, einops and gymnasium[mujoco]. The official tasks, which need an older MuJoCo, are replaced by those of
-Gymnasium; modules that an iteration never enters, and what only they need (wandb, dill), by empty ones.
+Needs torch, einops, scipy and gymnasium[mujoco]. The official tasks, which need an older MuJoCo, are replaced by those
+of Gymnasium; modules that an iteration never enters, and what only they need (wandb, dill), by empty ones.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def import_official(clone: str) -> types.SimpleNamespace:
     def package(name: str, folder: str | None = None, **names: Any) -> None:
         module = types.ModuleType(name)
         module.__dict__.update(names)
-        if folder:  # its modules are imported, what it does itself when it is imported is left out
+        if folder:  # its modules can be imported; what the package itself does on import is left out
             module.__path__ = [str(Path(clone) / folder)]
         sys.modules[name] = module
 
     package("polygrad.environments")  # registers tasks with gym when it is imported
     package("polygrad.utils", "polygrad/utils")
     nothing = types.SimpleNamespace(line_series=lambda **_: None)
-    package("wandb", plot=nothing, Image=None, log=lambda *_, **__: None)
+    package("wandb", plot=nothing)
     package("dill")
     from polygrad import datasets, models
     from polygrad.agent import a2c, diffusion_wm_agent
@@ -79,6 +79,8 @@ def make_iteration(clone: str, size: dict[str, Any]) -> Callable[[], None]:
     import gymnasium
     import torch
 
+    # What loads batches takes the modules replaced here, and the replay, as they are.
+    torch.multiprocessing.set_start_method("fork")
     official = import_official(clone)
     torch.manual_seed(0)
     torch.set_num_threads(size["cores"])

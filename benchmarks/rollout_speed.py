@@ -24,13 +24,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-# Before jax starts: as many CPU devices as there are cores. XLA runs loops that are no matrix products on one core
-# of a device, so with one device for all cores the others wait. Accelerators are not touched by it.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flag = f"--xla_force_host_platform_device_count={cores}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-
 import flops
 import jax
 import jax.numpy as jnp
@@ -89,6 +82,17 @@ def over_devices(imagine: Callable[..., Any], count: int) -> Callable[..., Any]:
     whole, cut = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("share")
     in_specs = (whole, whole, cut, whole, whole)
     return jax.shard_map(share, mesh=mesh, in_specs=in_specs, out_specs=cut, check_vma=False)
+
+
+def give_every_core_a_device() -> None:
+    """Tell JAX, before its first device, to make as many CPU devices as there are cores; accelerators stay as they are.
+
+    XLA runs loops that are no matrix products on one core of a device; with one device for all cores the others wait.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in given:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={cores}".strip()
 
 
 class Ours:
@@ -270,6 +274,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measu
 
 def main() -> int:
     """The exit code: 2 for a bad argument, otherwise 0."""
+    give_every_core_a_device()
     parser, args = parse()
     try:
         run(parser, args)

@@ -30,6 +30,7 @@ import measure
 from experiments.harness import figures, grid
 from experiments.harness.grid import Row
 from polygrad_jax.config import ConfigError
+from polygrad_jax.runs import physics
 
 TABLE = "scaling.csv"
 PRESET, TASK = "cpu_a2c", "hopper"
@@ -41,24 +42,26 @@ KEPT = (
 )  # fmt: skip
 """Columns of ``training_speed.py`` that are kept."""
 SHOWN = ("seconds_per_update", "imagine_seconds", "share_of_peak", "compile_seconds", "program_MiB", "peak_MiB")
-"""Those of them that are said."""
+"""Those of them that are printed."""
 
 
 class Axis(NamedTuple):
     """What one series of points varies."""
 
-    option: str  # of training_speed.py
+    options: tuple[str, ...]  # of training_speed.py; each gets the value
     values: tuple[int, ...]
     label: str
 
 
 AXES = {
-    "horizon": Axis("--horizon", (10, 20, 50, 100, 200), "horizon"),
-    "rollouts": Axis("--a2c.trajectories", (128, 512, 2_048, 8_192, 16_384), "imagined trajectories"),
-    "width": Axis("--denoiser.width", (128, 256, 512, 1_024, 2_048), "width of the denoiser"),
-    "seeds": Axis("--seeds", (1, 2, 4, 8, 16), "seeds as one program"),
-    "devices": Axis("--devices", (1, 2, 4, 8), "simulated devices"),
-    "replay": Axis("--loop.replay-capacity", (100_000, 1_000_000, 3_000_000, 10_000_000), "replay [transitions]"),
+    "horizon": Axis(("--horizon",), (10, 20, 50, 100, 200), "horizon"),
+    "rollouts": Axis(("--a2c.trajectories",), (128, 512, 2_048, 8_192, 16_384), "imagined trajectories"),
+    "width": Axis(("--denoiser.width",), (128, 256, 512, 1_024, 2_048), "width of the denoiser"),
+    "seeds": Axis(("--seeds",), (1, 2, 4, 8, 16), "seeds as one program"),
+    "devices": Axis(("--devices",), (1, 2, 4, 8), "simulated devices"),
+    "replay": Axis(
+        ("--loop.replay-capacity", "--stored"), (100_000, 1_000_000, 3_000_000, 10_000_000), "transitions in the replay"
+    ),
 }
 
 
@@ -68,7 +71,10 @@ AXES = {
 def cell(axis: str, value: int, seconds: float, folder: Path) -> grid.Cell:
     """Return the point at which ``axis`` has this value; its table goes to ``folder``, of which its row is made."""
     script, table = Path(__file__).with_name("training_speed.py"), folder / f"{axis}_{value}.speed.json"
-    words = ["--preset", PRESET, "--env", TASK, "--seconds", f"{seconds:g}", AXES[axis].option, str(value)]
+    words = ["--preset", PRESET, "--env", TASK, "--seconds", f"{seconds:g}"]
+    words += [word for option in AXES[axis].options for word in (option, str(value))]
+    if axis == "devices":  # several learn as one program
+        words.append("--loop.no-side-by-side")
     command = [sys.executable, str(script), *words, "--out", str(table.resolve())]
     if axis == "devices":
         flags = f"--xla_force_host_platform_device_count={SIMULATED}"
@@ -78,11 +84,13 @@ def cell(axis: str, value: int, seconds: float, folder: Path) -> grid.Cell:
 
 
 def measured(table: Path, code: int) -> list[Row]:
-    """Return what a point left, with its machine, and remove its table."""
+    """Return what a point left, with the machine that it ran on, and remove its table."""
     del code
     found = json.loads(table.read_text())
     table.unlink()
-    return [grid.rounded({name: row[name] for name in KEPT}) | grid.machine() for row in found["rows"]]
+    where = {name: found[name] for name in ("device", "processor", "cores", "git_revision")}
+    where |= {physics.COLUMN: found["packages"]["mujoco"]}
+    return [grid.rounded({name: row[name] for name in KEPT}) | where for row in found["rows"]]
 
 
 # --- what they come to -----------------------------------------------------------------------------------------------
@@ -101,7 +109,7 @@ def number(cell: str | float | None) -> float | None:
 
 
 def with_exponents(points: Sequence[Row]) -> list[Row]:
-    """Add the exponent of growth from the point before: 0 costs nothing more, 1 as much more as there is."""
+    """Add the exponent of growth from the point before: with 0 more costs nothing, with 1 twice as much costs twice."""
 
     def between(a: Row, b: Row) -> float:
         return math.log(b["seconds_per_update"] / a["seconds_per_update"]) / math.log(b["value"] / a["value"])
@@ -136,7 +144,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             place.set_xscale("log")
             place.set_yscale("log")
             last = points[-1]["exponent"]
-            grows = "" if last is None else f": grows as its power {last:.2f} at the end"
+            grows = "" if last is None else f": time grows as its power {last:.2f} at the end"
             place.set_title(varied.label + grows, fontsize=8, loc="left")
             place.set_ylabel("seconds", fontsize=8)
             place.tick_params(labelsize=7)

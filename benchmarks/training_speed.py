@@ -33,6 +33,7 @@ import official
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
+from polygrad_jax.agents.line_search import SEARCH_TOLERANCE
 from polygrad_jax.cli import override
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
@@ -50,10 +51,26 @@ from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500
+UNBOUNDED = 1e9
+"""Of a normalised state: the official code has no way to turn its clip off."""
 OFFICIAL_PREFILL = 20_000
 """Random steps in the official replay: its loader begins anew whenever every window was drawn once."""
-NEEDED = "torch, einops and gymnasium[mujoco]"
+NEEDED = "torch, einops, scipy and gymnasium[mujoco]"
 """By the official loop."""
+OFFICIAL = {
+    "world_model": "polygrad",
+    "agent": "a2c",
+    "denoiser.kind": "mlp",
+    "denoiser.context_length": 1,
+    "diffusion.terminals": "diffused",
+    "guidance.rule": "score",
+    "a2c.search": True,
+    "a2c.critic_updates": 1,
+    "a2c.epochs": 1,
+    "a2c.minibatches": 1,
+    "env.actions": "clipped",
+}
+"""Fields that change what is computed, and what the official loop computes."""
 PARTS = ("imagine_seconds", "policy_update_seconds", "model_update_seconds")
 
 
@@ -85,9 +102,10 @@ def seconds_per_collected_step(collector: Collector, agent: Agent, state: TrainS
 def time_repeatedly(
     step: Callable[[], Any], at_least: int, budget_seconds: float, between: Callable[[], Any] = lambda: None
 ) -> list[float]:
-    """Seconds of each call: at least so many, and on until the budget is spent; ``between`` follows each, untimed."""
+    """Seconds of each call: at least so many, and on until the budget is spent; what is called ``between`` counts."""
     times: list[float] = []
-    while len(times) < at_least or sum(times) < budget_seconds:
+    began = time.perf_counter()
+    while len(times) < at_least or time.perf_counter() - began < budget_seconds:
         times.append(measure.seconds(step))
         between()
     return times
@@ -101,19 +119,19 @@ class Timed(NamedTuple):
     compile_seconds: float
     program_mebibytes: float | None
     metrics: dict[str, float]  # of the last of them
-    official_seconds: list[float]  # of the official loop's iterations, one behind each of ours
+    official_seconds: list[float]  # of the official loop's iterations, one after each of ours
 
 
 def official_loop(clone: Path, python: str, config: Config) -> official.Child:
     """Start the official training loop at the sizes of ``config``, with all of its diffusion steps.
 
     Raises:
-      official.Unusable: it has no such model or agent, or does not start.
+      official.Unusable: it computes something else, or does not start.
     """
-    chosen = (config.world_model, config.denoiser.kind, config.agent)
-    if chosen != ("polygrad", "mlp", "a2c"):
-        what = "world_model, denoiser.kind and agent"
-        raise official.Unusable(f"{official.OPTION}: {what} are {', '.join(chosen)}; allowed: polygrad, mlp, a2c")
+    found = dict(configs.flatten(config))
+    for name, value in OFFICIAL.items():
+        if found[name] != value:
+            raise official.Unusable(f"{official.OPTION}: {name} is {found[name]}; allowed: {value}")
     guidance, a2c = config.guidance, config.a2c
     size = {
         "env": gymnasium_id(config.env),
@@ -141,13 +159,13 @@ def official_loop(clone: Path, python: str, config: Config) -> official.Child:
             "lr_critic": a2c.critic_lr,
             "grad_clip": a2c.grad_clip,
             "target_update": a2c.target_change,
-            "linesearch_tolerance": 0.2,  # line_search.py has the same
+            "linesearch_tolerance": SEARCH_TOLERANCE,
         },
         "guidance": {
             "guidance_scale": guidance.initial_delta,
             "guidance_lr": guidance.delta_lr,
             "clip_std": guidance.clip_std,
-            "clip_state_change": guidance.state_change_clip,
+            "clip_state_change": guidance.state_change_clip or UNBOUNDED,
         },
         "cores": measure.hardware()["cores"],
     }
@@ -215,17 +233,19 @@ def seconds_of_parts(
 
 
 def time_preset(
-    config: Config, seconds: float, seeds: int = 1, devices: int = 1, theirs: official.Child | None = None
+    config: Config,
+    seconds: float,
+    seeds: int = 1,
+    devices: int = 1,
+    stored: int = PREFILL_ENV_STEPS,
+    theirs: official.Child | None = None,
 ) -> measure.Row:
     """Return one row of the table; its rates and its work are those of all seeds.
 
     Args:
+      stored: transitions in the replay; beyond PREFILL_ENV_STEPS the same ones again.
       theirs: the official loop, timed in turn with ours.
-
-    Raises:
-      ConfigError: there are not so many devices.
     """
-    make_mesh(devices, seeds)
     collector = Collector(config.env, config.seed)
     spec = collector.spec
     peak = measure.Peak(config.precision)
@@ -234,8 +254,10 @@ def time_preset(
     agent = make_agent(config, spec, world_model)
     steps = make_steps(config, spec, world_model, agent)
     prefill = random_steps(collector, config, spec)
-    init, insert = jax.jit(steps.init), jax.jit(steps.insert)
-    states = [insert(init(np.uint32(seed)), prefill) for seed in range(seeds)]
+    init, insert = jax.jit(steps.init), jax.jit(steps.insert, donate_argnums=0)
+    states = [init(np.uint32(seed)) for seed in range(seeds)]
+    for _ in range(0, stored, len(prefill.valid)):
+        states = [insert(state, prefill) for state in states]
     per_update_env_steps = config.loop.env_steps_per_policy_update
     env_steps = seeds * per_update_env_steps
     chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
@@ -280,7 +302,7 @@ def time_preset(
 
 @contextlib.contextmanager
 def beside_official(args: argparse.Namespace, config: Config, seeds: int) -> Iterator[official.Child | None]:
-    """Give the official loop, and end it; None where it was not asked for, or is to learn several seeds."""
+    """Give the official loop, and end it; None where it was not asked for, or where several seeds learn."""
     theirs = None
     if args.against_official and seeds == 1:
         theirs = official_loop(args.against_official, args.official_python, config)
@@ -309,6 +331,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     parser.add_argument("--env", nargs="+", default=["hopper"], help="tasks")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="how many learn as one program, a row each")
     parser.add_argument("--devices", type=int, default=1, help="among which trajectories and batches are shared out")
+    stored = f"transitions in the replay; beyond {PREFILL_ENV_STEPS:,} the same ones again"
+    parser.add_argument("--stored", type=int, default=PREFILL_ENV_STEPS, help=stored)
     parser.add_argument("--seconds", type=float, default=20.0, help="of timed iterations per task; at least three")
     parser.add_argument("--out", type=Path, default=None, help="a .csv (facts go to a .json beside it) or a .json")
     official.add_arguments(parser, NEEDED)
@@ -329,8 +353,9 @@ def main() -> int:
             of_task = []
             for seeds in args.seeds:
                 measure.say(f"{config.env.name}, preset {config.preset}, {seeds} seed{'s' if seeds > 1 else ''} ...")
+                make_mesh(args.devices, seeds)
                 with beside_official(args, config, seeds) as theirs:
-                    of_task.append(time_preset(config, args.seconds, seeds, args.devices, theirs))
+                    of_task.append(time_preset(config, args.seconds, seeds, args.devices, args.stored, theirs))
             rows += beside_one_seed(of_task)
     except (official.Unusable, configs.ConfigError) as error:
         print(error, file=sys.stderr)

@@ -39,15 +39,29 @@ def test_a_folder_that_is_no_clone_is_refused(tmp_path):
     official.check_clone(tmp_path)
 
 
-def test_only_what_the_official_loop_has_is_compared(tmp_path):
-    said = "world_model, denoiser.kind and agent are .*; allowed: polygrad, mlp, a2c"
-    for other in (configs.cpu("hopper"), configs.paper_transformer("hopper"), replace(PAPER, world_model="ensemble")):
-        with pytest.raises(official.Unusable, match=said):
-            training_speed.official_loop(tmp_path, sys.executable, other)
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (configs.cpu("hopper"), "agent is value_gradient; allowed: a2c"),
+        (configs.paper_transformer("hopper"), "denoiser.kind is transformer; allowed: mlp"),
+        (configs.override(PAPER, {"guidance.rule": "policy_sampling"}), "guidance.rule is policy_sampling; allowed: score"),
+        (replace(PAPER, world_model="ensemble"), "world_model is ensemble; allowed: polygrad"),
+        (configs.override(PAPER, {"a2c.critic_updates": 4}), "a2c.critic_updates is 4; allowed: 1"),
+    ],
+)
+def test_only_what_the_official_loop_computes_is_compared(tmp_path, other, said):
+    with pytest.raises(official.Unusable, match=said):
+        training_speed.official_loop(tmp_path, sys.executable, other)
+
+
+def test_it_is_compared_on_a_cpu_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(official.jax, "default_backend", lambda: "gpu")
+    with pytest.raises(official.Unusable, match="--against-official on gpu; allowed: cpu"):
+        official.Child("official_loop.py", "torch", tmp_path, sys.executable, {})
 
 
 def worker(folder, lines):
-    """A worker beside nothing: it answers each line that it reads by one of ``lines``."""
+    """A stand-in worker that answers each line with the next of ``lines``."""
     path = folder / "worker.py"
     path.write_text(f"import sys\nfor line, answer in zip(sys.stdin, {lines!r}):\n    print(answer, flush=True)\n")
     return str(path)

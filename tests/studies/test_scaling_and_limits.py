@@ -32,13 +32,22 @@ def words_of(axis, value, folder=Path("folder")):
 
 def test_every_point_is_one_change_of_the_preset_or_of_how_it_is_run():
     preset = dict(configs.flatten(configs.preset(scaling.PRESET, scaling.TASK)))
+    fields_of = {
+        "horizon": "horizon",
+        "rollouts": "a2c.trajectories",
+        "width": "denoiser.width",
+        "replay": "loop.replay_capacity",
+    }
     names = [scaling.cell(*point, 2.0, Path()).name for point in points()]
     assert len(set(names)) == len(names)
     for axis, value in points():
         _, args, fields = training_speed.parse(words_of(axis, value))
         config = configs.validate(cli.override(configs.preset(args.preset, args.env[0]), fields))
-        changed = {name: x for name, x in configs.flatten(config) if x != preset[name]}
-        assert list(changed.values()) in ([value], []), (axis, value)
+        found = dict(configs.flatten(config))
+        expected = {fields_of[axis]: value} if axis in fields_of else {}
+        expected |= {"loop.side_by_side": False} if axis == "devices" else {}
+        assert found == preset | expected, (axis, value)
+        assert args.stored == (value if axis == "replay" else training_speed.PREFILL_ENV_STEPS)
         assert (args.seeds == [value]) == (axis == "seeds" or value == 1)
         assert (args.devices == value) == (axis == "devices" or value == 1)
         assert args.out.name == f"{axis}_{value}.speed.json"
@@ -52,13 +61,15 @@ def test_a_point_keeps_what_was_measured_and_where(tmp_path):
     made = scaling.cell("seeds", 4, 2.0, tmp_path / "scaling.cells")
     table = Path(made.command[-1])
     write = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
-    text = json.dumps({"rows": [row], "processor": "X"})
+    where = {"device": "D", "processor": "X", "cores": 3, "git_revision": "r", "packages": {"mujoco": "4.5.6"}}
+    text = json.dumps({"rows": [row], **where})
     made = grid.Cell(made.name, (sys.executable, "-c", write, str(table), text), made.labels, made.collect)
     options = argparse.Namespace(only=None, again=False, jobs=1, threads=0, ray=False, mixed_physics=False)
     assert grid.run([made], tmp_path / "scaling.csv", options) == 0
     (kept,) = grid.read_csv(tmp_path / "scaling.csv")
     assert (kept["axis"], kept["value"], kept["seconds_per_update"]) == ("seeds", "4", "2.0")
-    assert kept["imagine_seconds"] == "" and kept["mujoco"] and kept["processor"] and "seeds" not in kept
+    assert kept["imagine_seconds"] == "" and "seeds" not in kept
+    assert (kept["processor"], kept["cores"], kept["git_revision"], kept["mujoco"]) == ("X", "3", "r", "4.5.6")
     assert not table.exists()
 
 
@@ -94,26 +105,43 @@ def test_what_was_measured_so_far_is_said_and_drawn(tmp_path, capsys):
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["cpu", "paper", "paper_transformer"])
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
 def test_the_products_are_all_the_arithmetic_of_a_call(preset):
     config = configs.preset(preset, "hopper")
-    made = limits.shapes(config)
-    count = sum(2 * np.prod(shape, dtype=np.int64) * times for shape, times in made.items())
+    count = sum(2 * np.prod(shape, dtype=np.int64) * times for shape, times in limits.shapes(config).items())
     assert count == flops.denoiser_flops(config, limits.HOPPER, config.a2c.trajectories, steps=1)
 
 
-def test_the_roof_is_the_memory_or_the_units_that_multiply():
-    few, many = (limits.measured(0.5, 1e9, intensity, (4e9, 1e9)) for intensity in (2.0, 100.0))
-    assert few["roofline_GFLOP/s"] == 2.0 and many["roofline_GFLOP/s"] == 4.0
-    assert few["share_of_roofline"] == 1.0 and many["share_of_roofline"] == 0.5
+def test_operations_per_byte():
+    assert limits.intensity((2, 3, 5)) == 60 / (4 * (6 + 15 + 10))
+
+
+def test_a_call_is_compared_with_its_products_at_their_rooflines(monkeypatch):
+    """Every product takes a second, the whole call 20; the memory allows half of what the units do."""
+    monkeypatch.setattr(limits, "time_product", lambda shape, precision: 1.0)
+    monkeypatch.setattr(limits, "time_whole_call", lambda config: 20.0)
+    peak = 1e9
+    *products, whole = limits.rows_of("cpu", "float32", (peak, 1e-3))
+    made = sum(row["times"] for row in products)
+    assert whole["part"] == limits.WHOLE and whole["share_in_products"] == made / 20.0
+    for row in products:
+        np.testing.assert_allclose(row["roofline_GFLOP/s"], 1e-12 * row["FLOP/byte"])
+    least = sum(row["times"] * row["GFLOP/s"] / row["roofline_GFLOP/s"] for row in products)
+    np.testing.assert_allclose(whole["share_of_roofline"], least / 20.0)
+    *products, _ = limits.rows_of("cpu", "float32", (peak, 1e30))
+    assert {row["roofline_GFLOP/s"] for row in products} == {1.0}
 
 
 def test_every_repetition_is_made():
-    x = jnp.array([[1.0, 2.0], [3.0, 0.5]])
-    for times in (1, 7):
-        total = limits.repeated(lambda x: x @ x)(x, times)
-        np.testing.assert_allclose(total, times * np.min(np.asarray(x) @ np.asarray(x)), rtol=1e-5)
-    assert limits.seconds_each(lambda x: x @ x, x) > 0
+    """x's first entry gathers a thousandth of what came out of every repetition but the last."""
+    x, y, w = np.array([[1.0, 2.0], [3.0, 0.5]]), np.zeros((2, 2)), np.array([[2.0, 0.0], [1.0, 1.0]])
+    for _ in range(7):
+        x[0, 0] += 1e-3 * y[0, 0]
+        y = x @ w
+    given = jnp.array([[1.0, 2.0], [3.0, 0.5]])
+    found = limits.repeated(lambda w, x: x @ w)(jnp.asarray(w, jnp.float32), given, 7)
+    np.testing.assert_allclose(found[0], x, rtol=1e-5)
+    np.testing.assert_allclose(found[1], y, rtol=1e-5)
 
 
 def test_limits_are_drawn_from_the_table(tmp_path):
@@ -124,5 +152,7 @@ def test_limits_are_drawn_from_the_table(tmp_path):
     (tmp_path / "limits.json").write_text(json.dumps(facts))
     assert limits.draw_only(tmp_path) == 0
     assert (tmp_path / "limits.png").stat().st_size > 10_000
-    with pytest.raises(configs.ConfigError, match="allowed with --figure-only: a folder with a limits.csv"):
-        limits.draw_only(tmp_path / "none")
+    for folder in (tmp_path / "none", tmp_path):
+        (tmp_path / "limits.json").unlink(missing_ok=True)
+        with pytest.raises(configs.ConfigError, match="allowed with --figure-only: a folder with a limits.csv and its"):
+            limits.draw_only(folder)
