@@ -44,7 +44,7 @@ def test_a_folder_that_is_no_clone_is_refused(tmp_path):
     [
         (configs.cpu("hopper"), "agent is value_gradient; allowed: a2c"),
         (configs.paper_transformer("hopper"), "denoiser.kind is transformer; allowed: mlp"),
-        (configs.override(PAPER, {"guidance.rule": "policy_sampling"}), "guidance.rule is policy_sampling; allowed: score"),
+        (configs.override(PAPER, {"guidance.rule": "correlated"}), "guidance.rule is correlated; allowed: score"),
         (replace(PAPER, world_model="ensemble"), "world_model is ensemble; allowed: polygrad"),
         (configs.override(PAPER, {"a2c.critic_updates": 4}), "a2c.critic_updates is 4; allowed: 1"),
     ],
