@@ -25,25 +25,29 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 LONG_FILES = (
-    "training/test_resume.py",
     "test_library_examples.py",
-    "contract/test_agents.py",
-    "contract/test_world_models.py",
-    "world_models/test_dreamer.py",
-    "world_models/test_transformer_model.py",
-    "world_models/test_autoregressive.py",
-    "world_models/test_history.py",
-    "analysis/test_reports.py",
-    "training/test_loop.py",
-    "diffusion/test_diffusion_identities.py",
-    "mutants/test_mutants.py",
-    "world_models/test_ensemble.py",
-    "world_models/test_polygrad.py",
-    "world_models/test_distilled.py",
+    "training/test_seeds.py",
+    "training/test_resume.py",
+    "training/test_devices.py",
     "training/test_hosts.py",
+    "analysis/test_reports.py",
+    "contract/test_agents.py",
+    "world_models/test_dreamer.py",
+    "fuzz/test_hostile_files.py",
+    "world_models/test_history.py",
+    "training/test_loop.py",
+    "world_models/test_distilled.py",
+    "agents/test_value_gradient.py",
+    "world_models/test_transformer_model.py",
+    "parity/test_a2c_parity.py",
+    "contract/test_world_models.py",
+    "mutants/test_mutants.py",
     "world_models/test_simulator_model.py",
+    "training/test_fitting.py",
+    "world_models/test_ensemble.py",
+    "world_models/test_autoregressive.py",
 )
-"""Half a minute or more each: they come first, so that no worker is left alone with one of them at the end."""
+"""A third of a minute or more each: they come first, so that no worker is left alone with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
