@@ -120,6 +120,9 @@ figures: $(INSTALLED)
 	@for folder in results/learning_curves results/archive/former_preset results/archive/value_gradient_search; do \
 	  $(BIN)/python experiments/learning/training_runs.py --out $$folder --figure-only || exit; \
 	done
+	@for benchmark in limits scaling; do \
+	  $(BIN)/python benchmarks/$$benchmark.py --out results/$$benchmark --figure-only || exit; \
+	done
 	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper --beside hopper_model_free \
 	  --out results/learning_curves
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \

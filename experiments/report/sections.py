@@ -53,7 +53,7 @@ SECTIONS = (
         "Time to imagine",
         "Figure 4",
         "Diffusing whole trajectories in a single pass takes far less time than diffusing step by step.",
-        ("world_models/computation_time", "sampler_speed", "training_speed"),
+        ("world_models/computation_time", "sampler_speed", "training_speed", "limits", "scaling"),
     ),
     Section(
         "Are imagined actions the policy's?",
