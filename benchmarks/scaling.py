@@ -127,7 +127,7 @@ def say(rows: Sequence[Row]) -> None:
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Draw seconds of an iteration and of compiling against every axis, with the last exponent of growth."""
+    """Draw seconds of an iteration and of compiling against every axis, with its last exponent of growth."""
     processor = sorted({f"{row['processor']}, {row['cores']} cores" for row in rows})
     with figures.figure(out / "scaling.png", 2, 3, (10.5, 6.4), rect=(0, 0.05, 1, 1)) as (drawn, axes):
         for place, (axis, varied) in zip(axes.flat, AXES.items(), strict=True):
@@ -143,9 +143,11 @@ def draw(rows: Sequence[Row], out: Path) -> None:
                 place.plot(values, [row[name] for row in points], "o-", color=colour, markersize=3, label=label)
             place.set_xscale("log")
             place.set_yscale("log")
+            place.set_xticks(values, [f"{x:,}" for x in values])
+            place.set_xticks([], minor=True)
             last = points[-1]["exponent"]
-            grows = "" if last is None else f": time grows as its power {last:.2f} at the end"
-            place.set_title(varied.label + grows, fontsize=8, loc="left")
+            place.set_title("" if last is None else f"last exponent {last:.2f}", fontsize=8, loc="left")
+            place.set_xlabel(varied.label, fontsize=8)
             place.set_ylabel("seconds", fontsize=8)
             place.tick_params(labelsize=7)
         figures.legend_of_all(drawn, loc="lower center", ncol=2, fontsize=8)
