@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import statistics
 import sys
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import describe_environment
 
 CHAINED_PRODUCTS = 50
@@ -30,6 +32,12 @@ def seconds(function: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - began
+
+
+def check_seconds(value: float) -> None:
+    """Raise ConfigError where ``--seconds`` is no time."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"--seconds is {value}; allowed: 0 or greater")
 
 
 class Peak:

@@ -169,6 +169,7 @@ def main() -> int:
     table = options.out / TABLE
     code = 0
     try:
+        measure.check_seconds(options.seconds)
         if not options.figure_only:
             folder = table.with_suffix(".cells")
             points = [(axis, value) for axis in options.axes for value in AXES[axis].values]

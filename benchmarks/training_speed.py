@@ -339,10 +339,19 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.ArgumentPars
     return parser, *parser.parse_known_args(arguments)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raise ConfigError where a number is out of its range; that of the devices is the mesh's to say."""
+    for option, value in (("seeds", min(args.seeds)), ("stored", args.stored)):
+        if value < 1:
+            raise configs.ConfigError(f"--{option} is {value}; allowed: 1 or greater")
+    measure.check_seconds(args.seconds)
+
+
 def main() -> int:
     """The exit code: 2 for a bad argument, otherwise 0."""
     parser, args, fields = parse()
     try:
+        check(args)
         if args.against_official:
             official.check_clone(args.against_official)
         chosen = [configs.validate(override(configs.preset(args.preset, env), fields)) for env in args.env]

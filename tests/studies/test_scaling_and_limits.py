@@ -102,6 +102,25 @@ def test_what_was_measured_so_far_is_said_and_drawn(tmp_path, capsys):
     assert done.stderr == f"--out is {tmp_path / 'none'}; allowed with --figure-only: a folder with a scaling.csv\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "2", "0"], "--seeds is 0; allowed: 1 or greater"),
+        (["--stored", "-5"], "--stored is -5; allowed: 1 or greater"),
+        (["--seconds", "nan"], "--seconds is nan; allowed: 0 or greater"),
+        (["--seconds", "-1"], "--seconds is -1.0; allowed: 0 or greater"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line(words, said, monkeypatch, capsys):
+    for script in (training_speed, scaling):
+        if script is scaling and words[0] != "--seconds":
+            continue
+        monkeypatch.setattr(sys, "argv", ["x.py", *words, "--out", "nowhere"])
+        assert script.main() == 2
+        assert capsys.readouterr().err == f"{said}\n"
+    assert not Path("nowhere").exists()
+
+
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
