@@ -123,8 +123,10 @@ figures: $(INSTALLED)
 	@for benchmark in limits scaling; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --out results/$$benchmark --figure-only || exit; \
 	done
-	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper --beside hopper_model_free \
-	  --out results/learning_curves
+	@for curves in hopper hopper_long walker2d_long halfcheetah_long; do \
+	  $(BIN)/python experiments/learning/curves_beside.py --experiment $$curves --beside $${curves%_long}_model_free \
+	    --out results/learning_curves || exit; \
+	done
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done
