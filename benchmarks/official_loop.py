@@ -1,23 +1,20 @@
 """The official training loop at our sizes, an iteration on demand: a child process of ``training_speed.py``.
 
-Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here. Reads one line
-of JSON with the sizes; answers "ready"; then, for every line "run", makes one iteration and answers its seconds: the
-environment steps, the policy's update and the denoiser's updates of the official script, by the official classes.
+Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here. An iteration is
+the environment steps, the policy's update and the denoiser's updates of the official script, by the official classes.
 Needs torch, einops, scipy and gymnasium[mujoco]. The official tasks, which need an older MuJoCo, are replaced by those
 of Gymnasium; modules that an iteration never enters, and what only they need (wandb, dill), by empty ones.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import time
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import official_worker
 
 NEVER = 10**12
 """Steps between two looks at what only the official logs show."""
@@ -132,27 +129,9 @@ def make_iteration(clone: str, size: dict[str, Any]) -> Callable[[], None]:
         trainer.train(size["updates"], at["step"])
         at["step"] += size["env_steps"]
 
+    iteration()
     return iteration
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr  # the official code prints
-    warnings.simplefilter("ignore")  # its autocast to CUDA warns on a CPU at every step
-    size = json.loads(sys.stdin.readline())
-    try:
-        iteration = make_iteration(sys.argv[1], size)
-    except ModuleNotFoundError as error:
-        print(f"{error.name} is not installed for {Path(sys.executable).name}", file=answers, flush=True)
-        return
-    iteration()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        if line.strip() == "run":
-            began = time.perf_counter()
-            iteration()
-            print(time.perf_counter() - began, file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    official_worker.serve(make_iteration)

@@ -1,21 +1,17 @@
 """The official PyTorch sampler at our sizes, run on demand: a child process of ``rollout_speed.py --against-official``.
 
-Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here. Reads one
-line of JSON with the sizes; answers "ready"; then, for every line "run", samples one batch and answers the seconds.
+Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here.
 Needs torch and einops. Modules of the official code that sampling never enters, and what only they need (wandb, gym,
 dill, ...), are replaced by empty ones.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import time
 import types
-import warnings
-from pathlib import Path
 from typing import Any
+
+import official_worker
 
 
 def import_official(clone: str) -> tuple[Any, ...]:
@@ -93,23 +89,5 @@ def make_run(clone: str, size: dict[str, Any]) -> Any:
     return run
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr  # the official code prints
-    warnings.simplefilter("ignore")  # its autocast to CUDA warns on a CPU at every step
-    size = json.loads(sys.stdin.readline())
-    try:
-        run = make_run(sys.argv[1], size)
-    except ModuleNotFoundError as error:
-        print(f"{error.name} is not installed for {Path(sys.executable).name}", file=answers, flush=True)
-        return
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        if line.strip() == "run":
-            began = time.perf_counter()
-            run()
-            print(time.perf_counter() - began, file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    official_worker.serve(make_run)
