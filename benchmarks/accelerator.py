@@ -27,17 +27,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flops import flops_per_env_step
+from flops import HOPPER, flops_per_env_step
 
 from experiments.harness import grid
 from polygrad_jax import config as configs
-from polygrad_jax.config import EnvSpec
 from polygrad_jax.runs import metrics_log
 from polygrad_jax.runs.run_folder import write_text_atomically
 
 HERE = Path(__file__).resolve().parent
 IMPORTING = os.environ | {"PYTHONPATH": str(HERE.parent)}
-HOPPER = EnvSpec(11, 3)
 MILLION = 1_000_000
 LAST_SECONDS = 20.0
 """Kept for saving the training, its curve, and the page."""

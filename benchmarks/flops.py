@@ -12,6 +12,9 @@ from typing import NamedTuple
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.networks.denoisers import EMBED_DIM
 
+HOPPER = EnvSpec(observation_size=11, action_size=3)
+"""What benchmarks without an environment are of."""
+
 
 class Product(NamedTuple):
     """``count`` products ``[rows, inner] @ [inner, columns]`` of one forward pass."""

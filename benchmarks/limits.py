@@ -28,18 +28,18 @@ import flops
 import jax
 import jax.numpy as jnp
 import measure
+from flops import HOPPER
 from jax import lax
+from measure import PRECISIONS
 
 from experiments.harness import figures, grid
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, ConfigError, EnvSpec
+from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.networks.denoisers import make_denoiser
 from polygrad_jax.networks.dense import THIN, matrix_product
 from polygrad_jax.types import Array
 
 TABLE = "limits.csv"
-HOPPER = EnvSpec(11, 3)
-PRECISIONS = ("float32", "bfloat16")
 MEMORY_FLOATS = 2**26
 """Of the array that is read and written to measure the memory: 256 MiB, more than a cache holds."""
 LEAST_SECONDS = 0.2

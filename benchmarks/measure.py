@@ -21,6 +21,8 @@ from jax import lax
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.run_folder import describe_environment
 
+PRECISIONS = ("float32", "bfloat16")
+"""That benchmarks compare, the reference first."""
 CHAINED_PRODUCTS = 50
 PRODUCT_SIZE = 1024
 

@@ -1,8 +1,8 @@
 """The official PyTorch sampler at our sizes, run on demand: a child process of ``rollout_speed.py --against-official``.
 
-Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here.
-Needs torch and einops. Modules of the official code that sampling never enters, and what only they need (wandb, gym,
-dill, ...), are replaced by empty ones.
+Imports the official repository (marc-rigter/polygrad-world-models) from a clone; nothing of it is here. Needs
+torch and einops. Modules of the official code that sampling never enters, and what only they need (wandb, gym, dill,
+...), are replaced by empty ones.
 """
 
 from __future__ import annotations

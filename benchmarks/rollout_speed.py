@@ -29,17 +29,17 @@ import jax
 import jax.numpy as jnp
 import measure
 import official
+from flops import HOPPER
+from measure import PRECISIONS
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents import a2c
-from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.config import Config
 from polygrad_jax.networks.actor_critic import Actor
 from polygrad_jax.networks.denoisers import EMBED_DIM
 from polygrad_jax.types import Array, MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models.model_table import make_world_model
 
-HOPPER = EnvSpec(observation_size=11, action_size=3)
-PRECISIONS = ("float32", "bfloat16")
 NEEDED = "torch and einops"
 """By the official sampler."""
 ALL_STEPS = 128

@@ -89,7 +89,7 @@ def measured(table: Path, code: int) -> list[Row]:
     found = json.loads(table.read_text())
     table.unlink()
     where = {name: found[name] for name in ("device", "processor", "cores", "git_revision")}
-    where |= {physics.COLUMN: found["packages"]["mujoco"]}
+    where |= {physics.COLUMN: physics.version_of_run(found)}
     return [grid.rounded({name: row[name] for name in KEPT}) | where for row in found["rows"]]
 
 

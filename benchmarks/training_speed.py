@@ -20,6 +20,7 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 # isort: split
 import argparse
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 import official
+from jax.sharding import Mesh
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
@@ -51,8 +53,6 @@ from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 PREFILL_ENV_STEPS = 2_000
 COLLECTED_ENV_STEPS = 500
-UNBOUNDED = 1e9
-"""Of a normalised state: the official code has no way to turn its clip off."""
 OFFICIAL_PREFILL = 20_000
 """Random steps in the official replay: its loader begins anew whenever every window was drawn once."""
 NEEDED = "torch, einops, scipy and gymnasium[mujoco]"
@@ -165,7 +165,7 @@ def official_loop(clone: Path, python: str, config: Config) -> official.Child:
             "guidance_scale": guidance.initial_delta,
             "guidance_lr": guidance.delta_lr,
             "clip_std": guidance.clip_std,
-            "clip_state_change": guidance.state_change_clip or UNBOUNDED,
+            "clip_state_change": guidance.state_change_clip or math.inf,  # ours is off at 0
         },
         "cores": measure.hardware()["cores"],
     }
@@ -178,12 +178,11 @@ def time_steps(
     chunk: Transitions,
     made: tuple[EnvSpec, WorldModel, Agent],
     budget: float,
-    devices: int,
+    mesh: Mesh | None,
     theirs: official.Child | None,
 ) -> Timed:
     """Time the step of training (Algorithm 3) again and again, of all ``states``, a seed each, as one program."""
     began, seeds = time.perf_counter(), len(states)
-    mesh = make_mesh(devices, seeds)
     state, chunk = stacked(states), stacked([chunk] * seeds)
     if mesh is not None:
         state = place_state(state, mesh, seeds)
@@ -236,13 +235,14 @@ def time_preset(
     config: Config,
     seconds: float,
     seeds: int = 1,
-    devices: int = 1,
+    mesh: Mesh | None = None,
     stored: int = PREFILL_ENV_STEPS,
     theirs: official.Child | None = None,
 ) -> measure.Row:
     """Return one row of the table; its rates and its work are those of all seeds.
 
     Args:
+      mesh: the devices among which trajectories and batches are shared out; None for one.
       stored: transitions in the replay; beyond PREFILL_ENV_STEPS the same ones again.
       theirs: the official loop, timed in turn with ours.
     """
@@ -262,11 +262,11 @@ def time_preset(
     env_steps = seeds * per_update_env_steps
     chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
     peaks = [peak.flops()]
-    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds, devices, theirs)
+    timed = time_steps(config, states, chunk, (spec, world_model, agent), seconds, mesh, theirs)
     peaks.append(peak.flops())
     parts = dict.fromkeys(PARTS)  # every row of a table has the same columns
     # An agent that reads latents imagines within its update.
-    if seeds == devices == 1 and agent.policy(timed.state.agent) is not None:
+    if seeds == 1 and mesh is None and agent.policy(timed.state.agent) is not None:
         parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
@@ -279,7 +279,7 @@ def time_preset(
         "preset": config.preset,
         "precision": config.precision,
         "seeds": seeds,
-        "devices": devices,
+        "devices": 1 if mesh is None else mesh.size,
         "learning_env_steps/s": env_steps / per_update,
         "collecting_env_steps/s": 1.0 / collecting,
         "env_steps/s": env_steps / whole,
@@ -362,9 +362,9 @@ def main() -> int:
             of_task = []
             for seeds in args.seeds:
                 measure.say(f"{config.env.name}, preset {config.preset}, {seeds} seed{'s' if seeds > 1 else ''} ...")
-                make_mesh(args.devices, seeds)
+                mesh = make_mesh(args.devices, seeds)
                 with beside_official(args, config, seeds) as theirs:
-                    of_task.append(time_preset(config, args.seconds, seeds, args.devices, args.stored, theirs))
+                    of_task.append(time_preset(config, args.seconds, seeds, mesh, args.stored, theirs))
             rows += beside_one_seed(of_task)
     except (official.Unusable, configs.ConfigError) as error:
         print(error, file=sys.stderr)

@@ -91,7 +91,7 @@ def test_the_exponent_of_a_power_is_that_power(power):
         np.testing.assert_allclose([row["exponent"] for row in found[1:]], power, atol=1e-12)
 
 
-def test_what_was_measured_so_far_is_said_and_drawn(tmp_path, capsys):
+def test_what_was_measured_so_far_is_said_and_drawn(tmp_path):
     grid.write_csv(tmp_path / scaling.TABLE, [row for row in rows_that_grow(1.0) if row["axis"] in ("width", "replay")])
     script = [sys.executable, scaling.__file__, "--figure-only", "--out"]
     done = subprocess.run([*script, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -136,7 +136,7 @@ def test_operations_per_byte():
 
 
 def test_a_call_is_compared_with_its_products_at_their_rooflines(monkeypatch):
-    """Every product takes a second, the whole call 20; the memory allows half of what the units do."""
+    """Every product takes a second, the whole call 20; first the memory is the limit, then the units that multiply."""
     monkeypatch.setattr(limits, "time_product", lambda shape, precision: 1.0)
     monkeypatch.setattr(limits, "time_whole_call", lambda config: 20.0)
     peak = 1e9
@@ -171,7 +171,7 @@ def test_limits_are_drawn_from_the_table(tmp_path):
     (tmp_path / "limits.json").write_text(json.dumps(facts))
     assert limits.draw_only(tmp_path) == 0
     assert (tmp_path / "limits.png").stat().st_size > 10_000
+    (tmp_path / "limits.json").unlink()
     for folder in (tmp_path / "none", tmp_path):
-        (tmp_path / "limits.json").unlink(missing_ok=True)
         with pytest.raises(configs.ConfigError, match="allowed with --figure-only: a folder with a limits.csv and its"):
             limits.draw_only(folder)
