@@ -19,6 +19,8 @@ from scipy.stats import trim_mean, ttest_ind
 
 Row = dict[str, str]
 CONFIDENCE = 0.95
+FEWEST_FOR_QUARTERS = 4
+"""Of fewer runs the interquartile mean leaves out none."""
 
 
 def groups(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
@@ -132,7 +134,11 @@ def difference_interval(over: Sequence[float], under: Sequence[float]) -> Estima
 
 
 def interquartile_mean(scores: Scores) -> float:
-    """Return the mean of the middle half of all runs of all tasks."""
+    """Return the mean of the middle half of all runs of all tasks, as ``rliable`` does.
+
+    The number of runs left out at each end is rounded down: of fewer than ``FEWEST_FOR_QUARTERS`` none is, and the
+    result is the plain mean.
+    """
     return float(trim_mean(np.concatenate([np.asarray(x, np.float64) for x in scores]), 0.25))
 
 

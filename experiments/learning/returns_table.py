@@ -91,7 +91,8 @@ def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
             f"{min(run.step for run in runs):,}",
             ", ".join(f"{value:,.0f}" for value in values),
             with_deviation(values),
-            f"{statistics.interquartile_mean([values]):,.0f}",
+            # Of fewer than four runs it leaves out none: the mean by another name.
+            f"{statistics.interquartile_mean([values]):,.0f}" if len(values) >= statistics.FEWEST_FOR_QUARTERS else "",
             f"{min(values):,.0f}",
             ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
         ]

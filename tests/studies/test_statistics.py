@@ -33,6 +33,13 @@ def test_interquartile_means_and_profiles_are_those_of_rliable(name, scores):
     np.testing.assert_allclose(profile, PROFILES[name], atol=1e-6)
 
 
+def test_the_interquartile_mean_of_few_runs_is_the_mean():
+    for runs in range(1, 6):
+        scores = [*np.linspace(100, 110, runs - 1), 3000.0]
+        left_out = statistics.interquartile_mean([scores]) != pytest.approx(np.mean(scores))
+        assert left_out == (runs >= statistics.FEWEST_FOR_QUARTERS)
+
+
 def test_the_probability_of_improvement_is_that_of_rliable():
     mean, low, high = statistics.bootstrap(statistics.improvement, ONE, OTHER)
     assert mean == pytest.approx(IMPROVEMENT[0], abs=1e-6)
