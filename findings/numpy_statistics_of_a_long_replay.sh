@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # numpy 2.4.6.
 #
-# Expected: mean and standard deviation of float32 columns are right to five digits: NumPy sums in pairs, so that errors
-# hardly grow with the length.
+# Expected: mean and standard deviation of float32 columns are right to five digits: NumPy sums in pairs, so that
+# errors hardly grow with the length.
 #
 # Behaviour: along the first axis of a table it does not. Each column is summed one row after the other in float32, so
 # that a sum of ones stands still at 2^24, and of ten million rows around 1.25 the mean is 1.17. With a spread of 0.1
-# that is nearly a whole deviation; the deviation itself is 27 % too large. The same column alone, contiguous, is right,
-# and so is dtype=np.float64. There is no warning.
+# that is nearly a whole deviation; the deviation itself is 27 % too large. The same column alone, contiguous, is
+# right, and so is dtype=np.float64. There is no warning.
 #
-# Who is hurt: normalisers of observations, whose statistics are x.mean(axis=0) and x.std(axis=0) of a replay in float32.
-# A height of 1.25 m, the mean of a walking robot, is off first: it varies little beside its mean.
+# Who is hurt: normalisers of observations, whose statistics are x.mean(axis=0) and x.std(axis=0) of a replay in
+# float32. A height of 1.25 m, the mean of a walking robot, is off first: it varies little beside its mean.
 #
-# Seen: table: mean 1.1699, std 0.1272; column alone: mean 1.2500, std 0.1000; table in float64: mean 1.2500, std 0.1000;
-# sum of 20,000,000 ones: 16777216
+# Seen: table: mean 1.1697, std 0.1272; column alone: mean 1.2500, std 0.1000; table in float64: mean 1.2500, std
+# 0.1000; sum of 20,000,000 ones: 16777216
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
