@@ -1,4 +1,4 @@
-# make train ENV=hopper       trains; PRESET=paper|cpu|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
+# make train ENV=hopper       trains; PRESET=paper|cpu|cpu_long|cpu_a2c|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
 #                             WORLD_MODEL=polygrad|autoregressive|distilled|transformer|ensemble|dreamer|simulator
 # make train ENV=hopper SEEDS=5   trains seeds 0 to 4 (SEED=10: 10 to 14) as one program, in RUN/seed0 and so on
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards

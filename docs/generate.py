@@ -31,13 +31,13 @@ CONFIGURATION = """\
 Look up a field here, then set it on the command line or in a program:
 
 ```bash
-make train ENV=hopper PRESET=cpu ARGS="--a2c.gae-lambda 0.9 --loop.no-side-by-side"
+make train ENV=hopper PRESET=cpu ARGS="--value-gradient.path-length 3 --loop.no-side-by-side"
 ```
 
 ```python
 from polygrad_jax.config import override, preset
 
-config = override(preset("cpu", "hopper"), {{"a2c.gae_lambda": 0.9, "loop.side_by_side": False}})
+config = override(preset("cpu", "hopper"), {{"value_gradient.path_length": 3, "loop.side_by_side": False}})
 ```
 
 On the command line underscores may be written as hyphens, and a switch is turned off by `no-` before its name. Set

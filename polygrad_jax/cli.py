@@ -117,8 +117,8 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
         parser.add_argument("--hosts", type=_count, default=None)
         parser.add_argument("--host", type=_seed, default=None)
         parser.add_argument("--coordinator", type=_address, default=None)
+        parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--run", type=_path, default=None)
-    parser.add_argument("--show-config", action="store_true")
     parser.add_argument("--mixed-physics", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     return parser
@@ -336,6 +336,7 @@ def train_command(arguments: Sequence[str]) -> int:
             "--devices shares trajectories and batches, or seeds, out among the devices of this machine.\n"
             "--hosts shares them out among all devices of several machines, each given the same command with its own "
             "--host from 0 up; host 0, at ADDRESS, keeps the run folder.\n"
+            "--show-config prints the whole configuration, and neither trains nor writes anything.\n"
             "--mixed-physics resumes a run that another version of MuJoCo simulated.\n"
             "The fields, with the values of the preset:\n"
         )
@@ -362,6 +363,7 @@ def train_command(arguments: Sequence[str]) -> int:
     print(first_screen.describe(config, spec, folder, why, seeds), flush=True)
     if options.show_config:
         print(first_screen.whole_configuration(config), flush=True)
+        return 0
     use_compilation_cache(config)
     try:
         if seeds:

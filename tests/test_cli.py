@@ -132,6 +132,15 @@ def test_a_verb_that_takes_one_run_names_those_of_a_folder_of_several(capsys, tm
     assert f"has no config.json; allowed: one of the runs in it, as {tmp_path / 'seed2'}" in line
 
 
+def test_the_configuration_is_shown_in_place_of_training(capsys, tmp_path):
+    folder = tmp_path / "run"
+    fields = ["--preset", "smoke", "--run", str(folder), "--a2c.gamma", "0.5"]
+    assert cli.main(["train", *fields, "--show-config"]) == 0
+    assert "  a2c.gamma = 0.5\n" in capsys.readouterr().out
+    assert not folder.exists()
+    assert "--show-config" in complaint(capsys, "dataset", *fields, "--show-config")
+
+
 def test_the_help_shows_every_field(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
