@@ -51,6 +51,8 @@ REWARD_QUANTILES = (0.01, 0.99)
 """Of the soft rewards along a path; over ``1 - gamma`` they bound the values (DHMBPO)."""
 INITIAL_TEMPERATURE = 0.1
 """Weight of the entropy at the start (DHMBPO)."""
+LARGEST_NOISE = 3.0
+"""Standard deviations within which an imagined action counts as drawn by the policy (the paper's clip, Eq. 11)."""
 MIN_STD = 1e-5
 """Least std of the policy, raw action units."""
 DISCOUNT_GROWS = (20_000, 40_000)
@@ -132,7 +134,7 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         setting = Setting(step, settings, policy_apply, critic, spec.action_size, how)
         descend = functools.partial(update, lesson=lesson, setting=setting)
         state, history = lax.scan(descend, state, jax.random.split(update_key, settings.updates))
-        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": weights.sum()}
+        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": lesson.weights.sum()}
 
     def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
         del memory, key
@@ -289,15 +291,19 @@ def walk_along(actor: Params, imagined: Segment, key: Array, setting: Setting) -
     """Follow imagined trajectories ``[B, T + 1]`` under their own actions: their values, the model's derivatives.
 
     The action that was imagined fixes the noise that the policy would have drawn for it; what the model says of a state
-    and action is moved to what was imagined, by a constant (DMO, arXiv 2509.00215).
+    and action is moved to what was imagined, by a constant (DMO, arXiv 2509.00215). Log-densities are those of actions
+    drawn anew: the policy leaves the imagined actions behind while it learns, until they are so improbable under it
+    that their surprise, taken for entropy, would be worth more than any reward.
     """
 
     def go(raw_obs: Array, given: tuple[Array, Array, Array, Array]):
         action, following, reward, key = given
+        step_key, entropy_key = jax.random.split(key)
         mean, std = setting.policy_apply(actor, raw_obs)
-        raw = mean + std * lax.stop_gradient((action - mean) / std)
-        predicted = setting.step(raw_obs, raw, key)
-        log_prob = log_density(mean, std, raw, setting.how)
+        noise = jnp.clip((action - mean) / std, -LARGEST_NOISE, LARGEST_NOISE)
+        raw = shifted(mean + std * lax.stop_gradient(noise), action)
+        predicted = setting.step(raw_obs, raw, step_key)
+        _, log_prob = choose(actor, raw_obs, entropy_key, setting)
         outcome = (raw_obs, executed(raw, setting.how), log_prob, shifted(predicted.rewards, reward))
         return shifted(predicted.observations, following), outcome
 

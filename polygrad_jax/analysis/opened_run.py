@@ -301,7 +301,8 @@ def require_raw_policy(run: OpenedRun) -> Policy:
       ConfigError: the run's policy reads latents, so no other world model can be asked about it.
     """
     if run.policy is None:
-        raise ConfigError(f"agent is {run.config.agent}, whose policy reads latents; allowed: a run of agent a2c")
+        allowed = "a run of agent a2c or value_gradient"
+        raise ConfigError(f"agent is {run.config.agent}, whose policy reads latents; allowed: {allowed}")
     return run.policy
 
 

@@ -68,6 +68,8 @@ AT_LEAST_1 = Range(lambda x: x >= 1, "1 or greater")
 AT_LEAST_2 = Range(lambda x: x >= 2, "2 or greater")
 UNIT = Range(lambda x: 0 <= x <= 1, "from 0 to 1")
 BELOW_1 = Range(lambda x: 0 <= x < 1, "from 0 to below 1")
+EXPONENT = Range(lambda x: 0 < x <= 10, "greater than 0, up to 10")
+"""Of a noise schedule: far above it the last steps' shares of the signal are 0 in float64, and their ratios NaN."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class DiffusionConfig:
         1.0,
         "Exponent of the cosine schedule (Chen 2023, Algorithm 1). The paper uses 0.1 for Hopper with the MLP denoiser "
         "and 1 otherwise.",
-        POSITIVE,
+        EXPONENT,
     )
     terminals: Literal["diffused", "classified"] = option(
         "diffused",
@@ -218,7 +220,7 @@ class AutoregressiveConfig:
     ``denoiser``."""
 
     tau: float = option(
-        1.0, "Exponent of the cosine schedule for single transitions, in place of diffusion.tau.", POSITIVE
+        1.0, "Exponent of the cosine schedule for single transitions, in place of diffusion.tau.", EXPONENT
     )
 
 

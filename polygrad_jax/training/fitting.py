@@ -189,6 +189,14 @@ class Judged:
     """By the names of :func:`simulator_errors`, horizons 1 to 5."""
 
 
+class CannotBeJudgedError(ConfigError):
+    """No error five steps ahead can be measured; ``reason`` says why, and what there is instead."""
+
+    def __init__(self, reason: str, allowed: str):
+        super().__init__(f"{reason}; allowed: {allowed}")
+        self.reason = reason
+
+
 class Judge:
     """The error of imagined trajectories from the same stored states, whatever the model, with the same draws.
 
@@ -196,19 +204,19 @@ class Judge:
     stands still there) would be taken for a worse one.
 
     Raises:
-      ConfigError: the data lack what it takes, or the horizon is too short.
+      CannotBeJudgedError: the data lack what it takes, or the horizon is too short.
     """
 
     def __init__(self, data: RecordedData, config: Config, model: WorldModel, contexts: int):
         if (reason := data.why_not_judged()) is not None:
-            raise ConfigError(
-                f"dataset {data.name} cannot be judged five steps ahead: {reason}; allowed: --no-early-stopping, or a "
-                "dataset made by polygrad dataset from a MuJoCo task"
+            raise CannotBeJudgedError(
+                f"dataset {data.name} cannot be judged five steps ahead: {reason}",
+                "--no-early-stopping, or a dataset made by polygrad dataset from a MuJoCo task",
             )
         if config.horizon <= JUDGED_HORIZON:
-            raise ConfigError(
-                f"horizon is {config.horizon}; allowed: more than {JUDGED_HORIZON} with early stopping, which judges "
-                "five steps ahead"
+            raise CannotBeJudgedError(
+                f"horizon is {config.horizon}",
+                f"more than {JUDGED_HORIZON} with early stopping, which judges five steps ahead",
             )
         assert data.collector is not None and data.actor is not None  # why_not_judged says so
         self._data, self.env = data, data.collector.env
@@ -243,9 +251,9 @@ class Judge:
         errors = simulator_errors(self.env, segment, states, past_ends=False)
         judged = errors[f"error/observation_mse_{JUDGED_HORIZON:03d}"]
         if np.isnan(judged):
-            raise ConfigError(
-                f"dataset {self._data.name} cannot be judged five steps ahead: in MuJoCo no trajectory lives so long; "
-                "allowed: --no-early-stopping"
+            raise CannotBeJudgedError(
+                f"dataset {self._data.name} cannot be judged five steps ahead: in MuJoCo no trajectory lives so long",
+                "--no-early-stopping",
             )
         return model_state, Judged(judged, errors)
 
@@ -352,14 +360,22 @@ class Training:
         say_uncovered(self.replay, window)
         self.uncovered = uncovered_share(self.replay, window)
         self.normaliser = jax.jit(normalisers.to_normaliser)(self.replay.moments)
-        judged = schedule.early_stopping or data.why_not_judged() is None
-        self.judge = Judge(judged_from or data, config, self.model, schedule.contexts) if judged else None
-        if self.judge is None:
-            announce(f"no error five steps ahead, no best.npz: dataset {data.name}: {data.why_not_judged()}")
+        self.judge: Judge | None = None
+        try:
+            self.judge = Judge(judged_from or data, config, self.model, schedule.contexts)
+        except CannotBeJudgedError as error:
+            self._do_without_judge(error)
         self._open_folder(data, judged_from)
         self.at, self.sums, self.summed = Progressing(), {}, 0
         self.key = jax.random.fold_in(jax.random.key(config.seed), STREAMS["updates"])
         self._finite = jax.jit(lambda tree: all_finite(tree))
+
+    def _do_without_judge(self, error: CannotBeJudgedError) -> None:
+        """Go on without the error five steps ahead, unless it is what stops the training."""
+        if self.schedule.early_stopping:
+            raise error
+        announce(f"no error five steps ahead, no best.npz: {error.reason}")
+        self.judge = None
 
     def _open_folder(self, data: RecordedData, judged_from: RecordedData | None) -> None:
         run_folder, environment = RunFolder(self.folder), describe_environment()
@@ -491,6 +507,9 @@ class Training:
             state, judged = self.judge(state, self.normaliser, first=at.judged_updates is None)
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} after update {at.updates}; {self._last_good()}") from None
+        except CannotBeJudgedError as error:
+            self._do_without_judge(error)
+            return state, {}
         better = beats(-judged.five_step_error, None if at.best_error is None else -at.best_error)
         at.judged_updates, at.judged_since_best = at.updates, 0 if better else at.judged_since_best + 1
         if better:

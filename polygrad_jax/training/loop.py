@@ -69,6 +69,7 @@ from polygrad_jax.training.units import say_units
 from polygrad_jax.training.windows import (
     Window,
     limit_warnings,
+    require_capacity,
     require_windows,
     say_uncovered,
     uncovered_share,
@@ -330,7 +331,9 @@ def begin(
     simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
     world_model = make_world_model_for_agent(config, spec, simulator_log.get)
     agent = make_agent(config, spec, world_model)
-    for warning in limit_warnings(collector.env.name, collector.env.time_limit, window_of(config, world_model)):
+    window = window_of(config, world_model)
+    require_capacity(config.loop.replay_capacity, window)
+    for warning in limit_warnings(collector.env.name, collector.env.time_limit, window):
         announce_new(warning, said)
     lock = run_folder.lock()
     if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is

@@ -61,6 +61,16 @@ def limit_warnings(name: str, limit: int | None, window: Window) -> list[str]:
     ]
 
 
+def require_capacity(capacity: int, window: Window) -> None:
+    """Refuse a replay that holds no whole window.
+
+    Raises:
+      ConfigError: it is shorter.
+    """
+    if window.states > capacity:
+        raise ConfigError(f"loop.replay_capacity is {capacity}; allowed: at least {window.states}, {window}")
+
+
 def say_uncovered(replay: replays.ReplayState, window: Window) -> None:
     """Say how many stored transitions are in no window, where there are any."""
     outside, stored = map(int, _uncovered(replay, window.states))

@@ -90,6 +90,24 @@ def test_along_imagined_trajectories_values_are_the_imagined_and_gradients_the_m
     np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_imagined_actions_that_the_policy_has_left_behind_earn_no_entropy_and_no_steeper_slope():
+    """What is imagined stays what it is; its log-density, -1e11 here, would drown every reward."""
+    observations, actions = states(2, 8).reshape(2, 4, 2), jnp.full((2, 4, 1), 0.5)
+    imagined = Segment(observations, actions, jnp.zeros((2, 4)), jnp.zeros((2, 4)))
+
+    def narrow(log_std, raw_obs):
+        return jnp.zeros_like(raw_obs[..., :1]), jnp.exp(log_std) * jnp.ones_like(raw_obs[..., :1])
+
+    def walked(log_std):
+        return vg.walk_along(log_std, imagined, jax.random.key(0), LINEAR._replace(policy_apply=narrow))
+
+    path, slopes = jax.jit(lambda x: (walked(x), jax.jacfwd(lambda y: walked(y).actions)(x)))(jnp.log(jnp.float32(1e-6)))
+    np.testing.assert_array_equal(path.actions[:3], 0.5)
+    entropy = 0.5 * np.log(2 * np.pi * np.e) + np.log(1e-6)
+    assert np.abs(-path.log_probs - entropy).max() < 10.0  # that of single draws
+    np.testing.assert_allclose(slopes[:3], 3e-6, rtol=1e-5)  # std times the largest noise, not 0.5
+
+
 def test_a_path_counts_nothing_behind_its_end():
     start = jnp.array([[0.0, 6.0], [0.0, 1.0]])
     path = vg.walk(jnp.float32(0.0), start, jax.random.key(0), 3, LINEAR)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from polygrad_jax import config as configs
@@ -125,6 +126,12 @@ def test_every_removed_field_is_dropped_at_its_constant(name):
 def test_a_rule_that_a_program_registers_under_an_old_name_is_read_back():
     config = configs.override(configs.smoke("hopper"), {"guidance.rule": "preconditioned"})
     assert configs.from_dict(configs.to_dict(config)) == config
+
+
+def test_numbers_of_numpy_are_saved_as_numbers():
+    of_numpy = {"seed": np.int64(3), "a2c.gamma": np.float64(0.5), "horizon": np.int32(7)}
+    config = configs.validate(configs.override(Config(), of_numpy))
+    assert configs.from_dict(json.loads(configs.to_json(config))) == config
 
 
 def test_fields_that_an_older_version_did_not_write_have_their_defaults():

@@ -83,10 +83,6 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             "horizons, loop.env_steps_per_policy_update and 256)",
         ),
         (
-            {"world_model": "dreamer", "dreamer.window": 300_000},
-            "dreamer.window is 300000; allowed: at most loop.replay_capacity (200000)",
-        ),
-        (
             {"value_gradient.path": "imagined", "value_gradient.path_length": 10},
             "value_gradient.path_length is 10 with value_gradient.path imagined; allowed: from 1 to below horizon (10)",
         ),
@@ -99,7 +95,10 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             "value_gradient.final_gamma is 0.9; allowed: 0, or at least value_gradient.gamma (0.99)",
         ),
         ({"env.actions": "executed"}, "env.actions is executed; allowed: clipped, squashed"),
-        ({"agent": "dreamer"}, "agent is dreamer with world_model polygrad; allowed: a2c, or world_model dreamer"),
+        (
+            {"agent": "dreamer"},
+            "agent is dreamer with world_model polygrad; allowed: a2c, value_gradient, or world_model dreamer",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(values, line):

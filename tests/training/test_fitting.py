@@ -372,6 +372,20 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(data, tmp_p
     np.testing.assert_array_equal(open_trained(folder, without_states).state.change, saved)
 
 
+def test_without_early_stopping_nothing_has_to_be_judged(data, tmp_path, monkeypatch):
+    schedule = dataclasses.replace(SCHEDULE, early_stopping=False, updates=30)
+    short = dataclasses.replace(config_of(data, "drift"), horizon=5)
+    outcome = Training(data, short, tmp_path / "short", schedule).run()
+    assert outcome.at.updates == 30 and outcome.at.best_error is None
+
+    lives_two_steps = {"error/observation_mse_005": np.nan}
+    monkeypatch.setattr(fitting, "simulator_errors", lambda *given, **more: lives_two_steps)
+    outcome = trained(data, tmp_path / "falls", early_stopping=False, updates=30)
+    assert outcome.at.updates == 30 and not (tmp_path / "falls" / "best.npz").exists()
+    with pytest.raises(ConfigError, match="no trajectory lives so long; allowed: --no-early-stopping"):
+        trained(data, tmp_path / "stops", updates=30)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 

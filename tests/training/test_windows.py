@@ -105,6 +105,20 @@ def test_a_world_model_of_ones_own_with_long_windows_is_named():
         require_windows(replay_without_windows([6]), window)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"world_model": "transformer", "transformer.context_length": 10_000}, "10001, .*.context_length 10000"),
+        ({"world_model": "dreamer", "agent": "dreamer", "dreamer.window": 30_000}, "30000, .* .dreamer.window 30000"),
+    ],
+)
+def test_a_window_that_the_replay_cannot_hold_is_refused_before_anything_is_written(fields, words, tmp_path):
+    config = override(smoke("hopper"), fields)
+    with pytest.raises(ConfigError, match=f"loop.replay_capacity is 10000; allowed: at least {words}"):
+        loop.begin(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("limit", "lines"), [(8, 2), (100, 0)])
 def test_a_short_time_limit_is_said_at_the_start_and_counted(limit, lines, tmp_path, capsys):
     """The pendulum falls after 5 to 20 random steps: a limit of 8 leaves the episodes that fall before it."""
