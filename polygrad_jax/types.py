@@ -192,7 +192,7 @@ class Agent(NamedTuple):
     ``remember(memory, raw_actions [B, A]) -> memory``: be told the actions as sampled, before the next ``decide``.
 
     Attributes:
-      trajectories: how many one update wants imagined; 0 for an agent that imagines for itself.
+      trajectories: how many one update wants imagined; 0 for an agent that imagines for itself, or learns from others.
       windows: ``(size, length)`` of the real windows that one update wants; None for none.
     """
 

@@ -134,7 +134,8 @@ def make_value_gradient(config: Config, spec: EnvSpec, world_model: WorldModel) 
         setting = Setting(step, settings, policy_apply, critic, spec.action_size, how)
         descend = functools.partial(update, lesson=lesson, setting=setting)
         state, history = lax.scan(descend, state, jax.random.split(update_key, settings.updates))
-        return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), history) | {"agent/start_states": lesson.weights.sum()}
+        metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), history)
+        return state, metrics | {"agent/start_states": lesson.weights.sum()}
 
     def decide(params: Params, memory: Memory, raw_obs: Array, key: Array) -> tuple[Array, Array, Memory]:
         del memory, key

@@ -178,7 +178,8 @@ class ModelTrainingConfig:
     padded_actions: Literal["repeated", "drawn"] = option(
         "repeated",
         "Actions that pad a training window beyond the end of its episode: the last action repeated, or actions of "
-        "other transitions. Repeated actions tell a denoiser, which sees all actions, when the episode ends.",
+        "other transitions. Repeated actions tell a denoiser, which sees all actions, when the episode ends. The other "
+        "world models do not see them.",
     )
     updates_per_env_step: float = option(1.0, "Gradient steps of the world model per environment step.", AT_LEAST_0)
     warmup_env_steps: int = option(
@@ -251,7 +252,9 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """World model ensemble: probabilistic MLPs (paper, Appendix C.2; MBPO, Janner et al. 2019)."""
+    """World model ensemble: probabilistic MLPs (paper, Appendix C.2; MBPO, Janner et al. 2019). Also the ensemble that
+    learns beside world model polygrad and that value gradients flow through; it takes a
+    gradient step for every two states of a training window where polygrad takes one."""
 
     members: int = option(7, "Number of networks.", AT_LEAST_1)
     elites: int = option(5, "Number of networks used for imagination: those of the lowest held-out loss.", AT_LEAST_1)
@@ -328,12 +331,14 @@ class A2CConfig:
         0.1, "Largest gradient norm; the actor's network and the critic are clipped separately.", POSITIVE
     )
     target_change: float = option(
-        0.01, "Mean absolute change of the joint log-probability that one policy update aims at.", POSITIVE
+        0.01,
+        "Mean absolute change of the joint log-probability at which an update aims, with learning_rates adapted.",
+        POSITIVE,
     )
     final_target_change: float = option(
         0.0,
         "Value that target_change reaches, linearly, at the end of the run. 0 keeps target_change constant, as in the "
-        "paper. A run extended by loop.total_env_steps continues along the new line.",
+        "paper. A run extended by loop.total_env_steps continues along the new line. Read with learning_rates adapted.",
         AT_LEAST_0,
     )
     search: bool = option(
@@ -393,7 +398,8 @@ class ValueGradientConfig:
     starts: Literal["imagined", "model", "replay"] = option(
         "imagined",
         "States from which paths begin: those of the world model's imagined trajectories, those of a roll-out of the "
-        "differentiable step, or stored ones.",
+        "differentiable step, or stored ones. World model polygrad makes the first alone: with the others it learns, "
+        "and nothing is learnt from it.",
     )
     path: Literal["model", "imagined"] = option(
         "model",
@@ -403,7 +409,9 @@ class ValueGradientConfig:
     path_length: int = option(
         3, "Steps of the model through which the policy's gradient flows. 0 asks the Q functions at once.", AT_LEAST_0
     )
-    trajectories: int = option(128, "Imagined trajectories, or roll-outs, per policy update.", AT_LEAST_1)
+    trajectories: int = option(
+        128, "Imagined trajectories, or roll-outs, per policy update; horizon times as many stored states.", AT_LEAST_1
+    )
     updates: int = option(8, "Gradient steps per policy update.", AT_LEAST_1)
     batch_size: int = option(256, "Paths per gradient step.", AT_LEAST_1)
     critics: int = option(5, "Q functions.", AT_LEAST_2)
@@ -426,8 +434,9 @@ class ValueGradientConfig:
     )
     target_entropy: float = option(
         -1.0,
-        "Entropy per dimension of the executed action at which the temperature aims, in nats.",
-        Range(lambda x: x < 0.69, "below 0.69, which a uniform action has"),
+        "Entropy per dimension of the action at which the temperature aims, in nats: as executed where actions are "
+        "squashed, as sampled where they are clipped.",
+        Range(lambda x: x < 0.69, "below 0.69, which a uniform action in [-1, 1] has"),
     )
 
 
@@ -443,7 +452,7 @@ class LoopConfig:
     side_by_side: bool = option(
         False,
         "Update the policy and the world model at the same time, each on a core of its own: faster for small networks "
-        "on a CPU. The numbers are the same up to rounding.",
+        "on a CPU. The numbers are the same up to rounding. Several devices or hosts learn in one program.",
     )
     replay_capacity: int = option(2_000_000, "Transitions kept in the replay.", AT_LEAST_1)
     eval_every_env_steps: int = option(10_000, "Environment steps between two evaluations.", AT_LEAST_1)
@@ -477,10 +486,13 @@ class Config:
         "differentiable model, or Dreamer-v3's actor-critic on imagined latent states, which needs world_model "
         "dreamer.",
     )
-    preallocate_gpu_memory: bool = option(False, "Let JAX reserve most of the accelerator's memory at the start.")
+    preallocate_gpu_memory: bool = option(
+        False, "Let JAX reserve most of the accelerator's memory at the start; set by the command line."
+    )
     compilation_cache: bool = option(
         True,
-        "Keep compiled programs in the user's cache directory, so that later runs of the same sizes start sooner.",
+        "Keep compiled programs in the user's cache directory, so that later runs of the same sizes start sooner; set "
+        "by the command line.",
     )
     env: EnvConfig = EnvConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

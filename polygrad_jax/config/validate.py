@@ -135,7 +135,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     without_latents = {*get_args(declared_fields()["world_model"].kind)} - {"dreamer"}
     if config.agent == "dreamer" and config.world_model in without_latents:
-        yield f"agent is dreamer with world_model {config.world_model}; allowed: a2c, value_gradient, or world_model dreamer"
+        allowed = "a2c, value_gradient, or world_model dreamer"
+        yield f"agent is dreamer with world_model {config.world_model}; allowed: {allowed}"
 
 
 def _contradictions_of_distilling(config: Config) -> Iterator[str]:

@@ -55,7 +55,8 @@ MAY_DIFFER_ON_RESUME = (
     "loop.log_every_env_steps",
     "loop.checkpoint_every_env_steps",
 )
-"""Fields that change nothing in what is learnt; neither does a checkpoint."""
+"""Fields that change nothing in what has been learnt; neither does a checkpoint. A longer run goes on along the new
+line of what changes evenly to its end (``a2c.final_target_change``, ``a2c.learning_rates falling``)."""
 
 NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores", "machine", "xla_flags")
 """Entries of ``environment.json`` that must agree for a resumed run to equal the uninterrupted one bit for bit."""

@@ -31,11 +31,11 @@ from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.random_steps import repeatable_warnings
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardised_otherwise
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz, why_standardised_otherwise
 from polygrad_jax.runs.compilation_cache import use_compilation_cache
 from polygrad_jax.runs.console import Progress, announce
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
-from polygrad_jax.runs.run_folder import RunFolder, describe_environment, one_line_on_disk_trouble
+from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.runs.seed_folders import check_folder_of_seeds, seed_folder
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.runs.tensorboard_page import hyperparameters
@@ -335,6 +335,8 @@ def begin(
     require_capacity(config.loop.replay_capacity, window)
     for warning in limit_warnings(collector.env.name, collector.env.time_limit, window):
         announce_new(warning, said)
+    for warning in unused_warnings(config):
+        announce_new(warning, said)
     lock = run_folder.lock()
     if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
         run_folder.record(config, environment)
@@ -345,6 +347,24 @@ def begin(
     checkpoints = Checkpoints(folder / "checkpoints")
     metrics = MetricsLog(folder, hyperparameters=hyperparameters(config))
     return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
+
+
+def unused_warnings(config: Config) -> list[str]:
+    """Return a line for each part that learns, or would, and is used for nothing."""
+    lines, loop = [], config.loop
+    before_policy = loop.prefill_env_steps + config.model_training.warmup_env_steps
+    if loop.total_env_steps <= before_policy:
+        lines.append(
+            f"warning: loop.total_env_steps is {loop.total_env_steps}: the policy learns nothing before step "
+            f"{before_policy}, after loop.prefill_env_steps and model_training.warmup_env_steps"
+        )
+    starts = config.value_gradient.starts
+    if config.agent == "value_gradient" and config.world_model == "polygrad" and starts != "imagined":
+        lines.append(
+            f"warning: value_gradient.starts is {starts}: polygrad learns, and nothing is learnt from it; world_model "
+            "ensemble does the same without it"
+        )
+    return lines
 
 
 def announce_new(line: str, said: set[str]) -> None:
@@ -500,6 +520,9 @@ def cut_back(run: Run) -> None:
         run.metrics.truncate(-1)
         return
     run.checkpoints.remove_after(run.saved_at)
+    best = run.folder / BEST_FILE
+    if best.exists() and load_npz(best)["env_steps"] > run.saved_at:
+        best.unlink()
     run.metrics.truncate(run.saved_at)
     run.collecting.transitions.truncate(run.saved_at)
     run.collecting.transitions.checksum = run.learnt_from
@@ -544,7 +567,7 @@ def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, 
     at.last_return = row["return_mean"]
     if beats(at.last_return, at.best_return):
         at.best_return = at.last_return
-        export_npz(run.folder / "best.npz", learnt(state) | {"env_steps": np.int64(at.env_steps)})
+        export_npz(run.folder / BEST_FILE, learnt(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row, {physics.COLUMN: physics.todays_mujoco(config.env)})
     errors = {} if against is None else errors_of_imagination(against, run.collecting, state)
     at.clock.evaluating += time.perf_counter() - began

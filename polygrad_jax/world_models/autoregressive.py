@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from polygrad_jax.config import Config, EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
-from polygrad_jax.diffusion.denoising_loss import pack, unpack, with_terminal_std
+from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Prediction, Segment, WorldModel
@@ -97,10 +97,14 @@ def condition_of(raw_obs: Array, executed_actions: Array, normaliser: Normaliser
 
 
 def prediction_of(traj: Array, condition: Condition, normaliser: Normaliser) -> Prediction:
-    """Return what a clean ``traj [B, 2, O+2]`` says of the transition."""
-    first = unpack(traj[:, :1], condition.actions[:, :1], normaliser)
+    """Return what a clean ``traj [B, 2, O+2]`` says of the transition; the terminal as it is, for its derivative."""
     following = unnormalise(traj[:, 1, :-2], normaliser.observations)
-    return Prediction(following, first.rewards[:, 0], first.terminals[:, 0])
+    reward, terminal = traj[:, 0, -2:-1], traj[:, 0, -1:]
+    return Prediction(
+        following,
+        unnormalise(reward, normaliser.rewards)[:, 0],
+        jnp.clip(unnormalise(terminal, normaliser.terminals)[:, 0], 0.0, 1.0),
+    )
 
 
 def diffuse_step(

@@ -101,7 +101,8 @@ def test_imagined_actions_that_the_policy_has_left_behind_earn_no_entropy_and_no
     def walked(log_std):
         return vg.walk_along(log_std, imagined, jax.random.key(0), LINEAR._replace(policy_apply=narrow))
 
-    path, slopes = jax.jit(lambda x: (walked(x), jax.jacfwd(lambda y: walked(y).actions)(x)))(jnp.log(jnp.float32(1e-6)))
+    log_std = jnp.log(jnp.float32(1e-6))
+    path, slopes = jax.jit(lambda x: (walked(x), jax.jacfwd(lambda y: walked(y).actions)(x)))(log_std)
     np.testing.assert_array_equal(path.actions[:3], 0.5)
     entropy = 0.5 * np.log(2 * np.pi * np.e) + np.log(1e-6)
     assert np.abs(-path.log_probs - entropy).max() < 10.0  # that of single draws

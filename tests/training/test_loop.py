@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import gymnasium as gym
 import jax
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvSpec, override, smoke, validate
+from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvSpec, cpu, override, smoke, validate
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.transition_log import TransitionLogError
-from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
+from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz
 from polygrad_jax.training import collecting, loop
 from polygrad_jax.training.collecting import Chunk, empty_chunk
 from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
@@ -191,6 +192,26 @@ def test_a_run_that_was_standardised_otherwise_is_not_resumed(tmp_path, monkeypa
     checkpoints = SimpleNamespace(restore=lambda target, at_most: (10, target, {}))
     with pytest.raises(ConfigError, match=f"^{tmp_path}: Kelvins; allowed: a new run$"):
         loop.restore(SimpleNamespace(folder=tmp_path, checkpoints=checkpoints), state, None)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(10, True), (11, False)])
+def test_a_best_evaluation_after_the_checkpoint_is_made_anew(step, kept, tmp_path):
+    best = tmp_path / "best.npz"
+    export_npz(best, {"env_steps": np.int64(step)})
+    loop.cut_back(Mock(folder=tmp_path, saved_at=10))
+    assert best.exists() == kept
+
+
+def test_what_learns_for_nothing_is_named():
+    config = override(cpu("hopper"), {"value_gradient.starts": "replay"})
+    assert loop.unused_warnings(cpu("hopper")) == []
+    (line,) = loop.unused_warnings(config)
+    assert "value_gradient.starts is replay: polygrad learns, and nothing is learnt from it" in line
+    assert loop.unused_warnings(override(config, {"world_model": "ensemble"})) == []
+    warmup = {"loop.prefill_env_steps": 500, "model_training.warmup_env_steps": 100}
+    (line,) = loop.unused_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 600}))
+    assert "loop.total_env_steps is 600: the policy learns nothing before step 600" in line
+    assert loop.unused_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 601})) == []
 
 
 def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):

@@ -336,6 +336,21 @@ def test_its_own_tau_the_terminal_std_and_the_classifier_are_used(counted, monke
 # --- every roll-out --------------------------------------------------------------------------------------------------
 
 
+def test_an_end_has_a_derivative_and_stays_a_probability():
+    """Paths of value gradients weigh what follows by it; imagination alone decides at a half."""
+    ones = (MeanStd(jnp.zeros(1), jnp.ones(1)) for _ in range(3))
+    units = Normaliser(*ones, MeanStd(jnp.full(1, 0.2), jnp.full(1, 0.4)))
+    condition = autoregressive.condition_of(jnp.zeros((3, 1)), jnp.zeros((3, 1)), units)
+
+    def ends(normed):
+        traj = jnp.zeros((3, 2, 3)).at[:, 0, 2].set(normed)
+        return autoregressive.prediction_of(traj, condition, units).terminals
+
+    normed = jnp.array([-3.0, 0.5, 5.0])
+    np.testing.assert_allclose(ends(normed), [0.0, 0.4, 1.0], atol=1e-6)
+    np.testing.assert_allclose(jnp.diag(jax.jacobian(ends)(normed)), [0.0, 0.4, 0.0], atol=1e-6)
+
+
 def test_a_roll_out_by_hand():
     """s' = s + clip(a), r = 10 s, ends where s is 2 or 3; a = 2 - s / 2 without noise.
 
