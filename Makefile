@@ -10,7 +10,7 @@
 # make report                makes report.html: every figure and table of results/ beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
-# make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
+# make help, make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 # make lock                  renews the pins of requirements*.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
@@ -38,7 +38,7 @@ INSTALLED = $(VENV)/installed-$(BUILD)
 INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: install train fit dataset figures report ablations test lint docs tensorboard accelerator benchmark lock clean
+.PHONY: help install train fit dataset figures report ablations test lint docs tensorboard accelerator benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -49,6 +49,9 @@ quoted = '$(subst ','\'',$(call at_home,$(1)))'
 option = $(if $(2),$(1) $(call quoted,$(2)))
 
 install: $(INSTALLED)
+
+help:
+	@sed -n '/^#/!q; /^# Assigned/q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 # A venv without pip is left by an interrupted call and is made anew, as is one of another Python.
 $(INSTALLED): requirements.txt setup.cfg pyproject.toml

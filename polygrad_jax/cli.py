@@ -740,7 +740,23 @@ COMMANDS = {
     "plot": plot_command,
     "tensorboard": tensorboard_command,
 }
-USAGE = f"usage: polygrad {{{','.join(COMMANDS)}}} ...; all but tensorboard know --help"
+ABOUT = {
+    "check": "look at a task before training on it",
+    "train": "train a policy and its world model in a run folder; the same command resumes",
+    "fit": "train a world model alone on recorded transitions",
+    "dataset": "write a run's transitions as a Minari dataset",
+    "evaluate": "play episodes with a run's policy, and film them",
+    "imagine": "compare what a run imagines with MuJoCo: films, figures, arrays",
+    "plot": "draw a run's training curves",
+    "tensorboard": "show the curves of all runs in the browser",
+}
+USAGE = "\n".join(
+    [
+        "usage: polygrad COMMAND ...\n",
+        *(f"  {name:<13}{about}" for name, about in ABOUT.items()),
+        "\nEach but tensorboard knows --help. A mistake is one line and the exit code 2.",
+    ]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

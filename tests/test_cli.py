@@ -132,6 +132,13 @@ def test_a_verb_that_takes_one_run_names_those_of_a_folder_of_several(capsys, tm
     assert f"has no config.json; allowed: one of the runs in it, as {tmp_path / 'seed2'}" in line
 
 
+def test_the_help_names_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert list(cli.ABOUT) == list(cli.COMMANDS)
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == list(cli.COMMANDS)
+
+
 def test_the_configuration_is_shown_in_place_of_training(capsys, tmp_path):
     folder = tmp_path / "run"
     fields = ["--preset", "smoke", "--run", str(folder), "--a2c.gamma", "0.5"]

@@ -1,4 +1,4 @@
-"""Draw the settings tried on the way to the ``cpu`` preset: a curve per trial, labelled by what it changed.
+"""Draw the settings tried on the way to the ``cpu_a2c`` preset: a curve per trial, labelled by what it changed.
 
     python experiments/archive/plot_search.py results/archive/preset_search_1
 

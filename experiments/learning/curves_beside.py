@@ -4,7 +4,7 @@ Draw an experiment of ``training_runs.py`` (a thin line per seed, thick their me
 ``model_free_runs.py`` (dashed) and the published means of the same task (dotted; evaluation return only, v4
 environments, as ``results/published_curves`` says). Runs nothing: ``EXPERIMENT_beside.png`` is drawn from CSV files.
 
-    python experiments/learning/curves_beside.py --experiment hopper --beside hopper_model_free \
+    python experiments/learning/curves_beside.py --experiment hopper --beside hopper_model_free \\
         --out results/learning_curves
 """
 

@@ -1,6 +1,6 @@
 """Do imagined episodes end where real ones do? Precision and recall of ends, in the closed loop, of finished runs.
 
-    python experiments/learning/imagined_ends.py --runs runs/hopper-cpu-seed0 runs/walker2d-cpu-seed0 \
+    python experiments/learning/imagined_ends.py --runs runs/hopper-cpu-seed0 runs/walker2d-cpu-seed0 \\
         --out results/world_models/imagined_ends
 
 From 2,000 states of a run's replay its world model imagines under the run's last policy, and MuJoCo replays the same

@@ -6,7 +6,7 @@ evaluations of ``training_runs.py`` and recorded in the same CSV files, so that 
 model. ``stable_baselines.py`` is one run; this is the grid of them, resumable as every grid: finished runs are kept, a
 run that was killed begins again. Needs the extra ``baselines``.
 
-    python experiments/learning/model_free_runs.py --experiment hopper_model_free --env hopper --algorithms ppo sac \
+    python experiments/learning/model_free_runs.py --experiment hopper_model_free --env hopper --algorithms ppo sac \\
         --seeds 0 1 2 3 4 --steps 100000 --jobs 1 --out results/learning_curves
 """
 

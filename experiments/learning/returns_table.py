@@ -6,7 +6,7 @@ interquartile mean, the worst seed and the metres; against one of the settings t
 interval, and the probability that a run is better (empty where they were trained for another number of steps). Runs
 nothing: all of it is made from CSV files. Repeated runs ("... again") are left out.
 
-    python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \
+    python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \\
         --against PPO --out results/learning_curves
 """
 

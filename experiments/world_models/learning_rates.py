@@ -2,7 +2,7 @@
 
 A comparison of models after equal seconds is also one of learning rates, and none had been chosen for fixed data.
 
-    python experiments/world_models/learning_rates.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 120 \\
+    python experiments/world_models/learning_rates.py --dataset runs/hopper-50k/score-seed0 --seconds 120 \\
         --seeds 0 --evaluate-every 1000 --jobs 2 --threads 1 --out results/world_models/learning_rates
     python experiments/world_models/learning_rates.py --out results/world_models/learning_rates --figure-only
 

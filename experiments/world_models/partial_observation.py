@@ -1,6 +1,6 @@
 """Tasks whose next state does not follow from the last observation: who predicts with the velocities hidden?
 
-    python experiments/world_models/partial_observation.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
+    python experiments/world_models/partial_observation.py --dataset runs/hopper-115k/score-seed0 --seconds 600 \\
         --seeds 0 1 2 --jobs 2 --threads 1 --out results/world_models/partial_observation
     python experiments/world_models/partial_observation.py --out results/world_models/partial_observation --figure-only
 

@@ -1,8 +1,8 @@
 """How far is each world model from the simulator, and how does that grow with the horizon? (Figures 5 and 8)
 
-    python experiments/world_models/prediction_error.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
-        --seeds 0 1 2 --horizons 10 --jobs 2 --threads 1 --out results/world_models/prediction_error/hopper
-    python experiments/world_models/prediction_error.py --out results/world_models/prediction_error/hopper --figure-only
+    python experiments/world_models/prediction_error.py --dataset runs/hopper-115k/score-seed0 --seconds 600 \\
+        --seeds 0 1 2 --horizons 10 --jobs 2 --threads 1 --out results/world_models/prediction_error
+    python experiments/world_models/prediction_error.py --out results/world_models/prediction_error --figure-only
 
 Varied: the world model, the seed, the horizon; ``--transitions`` trains on so many of the recorded ones, drawn as whole
 episodes. Several datasets go to one CSV by one call each. What is measured, and the columns of

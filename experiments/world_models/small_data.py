@@ -1,6 +1,6 @@
 """Is PolyGRAD better than autoregressive diffusion when data are few? (a hypothesis that the paper left untested)
 
-    python experiments/world_models/small_data.py --dataset runs/grid-hopper-cpu/score-seed0 --seconds 600 \\
+    python experiments/world_models/small_data.py --dataset runs/hopper-115k/score-seed0 --seconds 600 \\
         --seeds 0 1 2 --jobs 2 --threads 1 --out results/world_models/small_data
     python experiments/world_models/small_data.py --out results/world_models/small_data --figure-only
 

@@ -114,7 +114,7 @@ _CPU_A2C: dict[str, Any] = {
     "loop.eval_every_env_steps": 5_000,
 }
 
-# Hopper's settings do not learn the pendulum, nor the pendulum's the Hopper (question "cpu search" of the results).
+# Hopper's settings do not learn the pendulum, nor the pendulum's the Hopper (``results/archive/preset_search_1``).
 _CPU_A2C_PENDULUM: dict[str, Any] = {
     "diffusion.tau": 0.1,
     "diffusion.terminals": "diffused",
@@ -222,7 +222,7 @@ def cpu_a2c(env: str) -> Config:
 
 
 def cpu(env: str) -> Config:
-    """Value gradients on two cores, an hour for each task: the world model of ``cpu_a2c``, another agent.
+    """Value gradients on two cores, at most an hour for each task: the world model of ``cpu_a2c``, another agent.
 
     Command: ``make train ENV=hopper PRESET=cpu``. What differs from ``cpu_a2c``, and why:
 

@@ -119,7 +119,7 @@ def losses(
     """Every loss per step of real windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
 
     DEVIATION from the published model, which reads rewards and ends from posterior latents only: its replay has the
-    state that follows a terminal step, ours has not (see above). The reward of step k is read from the successor's
+    state that follows a terminal step, ours has not. The reward of step k is read from the successor's
     posterior where one exists, else from a draw of its prior. The end is read from a draw of the prior at every step:
     if the head read posteriors where they exist, the ending steps would be those without one, and the head could learn
     to tell draws of the two apart, while in imagination all come from the prior. No loss reaches the prior through its
