@@ -7,8 +7,9 @@ rule, or a name with fields of the config.
 
     python experiments/learning/training_runs.py --experiment hopper --env hopper --preset cpu_a2c --seeds 0 1 2 \\
         --rules score random_actions --jobs 2 --threads 1 --out results/learning_curves
-    python experiments/learning/training_runs.py --experiment hopper_steps --env hopper --preset cpu_a2c --rules score \\
-        --setting "K = 128: --diffusion.num-steps 128 --diffusion.sampling-steps 128" --out results/learning_curves
+    python experiments/learning/training_runs.py --experiment hopper_steps --env hopper --preset cpu_a2c \\
+        --rules score --setting "K = 128: --diffusion.num-steps 128 --diffusion.sampling-steps 128" \\
+        --out results/learning_curves
     python experiments/learning/training_runs.py --out results/learning_curves --figure-only
 
 ``EXPERIMENT.csv`` has a row per run, metric and evaluation, in the columns that several JAX projects use for learning

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -57,6 +58,7 @@ from polygrad_jax.training.step import (
     FINITE_STATES,
     Compiled,
     NonFiniteError,
+    Output,
     Step,
     Steps,
     compile_init,
@@ -699,8 +701,24 @@ def learn(
     def save_one(i: int) -> None:
         save(runs[i], of_seed(view, i, seeds))
 
-    def rescue(i: int) -> None:
+    def count(i: int, outputs: Sequence[Output], took: tuple[float, float]) -> None:
+        clock, metrics = runs[i].at.clock, outputs[i].metrics
+        runs[i].interval.add(metrics.by_name(), counts=metrics.counts)
+        clock.collecting += took[0]
+        clock.training += took[1]
+        clock.compiling = sessions[i].compiled_before + programs.seconds
+
+    def look_where_due(i: int, due: Due) -> None:
+        if due.evaluate or due.log:
+            row = look(runs[i], sessions[i], of_seed(view, i, seeds), due.evaluate)
+            delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
+            progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
+
+    def rescue(i: int, due: Mapping[int, Due], finish: Callable[[int], None] = lambda i: None) -> None:
+        """Finish the step of a run that is sound and save it: what is due now is due at no later step."""
         if np.asarray(finite(view)).reshape(seeds, -1)[i].all():
+            finish(i)
+            look_where_due(i, due.get(i, Due(False, False, False)))
             save_one(i)
 
     with contextlib.closing(Progress(total=loop.total_env_steps, initial=least_steps(runs))) as progress:
@@ -724,26 +742,22 @@ def learn(
             view, output = hosts.here(state), hosts.here(jax.block_until_ready(output))
             outputs = of_each_seed(output, seeds)
             acting = [each.acting for each in outputs]
-            require_finite(runs, learning, [each.finite for each in outputs], FINITE_OUTPUTS, rescue)
+            took = collected - began, time.perf_counter() - collected
+            due = {i: Due.after(runs[i], before[i]) for i in learning}
+            sound = [each.finite for each in outputs]
+            finish = partial(count, outputs=outputs, took=took)
+            require_finite(runs, learning, sound, FINITE_OUTPUTS, partial(rescue, due=due, finish=finish))
             for i in learning:
-                run, metrics = runs[i], outputs[i].metrics
-                run.interval.add(metrics.by_name(), counts=metrics.counts)
-                run.at.clock.collecting += collected - began
-                run.at.clock.training += time.perf_counter() - collected
-                run.at.clock.compiling = sessions[i].compiled_before + programs.seconds
+                finish(i)
             if not warming_up:
                 progress.learnt(least_steps(runs))
 
-            due = {i: Due.after(runs[i], before[i]) for i in learning}
             if any(map(any, due.values())):
                 for i in learning:  # a small replay may have lost what it had
                     require_windows(of_seed(view.replay, i, seeds), runs[i].window)
-                require_finite(runs, learning, finite(view), FINITE_STATES, rescue)
+                require_finite(runs, learning, finite(view), FINITE_STATES, partial(rescue, due=due))
             for i in learning:
-                if due[i].evaluate or due[i].log:
-                    row = look(runs[i], sessions[i], of_seed(view, i, seeds), due[i].evaluate)
-                    delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
-                    progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
+                look_where_due(i, due[i])
             for i in learning:
                 # All are saved when the first is due: at one moment, from which they can go on together.
                 if due[learning[0]].save or runs[i].over:
@@ -751,7 +765,7 @@ def learn(
             progress.update(least_steps(runs))
         unsaved = [i for i, run in enumerate(runs) if run.saved_at != run.at.env_steps]
         if unsaved:
-            require_finite(runs, unsaved, finite(view), FINITE_STATES, rescue)
+            require_finite(runs, unsaved, finite(view), FINITE_STATES, partial(rescue, due={}))
             for i in unsaved:
                 save_one(i)
     return [result_of(run, stop) for run in runs]

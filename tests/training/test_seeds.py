@@ -102,13 +102,17 @@ def test_a_seed_that_diverges_stops_all_and_the_others_are_saved(tmp_path, monke
 
     with monkeypatch.context() as patch, pytest.raises(NonFiniteError) as error:
         patch.setattr(loop, "of_each_seed", spoilt)
-        train_seeds(small(), SEEDS, tmp_path)
+        train_seeds(small(**{"loop.log_every_env_steps": 4}), SEEDS, tmp_path)
     assert "imagined trajectory" in str(error.value) and str(tmp_path / "seed0") in str(error.value)
     assert "the other seeds are saved" in str(error.value)
     steps = [Checkpoints(tmp_path / f"seed{seed}" / "checkpoints").steps()[-1] for seed in SEEDS]
     hosts = [newest_arrays(tmp_path / f"seed{seed}")[2]["counters"] for seed in SEEDS]
     learning = [step - host["prefill_env_steps"] for step, host in zip(steps, hosts, strict=True)]
     assert learning[0] == learning[2] == 15 * 4 > learning[1]
+    # What is due at that step is done: on the way on from the checkpoint it would be due no more.
+    rows = [records(tmp_path / f"seed{seed}")[0] for seed in SEEDS]
+    assert [rows[k][-1]["env_steps"] for k in (0, 2)] == [steps[0], steps[2]]
+    assert all("agent/actor_loss" in rows[k][-1] for k in (0, 2))
 
 
 def test_what_cannot_learn_together_is_refused_before_anything_is_written(tmp_path):
