@@ -236,14 +236,14 @@ def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
     return config.target_change + progress * (config.final_target_change - config.target_change)
 
 
-def follow(target: Params, source: Params, decay: float) -> Params:
+def exponential_average(target: Params, source: Params, decay: float) -> Params:
     """Return the exponential average ``decay * target + (1 - decay) * source``."""
     return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, target, source)
 
 
 def _average(averaged: Params, newest: Params, decay: float) -> Params:
     """Average what is learnt; statistics are the newest ones."""
-    return newest | follow(learnt(averaged), learnt(newest), decay)
+    return newest | exponential_average(learnt(averaged), learnt(newest), decay)
 
 
 def _no_statistics(spec: EnvSpec) -> dict[str, Array]:

@@ -222,7 +222,7 @@ def update(
     return LatentPolicyState(
         actor=actor,
         critic=new_critic,
-        slow_critic=follow(state.slow_critic, new_critic, SLOW_CRITIC_RATE),
+        slow_critic=polyak_step(state.slow_critic, new_critic, SLOW_CRITIC_RATE),
         actor_optimiser=actor_optimiser,
         critic_optimiser=critic_optimiser,
         low_return=low,
@@ -318,7 +318,7 @@ def critic_loss(
     return weighted_mean(-jnp.sum(lax.stop_gradient(target) * log_probs, axis=-1), weights, real)
 
 
-def follow(slow: Params, params: Params, rate: float) -> Params:
+def polyak_step(slow: Params, params: Params, rate: float) -> Params:
     """Return ``slow + rate * (params - slow)``."""
     return jax.tree.map(lambda s, p: s + rate * (p - s), slow, params)
 

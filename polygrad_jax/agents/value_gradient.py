@@ -25,7 +25,7 @@ import optax
 from jax import lax
 
 from polygrad_jax.agents import gaussian
-from polygrad_jax.agents.a2c import evaluated_actor, follow
+from polygrad_jax.agents.a2c import evaluated_actor, exponential_average
 from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
 from polygrad_jax.data.normaliser import executed, normalise_for_policy
 from polygrad_jax.networks.state_gaussian_and_q import QFunction, StateGaussian
@@ -424,12 +424,12 @@ def update(
     critic = optax.apply_updates(state.critic, critic_change)
     averaged = state.averaged_actor
     if averaged is not None:  # the statistics of observations are the newest: they are no parameters
-        averaged = actor | {"network": follow(averaged["network"], actor["network"], config.actor_ema)}
+        averaged = actor | {"network": exponential_average(averaged["network"], actor["network"], config.actor_ema)}
     learnt = state.replace(
         actor=actor,
         averaged_actor=averaged,
         critic=critic,
-        target_critic=follow(state.target_critic, critic, 1.0 - config.target_rate),
+        target_critic=exponential_average(state.target_critic, critic, 1.0 - config.target_rate),
         log_temperature=state.log_temperature + temperature_change,
         value_bounds=bounds,
         updates=state.updates + 1,

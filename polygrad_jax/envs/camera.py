@@ -10,7 +10,7 @@ TRACK = "track"
 """Gymnasium's name for the camera of a model that follows the body."""
 
 
-def follow(env: gym.Env) -> None:
+def follow_body(env: gym.Env) -> None:
     """Let the pictures of a task follow its body, where the task says how and chooses no camera itself.
 
     Gymnasium 1.4 draws with a camera that stays where the episode began: it sets the body to track, but leaves the

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec, Execution
-from polygrad_jax.envs.camera import follow
+from polygrad_jax.envs.camera import follow_body
 from polygrad_jax.envs.checked_task import FAILURES, CheckedTask, layers_of
 from polygrad_jax.envs.mujoco_import import blamed, import_mujoco
 
@@ -87,7 +87,7 @@ def make(config: EnvConfig, render_mode: str | None = None) -> CheckedTask:
         check_spaces(f"env.name {name}", env)
         _check_no_running_statistics(env, name)
         if render_mode is not None:
-            follow(env)
+            follow_body(env)
         return CheckedTask(without_velocities(env, config) if config.hide_velocities else env)
 
 

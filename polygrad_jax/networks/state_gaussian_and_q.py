@@ -14,9 +14,6 @@ from jax import lax
 from polygrad_jax.networks.dense import Dense
 from polygrad_jax.types import Array
 
-MIN_STD = 1e-5
-"""Least std of the Gaussian."""
-
 
 def standardised(x: Array) -> Array:
     """Shift and scale ``x [..., D]`` to mean 0 and std 1 over its channels."""

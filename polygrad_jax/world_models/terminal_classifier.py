@@ -1,8 +1,8 @@
 """Does this action in this state end the episode? A small network beside the denoiser, asked about imagined steps.
 
 DEVIATION from the paper, which reads terminals from a channel of the diffused trajectory. On Hopper, with the small
-denoiser of the ``cpu_a2c`` preset, such terminals come late, early or not at all: the policy gradient under them pointed
-away from the gradient under MuJoCo's terminals for the same actions (``results/archive/terminals.csv``).
+denoiser of the ``cpu_a2c`` preset, such terminals come late, early or not at all: the policy gradient under them
+pointed away from the gradient under MuJoCo's terminals for the same actions (``results/archive/terminals.csv``).
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def test_an_update_moves_the_units_of_critic_and_target_critic_to_its_targets():
     for seed in range(2):
         segment = segment_of(seed)
         outputs = 0.5 * (np.asarray(value(state.target_critic, raw_obs)) + np.asarray(value(state.critic, raw_obs)))
-        averaged = a2c.follow(state.target_critic["network"], state.critic["network"], 0.5)
+        averaged = a2c.exponential_average(state.target_critic["network"], state.critic["network"], 0.5)
         targets, weights = numpy_targets(RUNNING, state.target_critic | {"network": averaged}, segment)
         counted.append(targets[weights > 0])
         state, _ = update(state, segment, jax.random.key(0), jnp.float32(0.0))

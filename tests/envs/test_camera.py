@@ -49,7 +49,7 @@ def test_a_task_without_a_camera_of_its_own_tracks_the_body_it_names():
     renderer = env.unwrapped.mujoco_renderer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(camera, "TRACK", "no such camera")
-        camera.follow(env)
+        camera.follow_body(env)
     at_home = bodies_pixels(env, 0.0)
     assert renderer.camera_id is None and at_home > 1_000
     assert bodies_pixels(env, 9.0) > 0.7 * at_home
@@ -58,12 +58,12 @@ def test_a_task_without_a_camera_of_its_own_tracks_the_body_it_names():
 
 def test_a_camera_that_was_chosen_stays_and_other_renderers_are_left_alone():
     chosen = gym.make("Hopper-v5", render_mode="rgb_array", camera_id=0)
-    camera.follow(chosen)
+    camera.follow_body(chosen)
     assert chosen.unwrapped.mujoco_renderer.camera_id == 0
     pendulum = gym.make("InvertedPendulum-v5", render_mode="rgb_array")
-    camera.follow(pendulum)
+    camera.follow_body(pendulum)
     assert pendulum.unwrapped.mujoco_renderer.camera_id == -1  # the world is tracked, which does not move
     other = gym.make("Pendulum-v1", render_mode="rgb_array")
     before = dict(vars(other.unwrapped))
-    camera.follow(other)
+    camera.follow_body(other)
     assert vars(other.unwrapped).keys() == before.keys()

@@ -176,7 +176,7 @@ def test_mutant_weight_decay_spares_vectors(monkeypatch):
 def test_mutant_target_critic_follows_after_the_update(run, monkeypatch):
     """The average takes the critic of before this update; with the one after it, every array would be ahead."""
     name, data = run
-    monkeypatch.setattr(a2c, "follow", lambda target, source, decay: target)  # not before ...
+    monkeypatch.setattr(a2c, "exponential_average", lambda target, source, decay: target)  # not before ...
     state, update = start(CONFIGS[name], data), jit_update(CONFIGS[name])
     for step in range(UPDATES):
         state, _ = update(state, segment_of(data, step))
@@ -187,7 +187,7 @@ def test_mutant_target_critic_follows_after_the_update(run, monkeypatch):
 
 def test_mutant_target_critic_without_its_average_is_used(run, monkeypatch):
     name, data = run
-    monkeypatch.setattr(a2c, "follow", lambda target, source, decay: target)
+    monkeypatch.setattr(a2c, "exponential_average", lambda target, source, decay: target)
     assert_differs(name, data, "critic")
 
 
@@ -278,7 +278,7 @@ def test_advantages_not_normalised_enter_the_loss_as_they_are(monkeypatch):
     config = A2CConfig(hidden_size=32, initial_std=0.8)
     state, segment = start(config, data), segment_of(data, 0)
     _, metrics = jit_update(config)(state, segment)
-    target = a2c.follow(state.target_critic, state.critic, config.target_critic_ema)
+    target = a2c.exponential_average(state.target_critic, state.critic, config.target_critic_ema)
     values = a2c.make_value_apply(config)(target, segment.observations)
     advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
     mean, std = a2c.make_policy_apply(SPEC, config)(state.actor, segment.observations[:, :-1])
