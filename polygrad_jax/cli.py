@@ -421,6 +421,12 @@ def _others_let_go_on_error(options: argparse.Namespace) -> Iterator[None]:
         raise
 
 
+def _this_program() -> list[str]:
+    """What a user types to start this program again: the file of a module (``python -m``) may not be executable."""
+    started_as_module = Path(sys.argv[0]).name == Path(__file__).name
+    return [sys.executable, "-m", "polygrad_jax.cli"] if started_as_module else [sys.argv[0]]
+
+
 def _say_how_it_ended(results: Sequence[Result], folder: Path, arguments: Sequence[str]) -> int:
     """Print how a run, or several together, ended, and how to go on; return the exit code."""
     for result in results:
@@ -431,11 +437,12 @@ def _say_how_it_ended(results: Sequence[Result], folder: Path, arguments: Sequen
     stopped = [result for result in results if result.stopped_by is not None]
     if not stopped:
         one = shlex.quote(str(results[0].folder))
-        print(f"look at it: {sys.argv[0]} imagine {one}   or   {sys.argv[0]} tensorboard {shlex.quote(str(folder))}")
+        program = shlex.join(_this_program())
+        print(f"look at it: {program} imagine {one}   or   {program} tensorboard {shlex.quote(str(folder))}")
         return 0
     by, env_steps = stopped[0].stopped_by, min(result.env_steps for result in stopped)
     print(f"\nstopped by {by} at {env_steps:,} environment steps; all is saved. Resume with:")
-    print("  " + shlex.join([sys.argv[0], "train", *arguments]))
+    print("  " + shlex.join([*_this_program(), "train", *arguments]))
     return 128 + signal.Signals[by]
 
 
@@ -479,7 +486,7 @@ def check_command(arguments: Sequence[str]) -> int:
     except EnvStepError as error:  # here the task is the input
         return _say(error, BAD_INPUT)
     preset = [] if options.preset is None else ["--preset", options.preset]
-    print(f"train: {shlex.join([sys.argv[0], 'train', '--env', options.env, *preset, *fields])}")
+    print(f"train: {shlex.join([*_this_program(), 'train', '--env', options.env, *preset, *fields])}")
     return 0
 
 
@@ -558,7 +565,7 @@ def fit_command(arguments: Sequence[str]) -> int:
         return 0
     words = list(arguments) if options.out else [*arguments, "--out", str(folder)]
     print(f"stopped by {outcome.stopped_by}; all is saved. Resume with:")
-    print("  " + shlex.join([sys.argv[0], "fit", *words]))
+    print("  " + shlex.join([*_this_program(), "fit", *words]))
     return 128 + signal.Signals[outcome.stopped_by]
 
 
@@ -596,7 +603,8 @@ def dataset_command(arguments: Sequence[str]) -> int:
         print(f"run {folder} {there}: it is trained first, to {total:,} environment steps", flush=True)
         code = train_command(_without_out(arguments))
         if code != 0:
-            print(f"no dataset yet; go on with: {shlex.join([sys.argv[0], 'dataset', *arguments])}", file=sys.stderr)
+            again = shlex.join([*_this_program(), "dataset", *arguments])
+            print(f"no dataset yet; go on with: {again}", file=sys.stderr)
             return code
     return _export(folder, options.out)
 

@@ -139,6 +139,15 @@ def test_the_help_names_every_command(capsys):
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == list(cli.COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("started", "again"),
+    [("/bin/polygrad", ["/bin/polygrad"]), (cli.__file__, [sys.executable, "-m", "polygrad_jax.cli"])],
+)
+def test_what_is_to_be_typed_next_can_be_run(started, again, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    assert cli._this_program() == again
+
+
 def test_the_configuration_is_shown_in_place_of_training(capsys, tmp_path):
     folder = tmp_path / "run"
     fields = ["--preset", "smoke", "--run", str(folder), "--a2c.gamma", "0.5"]
