@@ -283,9 +283,13 @@ def draw(weights: Array, key: Array, size: int) -> Array:
 
 def choose(actor: Params, raw_obs: Array, key: Array, setting: Setting) -> tuple[Array, Array]:
     """Draw raw actions ``[B, A]``, differentiably, and their log-densities ``[B]``."""
-    mean, std = setting.policy_apply(actor, raw_obs)
+    return draw_actions(*setting.policy_apply(actor, raw_obs), key, setting.how)
+
+
+def draw_actions(mean: Array, std: Array, key: Array, how: Execution) -> tuple[Array, Array]:
+    """Draw raw actions ``[B, A]`` of these Gaussians, differentiably, and their log-densities ``[B]``."""
     raw = mean + std * jax.random.normal(key, mean.shape)
-    return raw, log_density(mean, std, raw, setting.how)
+    return raw, log_density(mean, std, raw, how)
 
 
 def walk_along(actor: Params, imagined: Segment, key: Array, setting: Setting) -> Path:
@@ -304,7 +308,7 @@ def walk_along(actor: Params, imagined: Segment, key: Array, setting: Setting) -
         noise = jnp.clip((action - mean) / std, -LARGEST_NOISE, LARGEST_NOISE)
         raw = shifted(mean + std * lax.stop_gradient(noise), action)
         predicted = setting.step(raw_obs, raw, step_key)
-        _, log_prob = choose(actor, raw_obs, entropy_key, setting)
+        _, log_prob = draw_actions(mean, std, entropy_key, setting.how)
         outcome = (raw_obs, executed(raw, setting.how), log_prob, shifted(predicted.rewards, reward))
         return shifted(predicted.observations, following), outcome
 

@@ -222,7 +222,7 @@ def cpu_a2c(env: str) -> Config:
 
 
 def cpu(env: str) -> Config:
-    """Value gradients on two cores, at most an hour for each task: the world model of ``cpu_a2c``, another agent.
+    """Value gradients on two cores, in about an hour or less: the world model of ``cpu_a2c``, another agent.
 
     Command: ``make train ENV=hopper PRESET=cpu``. What differs from ``cpu_a2c``, and why:
 

@@ -253,8 +253,8 @@ class TransformerConfig:
 @dataclass(frozen=True)
 class EnsembleConfig:
     """World model ensemble: probabilistic MLPs (paper, Appendix C.2; MBPO, Janner et al. 2019). Also the ensemble that
-    learns beside world model polygrad and that value gradients flow through; it takes a
-    gradient step for every two states of a training window where polygrad takes one."""
+    learns beside world model polygrad and that value gradients flow through; it takes a gradient step for every two
+    states of a training window where polygrad takes one."""
 
     members: int = option(7, "Number of networks.", AT_LEAST_1)
     elites: int = option(5, "Number of networks used for imagination: those of the lowest held-out loss.", AT_LEAST_1)
