@@ -229,7 +229,7 @@ class SideBySide:
     def _picture(self, pose: np.ndarray) -> np.ndarray:
         base = self._env.unwrapped
         base.set_state(pose, np.zeros(base.model.nv))  # after a step MuJoCo would draw the bodies one substep late
-        return np.array(base.render())
+        return np.array(self._env.render())
 
     def close(self) -> None:
         """Frees the environment and its window."""

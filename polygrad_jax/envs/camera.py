@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo task that show the body wherever it has gone. Host only."""
+"""Pictures of a MuJoCo task that show the body wherever it has gone, whoever else draws. Host only."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def follow_body(env: gym.Env) -> None:
     elif wanted.get("trackbodyid", -1) > 0 and "type" not in wanted:  # 0 is the world
         renderer.default_cam_config = wanted | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
         renderer.camera_id = None  # what is drawn keeps the type
+
+
+def use_own_context(env: gym.Env) -> None:
+    """Let the next picture of a task be drawn in the task's own GL context, and what it frees be its own.
+
+    Gymnasium 1.4 makes it current only when the viewer is made: once another task of the process has drawn, a task
+    draws in the other one's context, and black when that one is closed.
+    """
+    viewer = getattr(vars(env.unwrapped).get("mujoco_renderer"), "viewer", None)
+    if hasattr(viewer, "make_context_current"):
+        viewer.make_context_current()

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import LARGEST_STORED
+from polygrad_jax.envs.camera import use_own_context
 
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 """What Gymnasium's reset and step return."""
@@ -134,6 +135,11 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self._start = self._position
         return observation, reward, terminal, truncated, info
 
+    def render(self) -> Any:
+        """Draw the task as its render mode says: ``rgb_array`` gives ``[height, width, 3]`` uint8."""
+        use_own_context(self.env)
+        return self.env.render()
+
     def close(self) -> None:
         """Free the task.
 
@@ -141,6 +147,7 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
             EnvStepError: the task raised.
         """
         try:
+            use_own_context(self.env)
             self.env.close()
         except FAILURES as error:
             raise EnvStepError(f"{self.name}: close failed: {_said(error)}") from error

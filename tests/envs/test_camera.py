@@ -42,6 +42,21 @@ def test_what_has_walked_is_still_in_the_picture(name):
 
 
 @needs_gl
+def test_another_task_that_draws_or_is_closed_leaves_the_picture_as_it_was():
+    films.choose_backend()
+    hopper, ant = (tasks.make(EnvConfig(name), "rgb_array") for name in ("hopper", "Ant-v5"))
+    hopper.reset(seed=0), ant.reset(seed=0)
+    alone = np.array(hopper.render())
+    ants = np.array(ant.render())
+    np.testing.assert_array_equal(hopper.render(), alone)
+    np.testing.assert_array_equal(ant.render(), ants)
+    hopper.render()
+    ant.close()  # while the other one's context is current
+    np.testing.assert_array_equal(hopper.render(), alone)
+    hopper.close()
+
+
+@needs_gl
 def test_a_task_without_a_camera_of_its_own_tracks_the_body_it_names():
     films.choose_backend()
     env = gym.make("Hopper-v5", render_mode="rgb_array")
