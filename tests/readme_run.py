@@ -33,6 +33,7 @@ SHORTER = {
     "loop.eval_every_env_steps": 300,
     "loop.checkpoint_every_env_steps": 300,
     "loop.error_trajectories": 4,
+    "loop.film_checkpoints": True,
 }
 TOLD, ARRAYS, IMAGINED = "told.json", "arrays.npz", "imagined_"
 """Files of what the example left, and how the names of a segment's arrays begin."""

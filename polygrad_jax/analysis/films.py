@@ -1,4 +1,4 @@
-"""Pictures of the simulator without a screen, and films made of them.
+"""Films of the simulator.
 
 A film is written under another name and then renamed, so a killed or failing command leaves a whole film or none.
 """
@@ -6,9 +6,7 @@ A film is written under another name and then renamed, so a killed or failing co
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,85 +18,10 @@ from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.config.extras import require_extra
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import is_mujoco, observation_of, set_state
+from polygrad_jax.envs.rendering import choose_backend
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
 
 FILM_FORMATS = {".mp4": "FFMPEG", ".gif": "GIF"}
-_LIBRARIES = {
-    # Each inner tuple: one of these must be there. PyOpenGL takes its functions from libOpenGL or libGL.
-    "egl": ((("libEGL.so.1",), "libegl1"), (("libOpenGL.so.0", "libGL.so.1"), "libopengl0")),
-    "osmesa": ((("libOSMesa.so.8", "libOSMesa.so.6"), "libosmesa6"),),
-}
-_REMEDY = "Debian: apt install libegl1 libopengl0 (or libosmesa6, with MUJOCO_GL=osmesa)"
-
-
-# --- the GL library --------------------------------------------------------------------------------------------------
-
-
-def _loads(name: str) -> bool:
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
-
-
-def missing_packages(backend: str) -> list[str]:
-    """Debian's packages that ``backend`` (egl or osmesa) would need and that are not there."""
-    return [package for names, package in _LIBRARIES[backend] if not any(_loads(name) for name in names)]
-
-
-def choose_backend() -> str:
-    """Sets ``MUJOCO_GL`` to what can render without a screen, egl before osmesa, unless it is set; returns it.
-
-    Raises:
-      ConfigError: the library for it is missing; names Debian's package.
-    """
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    candidates = [asked] if asked else list(_LIBRARIES)
-    usable = [b for b in candidates if b not in _LIBRARIES or not missing_packages(b)]
-    if not usable:
-        lacking = " ".join(missing_packages(candidates[0]))
-        raise ConfigError(
-            f"rendering with {candidates[0]} needs a GL library that is missing ({lacking}); allowed: a machine with "
-            f"it. {_REMEDY}"
-        )
-    os.environ["MUJOCO_GL"] = usable[0]
-    return usable[0]
-
-
-def require_rendering(config: EnvConfig) -> None:
-    """Renders one frame, so that what is missing is said before any work.
-
-    Raises:
-      ConfigError: the environment cannot be rendered here; one line.
-    """
-    env = tasks.make(config)
-    needs_gl = is_mujoco(env)
-    env.close()
-    backend = choose_backend() if needs_gl else None
-    with _quiet_destructors():
-        try:
-            env = tasks.make(config, "rgb_array")
-            env.reset(seed=0)
-            frame = env.render()
-            env.close()
-        except Exception as error:  # what a broken GL library raises depends on where it is noticed
-            words = " ".join(str(error).split())[:150]
-            remedy = f"; allowed: a working GL library. {_REMEDY}" if needs_gl else "; allowed: an environment that can"
-            how = f" with MUJOCO_GL={backend}" if backend else ""
-            raise ConfigError(f"env.name {config.name} cannot be rendered{how} ({words}){remedy}") from error
-    if np.ndim(frame) != 3:
-        raise ConfigError(f"env.name {config.name} renders nothing as rgb_array; allowed: an environment that does")
-
-
-@contextlib.contextmanager
-def _quiet_destructors() -> Iterator[None]:
-    """A viewer whose making failed complains again when it is thrown away."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 # --- films -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states, replay_actions
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
+from polygrad_jax.envs.rendering import require_rendering
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.metrics_log import append_csv_row, csv_columns
 from polygrad_jax.runs.run_folder import RunFolder, write_text_atomically
@@ -79,9 +80,9 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
     if video is None:
         results = evaluate_policy(*given, most_steps=longest)
     else:
-        films.require_rendering(run.config.env)
+        require_rendering(run.config.env)
         with films.film(video, films.frames_per_second_of(run.config.env)) as on_frame:
-            results = evaluate_policy(*given, on_frame, most_steps=longest)
+            results = evaluate_policy(*given, lambda env: on_frame(env.render()), most_steps=longest)
     row: dict[str, Any] = {"env_steps": run.env_steps, "which": run.which, "seed": seed, "episodes": episodes}
     for name in ("return", "length", "distance"):
         values = getattr(results, f"{name}s")
@@ -159,7 +160,7 @@ def choose_film(run: OpenedRun, kind: FilmKind, out: Path) -> tuple[Path | None,
     if kind == "none" or not run.has_simulator_states:
         return None, None
     try:
-        films.require_rendering(run.config.env)
+        require_rendering(run.config.env)
         films.SideBySide(run.config.env).close()
     except ConfigError as error:
         if kind is not None:

@@ -457,6 +457,10 @@ class LoopConfig:
     replay_capacity: int = option(2_000_000, "Transitions kept in the replay.", AT_LEAST_1)
     eval_every_env_steps: int = option(10_000, "Environment steps between two evaluations.", AT_LEAST_1)
     eval_episodes: int = option(20, "Episodes per evaluation, under the policy's mean action.", AT_LEAST_1)
+    film_checkpoints: bool = option(
+        True,
+        "Film the first ten seconds of an evaluation at each checkpoint for TensorBoard, where pictures can be drawn.",
+    )
     error_trajectories: int = option(
         100, "Imagined trajectories compared with the simulator at each evaluation. 0 skips the comparison.", AT_LEAST_0
     )

@@ -36,7 +36,7 @@ def run_episodes(
     act: Act,
     episodes: int,
     seed: int,
-    on_frame: Callable[[np.ndarray], None] | None = None,
+    watch: Callable[[CheckedTask], None] | None = None,
     *,
     restart: Callable[[], None] = lambda: None,
     spare: Callable[[], AbstractContextManager[CheckedTask]] | None = None,
@@ -54,7 +54,8 @@ def run_episodes(
             The batch keeps its size: an ended episode stays in it with its last observation, and its action is unused.
         episodes: E, at least 1.
         seed: of the run; the episodes' seeds are not those of training.
-        on_frame: called with every frame ``[height, width, 3]`` uint8 of the first episode, from the reset on.
+        watch: called with the task of the first episode, which can draw itself (``rgb_array``), after its reset and
+            after each of its steps.
         restart: called before every group of episodes, so that ``act`` forgets those before.
         spare: lends a copy that exists already, for a task of which no other can be made.
         most_steps: length of an episode that the task is known to end itself.
@@ -67,7 +68,7 @@ def run_episodes(
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; allowed is 1 or more")
     with ExitStack() as opened:
-        envs, remarks = _copies(env_config, episodes, on_frame is not None, spare, opened)
+        envs, remarks = _copies(env_config, episodes, watch is not None, spare, opened)
         name, limit = envs[0].name, envs[0].time_limit or max(MOST_STEPS, most_steps)
         observations = np.zeros((episodes, tasks.spec_of(envs[0]).observation_size), np.float32)
         returns, distances = np.zeros(episodes), np.full(episodes, np.nan)
@@ -77,8 +78,8 @@ def run_episodes(
             running = dict(zip(range(first, episodes), envs, strict=False))
             for e, env in running.items():
                 observations[e], _ = env.reset(seed=episode_seed(seed, EVALUATION_STREAM, e))
-            if on_frame is not None and first == 0:
-                on_frame(envs[0].render())
+            if watch is not None and first == 0:
+                watch(envs[0])
             while running:
                 first_is_running = 0 in running
                 # A copy: a device array may share the memory of ``observations``, which is written to below.
@@ -94,8 +95,8 @@ def run_episodes(
                     if over or lengths[e] == limit:
                         distances[e], cut = env.distance, cut or not over
                         del running[e]
-                if on_frame is not None and first_is_running:
-                    on_frame(envs[0].render())
+                if watch is not None and first_is_running:
+                    watch(envs[0])
     if cut:
         why = f"{name} has no time limit (max_episode_steps)"
         remarks.append(f"warning: {why}: an evaluation episode was cut after {limit:,} steps")
@@ -105,7 +106,7 @@ def run_episodes(
 def _copies(
     env_config: EnvConfig,
     wanted: int,
-    with_frames: bool,
+    drawing: bool,
     spare: Callable[[], AbstractContextManager[CheckedTask]] | None,
     opened: ExitStack,
 ) -> tuple[list[CheckedTask], list[str]]:
@@ -119,14 +120,14 @@ def _copies(
     envs: list[CheckedTask] = []
     if why := random_steps.why_not_side_by_side(env_config):
         if spare is None:
-            envs.append(tasks.make(env_config, "rgb_array" if with_frames else None))
+            envs.append(tasks.make(env_config, "rgb_array" if drawing else None))
             opened.callback(envs[-1].close)
         else:
             envs.append(opened.enter_context(spare()))
         return envs, [f"evaluation runs episodes in turn: copies of the task disturb each other ({why})"]
     for e in range(wanted):
         try:
-            envs.append(tasks.make(env_config, "rgb_array" if with_frames and e == 0 else None))
+            envs.append(tasks.make(env_config, "rgb_array" if drawing and e == 0 else None))
         except ConfigError as error:
             if not envs and spare is None:
                 raise

@@ -115,6 +115,14 @@ class MetricsLog:
         append_csv_row(self.evaluations, row)
         self._write_events(env_steps, {f"evaluation/{name}": n for name, n in numbers.items()}, {})
 
+    def write_film(self, env_steps: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        """Write a film ``size`` (width, height) pixels large, which TensorBoard shows among its images."""
+        from tensorboardX import summary as tb_summary
+
+        self._forward(env_steps)
+        image = tb_summary.Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=gif)
+        self._write_event(env_steps, [tb_summary.Summary.Value(tag=f"{name} {self._axis}", image=image)])
+
     def _forward(self, env_steps: int) -> None:
         if env_steps < self._latest:
             raise ValueError(f"metrics of step {env_steps} after those of step {self._latest}")
@@ -131,11 +139,16 @@ class MetricsLog:
     def _write_events(self, env_steps: int, numbers: dict[str, float], histograms: dict[str, Histogram]) -> None:
         from tensorboardX import summary as tb_summary
 
+        summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
+        summaries += [_histogram_summary(f"{n} {self._axis}", h) for n, h in histograms.items() if h.counts.sum() > 0]
+        self._write_event(env_steps, summaries)
+
+    def _write_event(self, env_steps: int, summaries: list[Any]) -> None:
+        from tensorboardX import summary as tb_summary
+
         if self._events is None:
             first = [tb_summary.text("x-axis", _X_AXIS_TEXTS[self._step]), *opening(self._hyperparameters, self._axis)]
             self._events = _EventFile(self.folder, from_step=env_steps, first=first)
-        summaries = [tb_summary.Summary.Value(tag=f"{n} {self._axis}", simple_value=v) for n, v in numbers.items()]
-        summaries += [_histogram_summary(f"{n} {self._axis}", h) for n, h in histograms.items() if h.counts.sum() > 0]
         self._events.add(env_steps, tb_summary.Summary(value=summaries))
 
     def close(self) -> None:

@@ -77,21 +77,21 @@ def evaluate_policy(
     params: Params,
     episodes: int,
     seed: int,
-    on_frame: Callable[[np.ndarray], None] | None = None,
+    watch: Callable[[CheckedTask], None] | None = None,
     spare: Callable[[], AbstractContextManager[CheckedTask]] | None = None,
     most_steps: int = 0,
 ) -> EpisodeResults:
     """Run whole episodes with the mean action: returns, lengths and distances, ``[episodes]`` each.
 
-    What a reader of the numbers must know is said aloud, once. For ``spare`` and ``most_steps`` see
-    :func:`run_episodes`.
+    What a reader of the numbers must know is said aloud, once. For ``watch``, ``spare`` and
+    ``most_steps`` see :func:`run_episodes`.
 
     Raises:
       EnvStepError: the environment failed, or gave what cannot be used (``CheckedTask``).
     """
     act = mean_actions(agent, decide, params, seed)
     known = {"restart": act.restart, "spare": spare, "most_steps": most_steps}
-    results = run_episodes(config, act, episodes, seed, on_frame, **known)
+    results = run_episodes(config, act, episodes, seed, watch, **known)
     for remark in results.remarks:
         _announce_once(remark)
     return results

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,17 +25,19 @@ from jax.sharding import Mesh
 
 from polygrad_jax import config as configs
 from polygrad_jax.agents.agent_table import make_agent
-from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvSpec
+from polygrad_jax.config import INSERT_CHUNK, Config, ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord, checksum_of
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.mujoco_state import no_simulator_states
 from polygrad_jax.envs.random_steps import repeatable_warnings
+from polygrad_jax.envs.rendering import why_no_pictures
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz, why_standardised_otherwise
 from polygrad_jax.runs.compilation_cache import use_compilation_cache
 from polygrad_jax.runs.console import Progress, announce
+from polygrad_jax.runs.evaluation_film import EvaluationFilm
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog
 from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder, describe_environment, one_line_on_disk_trouble
 from polygrad_jax.runs.seed_folders import check_folder_of_seeds, seed_folder
@@ -554,8 +557,10 @@ def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Pat
         )
 
 
-def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, Any]:
+def evaluate(run: Run, state: TrainState, against: Against | None, filmed: bool = False) -> dict[str, Any]:
     """Evaluate the policy (20 episodes, mean action; a row of ``eval.csv``) and return the errors of imagination.
+
+    Where it is ``filmed``, the beginning of its first episode goes to TensorBoard.
 
     Raises:
       ConfigError: the world model is the simulator, which has turned out not to be the task.
@@ -564,16 +569,38 @@ def evaluate(run: Run, state: TrainState, against: Against | None) -> dict[str, 
     at, config, agent = run.at, run.config, run.agent
     params = jax.device_get(agent.evaluated(state.agent, state.world_model))
     seed, episodes = evaluation_seed(config.seed, at.env_steps), config.loop.eval_episodes
-    known = {"spare": run.collecting.collector.lent, "most_steps": at.longest_episode}
+    film = EvaluationFilm() if filmed and can_be_filmed(config.env) else None
+    watch = None if film is None else film.watch
+    known = {"watch": watch, "spare": run.collecting.collector.lent, "most_steps": at.longest_episode}
     row = evaluation_row(evaluate_policy(config.env, agent, run.collecting.decide, params, episodes, seed, **known))
     at.last_return = row["return_mean"]
     if beats(at.last_return, at.best_return):
         at.best_return = at.last_return
         export_npz(run.folder / BEST_FILE, learnt(state) | {"env_steps": np.int64(at.env_steps)})
     run.metrics.write_evaluation(at.env_steps, row, {physics.COLUMN: physics.todays_mujoco(config.env)})
+    if film is not None:
+        keep_film(run, film)
     errors = {} if against is None else errors_of_imagination(against, run.collecting, state)
     at.clock.evaluating += time.perf_counter() - began
     return errors
+
+
+@functools.cache
+def can_be_filmed(config: EnvConfig) -> bool:
+    """Whether a task can be drawn here; where it cannot, say so, once."""
+    why_not = why_no_pictures(config)
+    if why_not is not None:
+        announce(f"no films of evaluations in TensorBoard: {why_not}")
+    return why_not is None
+
+
+def keep_film(run: Run, film: EvaluationFilm) -> None:
+    """Write the film of an evaluation; what cut it short is said."""
+    if film.trouble is not None:
+        announce(f"the film of the evaluation at environment step {run.at.env_steps:,} is cut short: {film.trouble}")
+    gif = film.gif()
+    if gif is not None:
+        run.metrics.write_film(run.at.env_steps, "evaluation/first_episode", gif, film.size)
 
 
 def learnt(state: TrainState) -> dict[str, Any]:
@@ -629,9 +656,10 @@ class Session:
         return cls(time.perf_counter(), run.at.env_steps, run.at.clock.compiling, against)
 
 
-def look(run: Run, session: Session, state: TrainState, evaluate_now: bool) -> dict[str, Any]:
-    """Evaluate the policy if asked to, and log a row, which is returned."""
-    looks = evaluate(run, state, session.against) if evaluate_now else {}
+def look(run: Run, session: Session, state: TrainState, due: Due) -> dict[str, Any]:
+    """Evaluate the policy if that is due, and log a row, which is returned."""
+    filmed = due.save and run.config.loop.film_checkpoints
+    looks = evaluate(run, state, session.against, filmed) if due.evaluate else {}
     looks |= uncovered_share(state.replay, run.window)
     seconds = time.perf_counter() - session.began
     return log_row(run, looks, (run.at.env_steps - session.first_step) / seconds)
@@ -710,7 +738,7 @@ def learn(
 
     def look_where_due(i: int, due: Due) -> None:
         if due.evaluate or due.log:
-            row = look(runs[i], sessions[i], of_seed(view, i, seeds), due.evaluate)
+            row = look(runs[i], sessions[i], of_seed(view, i, seeds), due)
             delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
             progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
 

@@ -23,7 +23,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.analysis import action_spread, figures, films, opened_run, reports
 from polygrad_jax.analysis.opened_run import diffuse, open_run
 from polygrad_jax.config import ConfigError, EnvConfig
-from polygrad_jax.envs import mujoco_state, tasks
+from polygrad_jax.envs import mujoco_state, rendering, tasks
 from polygrad_jax.envs.episodes import run_episodes
 from polygrad_jax.envs.prediction_error import squared_errors, staying_still
 from polygrad_jax.runs import checkpoints as checkpoint_files
@@ -43,7 +43,7 @@ pytestmark = [
 B = 4  # trajectories, everywhere: programs of one size are compiled once
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 needs_gl = pytest.mark.skipif(
-    all(films.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
+    all(rendering.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
 )
 
 
@@ -585,7 +585,7 @@ def test_a_config_that_names_an_unknown_world_model_says_so(hopper, tmp_path, ca
 
 def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(films, "_loads", lambda name: False)
+    monkeypatch.setattr(rendering, "_loads", lambda name: False)
     video, out = tmp_path / "v.mp4", tmp_path / "look"
     assert "apt install libegl1" in complaint(capsys, "evaluate", str(run.folder), "--video", str(video))
     assert "libosmesa6" in complaint(capsys, "imagine", str(run.folder), "--gif", "--out", str(out))
@@ -596,11 +596,11 @@ def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_
     assert not list(out.glob("side_by_side*")) and (out / "error_against_horizon.png").is_file()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(ConfigError, match="rendering with osmesa needs a GL library that is missing \\(libosmesa6\\)"):
-        films.choose_backend()
+        rendering.choose_backend()
 
 
 def test_what_there_is_is_taken(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(films, "_loads", lambda name: name.startswith("libOSMesa"))
+    monkeypatch.setattr(rendering, "_loads", lambda name: name.startswith("libOSMesa"))
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    assert films.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"
+    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"

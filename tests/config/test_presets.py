@@ -139,6 +139,7 @@ SMOKE = {
     "loop.replay_capacity": 10_000,
     "loop.eval_every_env_steps": 800,
     "loop.eval_episodes": 2,
+    "loop.film_checkpoints": False,
     "loop.error_trajectories": 8,
     "loop.log_every_env_steps": 100,
     "loop.checkpoint_every_env_steps": 800,

@@ -4,11 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from polygrad_jax.analysis import films
 from polygrad_jax.config import EnvConfig
-from polygrad_jax.envs import camera, tasks
+from polygrad_jax.envs import camera, rendering, tasks
 
-needs_gl = pytest.mark.skipif(bool(films.missing_packages("egl")), reason="no GL library")
+needs_gl = pytest.mark.skipif(bool(rendering.missing_packages("egl")), reason="no GL library")
 
 
 def picture(env, x):
@@ -32,7 +31,7 @@ def bodies_pixels(env, x):
 @needs_gl
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "halfcheetah", "Ant-v5"])
 def test_what_has_walked_is_still_in_the_picture(name):
-    films.choose_backend()
+    rendering.choose_backend()
     env = tasks.make(EnvConfig(name), "rgb_array")
     env.reset(seed=0)
     at_home = bodies_pixels(env, 0.0)
@@ -43,7 +42,7 @@ def test_what_has_walked_is_still_in_the_picture(name):
 
 @needs_gl
 def test_another_task_that_draws_or_is_closed_leaves_the_picture_as_it_was():
-    films.choose_backend()
+    rendering.choose_backend()
     hopper, ant = (tasks.make(EnvConfig(name), "rgb_array") for name in ("hopper", "Ant-v5"))
     hopper.reset(seed=0), ant.reset(seed=0)
     alone = np.array(hopper.render())
@@ -58,7 +57,7 @@ def test_another_task_that_draws_or_is_closed_leaves_the_picture_as_it_was():
 
 @needs_gl
 def test_a_task_without_a_camera_of_its_own_tracks_the_body_it_names():
-    films.choose_backend()
+    rendering.choose_backend()
     env = gym.make("Hopper-v5", render_mode="rgb_array")
     env.reset(seed=0)
     renderer = env.unwrapped.mujoco_renderer

@@ -5,28 +5,18 @@ import errno
 import itertools
 import json
 import os
-import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from events import read_events
 
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, event_files, histogram_of, read_rows
 from polygrad_jax.runs.saved_run import read_evaluations
 
 X = "(x: env steps)"
-
-
-def read_events(folder: Path):
-    """What TensorBoard's own reader finds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TensorBoard's vendored packages, at import
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
-        return reader.Reload()
 
 
 def steps_and_values(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -11,12 +11,15 @@ import gymnasium as gym
 import jax
 import numpy as np
 import pytest
+from events import read_events
 
 from polygrad_jax.agents.agent_table import make_agent
 from polygrad_jax.config import INSERT_CHUNK, ConfigError, EnvSpec, cpu, override, smoke, validate
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.transition_log import TransitionLogError
+from polygrad_jax.envs import rendering
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz
+from polygrad_jax.runs.saved_run import read_evaluations
 from polygrad_jax.training import collecting, loop
 from polygrad_jax.training.collecting import Chunk, empty_chunk
 from polygrad_jax.training.evaluating import evaluate_policy, evaluation_row, evaluation_seed
@@ -76,6 +79,16 @@ def test_a_run_writes_what_it_did_and_never_traces_twice(readme_run):
 
 
 add = jax.jit(replays.add, static_argnums=2)
+
+
+@pytest.mark.skipif(
+    all(rendering.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
+)
+def test_the_evaluation_at_each_checkpoint_is_filmed(readme_run):
+    images = read_events(readme_run.folder).Images("evaluation/first_episode (x: env steps)")
+    evaluated = read_evaluations(readme_run.folder)["env_steps"].tolist()
+    assert [image.step for image in images] == evaluated and len(evaluated) > 1
+    assert images[0].encoded_image_string.startswith(b"GIF")
 
 
 def noise_rows(count):
