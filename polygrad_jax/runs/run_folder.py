@@ -208,7 +208,7 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
         "packages": {name: _version(name) for name in PACKAGES},
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -224,13 +224,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str | None:
-    """The processor's name where the system tells (Linux)."""
+def processor(told: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor's name where the system tells (Linux), with family and model.
+
+    Virtual machines shorten names: generations that differ in speed and in rounding are all called "AMD EPYC".
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        pairs = (line.partition(":") for line in told.read_text().split("\n\n")[0].splitlines())
+    except OSError:
         return None
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    name, family, model = (facts.get(key) for key in ("model name", "cpu family", "model"))
+    return f"{name} (family {family}, model {model})" if name and family and model else name
 
 
 def git_revision() -> str | None:

@@ -11,7 +11,7 @@ import pytest
 from polygrad_jax import config as c
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import run_folder as rf
-from polygrad_jax.runs.run_folder import RunFolder, differing_fields, write_text_atomically
+from polygrad_jax.runs.run_folder import RunFolder, differing_fields, processor, write_text_atomically
 
 ENVIRONMENT = {
     "python": "3.11.7",
@@ -201,3 +201,15 @@ def test_environment_says_what_bit_exactness_needs():
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert found["command"] == "polygrad train --run 'a b'"
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_processor_is_told_from_another_of_its_name(tmp_path):
+    told = tmp_path / "cpuinfo"
+    one = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC: new\n\n"
+    told.write_text(one.format(0, 17) + one.format(1, 18))
+    assert processor(told) == "AMD EPYC: new (family 25, model 17)"
+    told.write_text("processor\t: 0\nmodel name\t: ARMv8\n")
+    assert processor(told) == "ARMv8"
+    told.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert processor(told) is None
+    assert processor(tmp_path / "no such file") is None
