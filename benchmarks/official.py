@@ -89,6 +89,27 @@ def check_clone(clone: Path) -> None:
         )
 
 
+def facts(args: argparse.Namespace) -> dict[str, str | None]:
+    """Which official code under which PyTorch was timed; None where that cannot be told, nothing without a clone."""
+    clone: Path | None = args.against_official
+    if clone is None:
+        return {}
+    version = "from importlib import metadata; print(metadata.version('torch'))"
+    cloned = (clone / ".git").exists()  # or git would answer for the folder around it
+    return {
+        "official_revision": _answer(["git", "-C", str(clone.resolve()), "rev-parse", "HEAD"]) if cloned else None,
+        "official_torch": _answer([args.official_python, "-c", version]),
+    }
+
+
+def _answer(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def add_arguments(parser: argparse.ArgumentParser, needs: str) -> None:
     """Add the options that name the clone and the interpreter."""
     parser.add_argument(OPTION, type=Path, default=None, metavar="PATH", help="a clone of the official repository")

@@ -251,6 +251,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measu
     facts: dict[str, Any] = {
         "command": measure.command(parser, (*official.FOLDERS, "--out")),
         **measure.hardware(),
+        **official.facts(args),
     }
     measure.say(measure.one_line(facts))
     if args.sampling_steps != ALL_STEPS:

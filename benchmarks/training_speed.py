@@ -355,7 +355,8 @@ def main() -> int:
         if args.against_official:
             official.check_clone(args.against_official)
         chosen = [configs.validate(override(configs.preset(args.preset, env), fields)) for env in args.env]
-        facts = {"command": measure.command(parser, (*official.FOLDERS, "--out")), **measure.hardware()}
+        command = measure.command(parser, (*official.FOLDERS, "--out"))
+        facts = {"command": command, **measure.hardware(), **official.facts(args)}
         measure.say(measure.one_line(facts))
         rows = []
         for config in chosen:

@@ -1,7 +1,10 @@
 """What is said where the official code cannot run beside ours; the code itself needs torch and a clone."""
 
+import argparse
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +40,20 @@ def test_a_folder_that_is_no_clone_is_refused(tmp_path):
     (tmp_path / "polygrad" / "models").mkdir(parents=True)
     (tmp_path / "polygrad" / "models" / "diffusion.py").touch()
     official.check_clone(tmp_path)
+
+
+def test_what_was_timed_is_kept(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "m"], check=True)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 2.13.0+cpu\n")
+    python.chmod(0o755)
+    found = official.facts(argparse.Namespace(against_official=tmp_path, official_python=str(python)))
+    assert re.fullmatch("[0-9a-f]{40}", found["official_revision"]) and found["official_torch"] == "2.13.0+cpu"
+    elsewhere = argparse.Namespace(against_official=tmp_path / "no clone", official_python="/nowhere/python")
+    assert official.facts(elsewhere) == {"official_revision": None, "official_torch": None}
+    assert official.facts(argparse.Namespace(against_official=None, official_python=sys.executable)) == {}
 
 
 @pytest.mark.parametrize(
