@@ -6,6 +6,7 @@ A film is written under another name and then renamed, so a killed or failing co
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ from polygrad_jax.config.extras import require_extra
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import is_mujoco, observation_of, set_state
 from polygrad_jax.envs.rendering import choose_backend
+from polygrad_jax.runs.evaluation_film import gif_rhythm
 from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trouble
 
 FILM_FORMATS = {".mp4": "FFMPEG", ".gif": "GIF"}
+GIF_LEAST_MILLISECONDS = 20
+"""For which a frame is shown: browsers show what is shorter for 100."""
 
 
 # --- films -----------------------------------------------------------------------------------------------------------
@@ -41,6 +45,8 @@ def check_film_path(path: Path) -> None:
 def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that appends a frame ``[height, width, 3]`` uint8; the film is there when the block ends.
 
+    A .gif keeps as many of the frames as it can show at their speed.
+
     Raises:
       ConfigError: a name of another kind, a full disk, no permission.
     """
@@ -50,7 +56,8 @@ def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
     suffix = path.suffix.lower()
     # The encoder knows the kind of film by the end of the name.
     temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}{suffix}")
-    how = {".mp4": {"fps": frames_per_second}, ".gif": {"duration": 1000.0 / frames_per_second, "loop": 0}}[suffix]
+    every, milliseconds = gif_rhythm(frames_per_second, GIF_LEAST_MILLISECONDS) if suffix == ".gif" else (1, 0)
+    how = {".mp4": {"fps": frames_per_second}, ".gif": {"duration": milliseconds, "loop": 0}}[suffix]
     with one_line_on_disk_trouble(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,10 +65,20 @@ def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
                 # imageio starts the encoder as a process of its own; JAX warns of every fork.
                 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
                 with imageio.get_writer(temporary, format=FILM_FORMATS[suffix], **how) as writer:
-                    yield writer.append_data
+                    yield _one_in(every, writer.append_data)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _one_in(every: int, append: Callable[[np.ndarray], None]) -> Callable[[np.ndarray], None]:
+    counted = itertools.count()
+
+    def add(frame: np.ndarray) -> None:
+        if next(counted) % every == 0:
+            append(frame)
+
+    return add
 
 
 def frames_per_second_of(config: EnvConfig) -> float:

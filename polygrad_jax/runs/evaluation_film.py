@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,26 @@ if TYPE_CHECKING:
 
 SIDE = 240
 """Pixels of the longer side."""
-FRAMES_PER_SECOND = 12.5
+LEAST_MILLISECONDS = 80
+"""For which a frame is shown."""
 SECONDS = 10.0
 COLOURS = 64
 _UNKNOWN_RATE = 30.0
+_SPEED_TOLERANCE = 0.05
+
+
+def gif_rhythm(frames_per_second: float, least_milliseconds: int) -> tuple[int, int]:
+    """Return every how many frames one is kept in a GIF, and the milliseconds for which it is shown.
+
+    A GIF counts hundredths of a second: the 8 ms between two pictures of Hopper become 0. Browsers show anything below
+    20 ms for 100. What is returned is right to a twentieth.
+    """
+    for every in itertools.count(1):
+        exact = 1000.0 * every / frames_per_second
+        shown = 10 * round(exact / 10)
+        if shown >= least_milliseconds and abs(shown - exact) <= _SPEED_TOLERANCE * exact:
+            return every, shown
+    raise AssertionError("unreachable: from 100 ms on, rounding is less than the tolerance")
 
 
 @dataclass
@@ -31,15 +48,17 @@ class EvaluationFilm:
     _frames: list[Image] = field(default_factory=list)
     _steps: int = 0
     _every: int = 1
-    _rate: float = _UNKNOWN_RATE
+    _milliseconds: int = LEAST_MILLISECONDS
+    _last: float = 0.0
 
     def watch(self, env: CheckedTask) -> None:
         """Draw the task where a frame is due. A task that cannot draw ends the film, not the evaluation."""
         if self._steps == 0:
             draw_plainly(env, SIDE)
-            self._rate = float(env.metadata.get("render_fps") or _UNKNOWN_RATE)
-            self._every = max(1, round(self._rate / FRAMES_PER_SECOND))
-        due = self._steps % self._every == 0 and self._steps < SECONDS * self._rate and self.trouble is None
+            rate = float(env.metadata.get("render_fps") or _UNKNOWN_RATE)
+            self._every, self._milliseconds = gif_rhythm(rate, LEAST_MILLISECONDS)
+            self._last = SECONDS * rate
+        due = self._steps % self._every == 0 and self._steps < self._last and self.trouble is None
         self._steps += 1
         if due:
             try:
@@ -57,9 +76,8 @@ class EvaluationFilm:
         if not self._frames:
             return None
         first, *others = self._frames
-        milliseconds = round(1000.0 * self._every / self._rate)
         written = io.BytesIO()
-        first.save(written, "GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        first.save(written, "GIF", save_all=True, append_images=others, duration=self._milliseconds, loop=0)
         return written.getvalue()
 
 

@@ -16,6 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
+from PIL import Image
 from recorded import record
 
 from polygrad_jax import cli
@@ -462,6 +463,21 @@ def test_a_film_is_whole_or_absent(tmp_path, suffix):
     assert sum(1 for _ in reader) == 3  # list() asks imageio for the length, which it does not know of an mp4
     reader.close()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("rate", [125.0, 100.0, 67.0, 60.0, 30.0, 20.0, 12.5, 10.0])
+def test_a_gif_runs_as_fast_as_the_simulated_world(tmp_path, rate):
+    """A GIF counts hundredths of a second, and browsers take anything below two of them for ten."""
+    path = tmp_path / "film.gif"
+    with films.film(path, rate) as add:
+        for k in range(120):
+            add(np.full((8, 8, 3), 2 * k, np.uint8))
+    shown, gif = 0, Image.open(path)
+    for k in range(gif.n_frames):
+        gif.seek(k)
+        assert gif.info["duration"] >= 20
+        shown += gif.info["duration"]
+    assert shown == pytest.approx(1000 * 120 / rate, rel=0.08)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
