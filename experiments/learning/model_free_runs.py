@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--env", default="hopper")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(stable_baselines.ALGORITHMS), default=["ppo"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of every run")
+    stable_baselines.add_lengths(parser)
     parser.add_argument("--runs", type=Path, default=None, help="run folders (runs/EXPERIMENT)")
     grid.add_arguments(parser)
     options = parser.parse_args()
@@ -53,7 +53,10 @@ def cell_of(options: argparse.Namespace, algorithm: str, seed: int) -> grid.Cell
     preset = CHANGED if stable_baselines.ALGORITHMS[algorithm].changed else DEFAULTS
     folder = options.runs / training_runs.run_name(name, seed)
     words = ["--algorithm", algorithm, "--env", options.env, "--seed", str(seed)]
-    words += ["--steps", str(options.steps), "--run"]
+    words += ["--steps", str(options.steps)]
+    if options.eval_every != stable_baselines.EVAL_EVERY_ENV_STEPS:
+        words += ["--eval-every", str(options.eval_every)]
+    words += ["--run"]
     script = Path(stable_baselines.__file__).resolve()
     # A result names no folder of the machine it was made on.
     recorded_command = shlex.join(["python", f"experiments/learning/{script.name}", *words, folder.name])
@@ -69,7 +72,7 @@ def run_grid(options: argparse.Namespace) -> int:
     """Train all runs that have no row; return the exit code."""
     stable_baselines.require_packages()
     gymnasium_id(EnvConfig(name=options.env))  # raises for an unknown task, before any process starts
-    stable_baselines.check_steps(options.steps)
+    stable_baselines.check_steps(options.steps, options.eval_every)
     refuse_other_steps(options)
     cells = [cell_of(options, algorithm, seed) for algorithm in options.algorithms for seed in options.seeds]
     return training_runs.run_cells(options, cells)

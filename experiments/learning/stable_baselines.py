@@ -89,10 +89,18 @@ def require_packages() -> None:
             raise ConfigError(f"this Python has no {package}; type: pip install -e .[baselines]")
 
 
-def check_steps(steps: int) -> None:
-    """Raise ConfigError for a run that would end before its first evaluation."""
-    if steps < EVAL_EVERY_ENV_STEPS:
-        raise ConfigError(f"--steps is {steps}; allowed: {EVAL_EVERY_ENV_STEPS} (the first evaluation) or more")
+def check_steps(steps: int, eval_every: int) -> None:
+    """Raise ConfigError for a run that would end before its first evaluation, or have none."""
+    if eval_every < 1:
+        raise ConfigError(f"--eval-every is {eval_every}; allowed: 1 or more")
+    if steps < eval_every:
+        raise ConfigError(f"--steps is {steps}; allowed: {eval_every} (the first evaluation) or more")
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how long a run is."""
+    parser.add_argument("--steps", type=int, default=100_000, help="environment steps of a run")
+    parser.add_argument("--eval-every", type=int, default=EVAL_EVERY_ENV_STEPS, help="steps between evaluations")
 
 
 def make_model(training: Training) -> Any:
@@ -184,7 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--algorithm", choices=tuple(ALGORITHMS), required=True)
     parser.add_argument("--env", default="hopper")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=100_000, help="environment steps")
+    add_lengths(parser)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     return parser.parse_args()
 
@@ -192,8 +200,9 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     try:
-        check_steps(options.steps)
-        train(Training(options.algorithm, EnvConfig(name=options.env), options.seed, options.steps), options.run)
+        check_steps(options.steps, options.eval_every)
+        env = EnvConfig(name=options.env)
+        train(Training(options.algorithm, env, options.seed, options.steps, options.eval_every), options.run)
     except ConfigError as error:
         print(f"stable_baselines: {error}", file=sys.stderr)
         return BAD_INPUT

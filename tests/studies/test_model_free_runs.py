@@ -26,7 +26,7 @@ def table(path):
 
 def options(tmp_path, **more):
     fields = {"experiment": "e", "env": "inverted_pendulum", "algorithms": ["ppo", "sac"], "seeds": [0, 1]}
-    fields |= {"steps": 5_000, "jobs": 1, "threads": 0, "ray": False, "only": None, "again": False}
+    fields |= {"steps": 5_000, "eval_every": 5_000, "jobs": 1, "threads": 0, "ray": False, "only": None, "again": False}
     fields |= {"mixed_physics": False}
     return SimpleNamespace(**fields | {"runs": tmp_path / "runs", "out": tmp_path / "out"} | more)
 
@@ -92,6 +92,8 @@ def test_the_command_is_what_a_user_would_type(tmp_path):
     assert cell.command[1].endswith("experiments/learning/stable_baselines.py")
     words = ("--algorithm", "ppo", "--env", "inverted_pendulum", "--seed", "7", "--steps", "5000", "--run")
     assert cell.command[2:] == (*words, str(tmp_path / "runs" / "PPO-seed7"))
+    seldom = model_free_runs.cell_of(options(tmp_path, steps=20_000, eval_every=10_000), "ppo", 7)
+    assert seldom.command[8:13] == ("--steps", "20000", "--eval-every", "10000", "--run")
 
 
 @pytest.fixture
@@ -132,6 +134,8 @@ def test_runs_are_recorded_in_the_schema(recorded, tmp_path):
     ("words", "line"),
     [
         (["--steps", "100"], "--steps is 100; allowed: 5000 (the first evaluation) or more"),
+        (["--eval-every", "0"], "--eval-every is 0; allowed: 1 or more"),
+        (["--steps", "9000", "--eval-every", "10000"], "--steps is 9000; allowed: 10000 (the first evaluation)"),
         (["--env", "hoper"], "env.name is 'hoper'; allowed is one of hopper, "),
         (["--experiment", "runs"], "--experiment is runs; allowed: any other name"),
     ],
