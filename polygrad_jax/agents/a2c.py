@@ -47,7 +47,6 @@ ValueApply = Callable[[Params, Array], Array]
 _ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 _LOG_LR_STEP = 3e-4  # AdamW's learning rate for the logarithm of the actor's learning rate (official code)
 _LOG_LR_WEIGHT_DECAY = 0.01  # PyTorch's default for AdamW (official code)
-_SHUFFLING = 1_416_127  # folded into an update's key, which imagination has used already
 
 
 @flax.struct.dataclass
@@ -101,7 +100,7 @@ def make_a2c(config: Config, spec: EnvSpec, world_model: WorldModel) -> Agent:
             spec,
             progress=experience.progress,
             normaliser=experience.normaliser,
-            key=jax.random.fold_in(key, _SHUFFLING),
+            key=key,
         )
 
     def policy(state: A2CState) -> Policy:

@@ -114,11 +114,12 @@ def make_model_update(world_model: WorldModel, config: Config, mesh: Mesh | None
     def update_model(
         model_state: Any, replay: replays.ReplayState, normaliser: Normaliser, batch_key: Array, update_key: Array
     ) -> tuple[Any, Metrics]:
+        windows_key, padded_key = jax.random.split(batch_key)
         batch = replays.sample(
-            replay, batch_key, size, window, recent, training.recent_windows, world_model.history
+            replay, windows_key, size, window, recent, training.recent_windows, world_model.history
         )
         if training.padded_actions == "drawn":
-            batch = replays.draw_padded_actions(replay, jax.random.fold_in(batch_key, 1), batch)
+            batch = replays.draw_padded_actions(replay, padded_key, batch)
         return world_model.update(model_state, shared_out(batch, mesh), normaliser, update_key)  # Algorithm 1
 
     return update_model
@@ -143,8 +144,9 @@ def make_steps(
         return on_all(state.replace(replay=replays.add(state.replay, chunk, window)), mesh)
 
     def improve_policy(state: TrainState) -> PolicyPart:
-        context_key, imagine_key = (
-            key_for(state.root_key, stream, state.policy_updates) for stream in ("context", "imagine")
+        context_key, windows_key, imagine_key, learn_key = (
+            key_for(state.root_key, stream, state.policy_updates)
+            for stream in ("context", "windows", "imagine", "learn")
         )
         normaliser = normalisers.to_normaliser(state.replay.moments)
         imagined, windows, aux = None, None, {}
@@ -155,10 +157,10 @@ def make_steps(
             contexts = shared_out(contexts, mesh)
             imagined, aux = agent.imagine(state.agent, state.world_model, contexts, normaliser, imagine_key)  # 7
         if agent.windows is not None:
-            windows = shared_out(replays.sample(state.replay, context_key, *agent.windows), mesh)
+            windows = shared_out(replays.sample(state.replay, windows_key, *agent.windows), mesh)
         progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
         experience = Experience(imagined, windows, normaliser, progress)
-        learnt, metrics = agent.update(state.agent, state.world_model, experience, imagine_key)  # 8
+        learnt, metrics = agent.update(state.agent, state.world_model, experience, learn_key)  # 8
         told = {name: x for name, x in aux.items() if name != "guidance/largest_delta"}
         if imagined is not None:
             told["imagination/reward_mean"] = jnp.mean(imagined.rewards)

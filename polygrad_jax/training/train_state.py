@@ -27,6 +27,8 @@ STREAMS = {
     "denoise": 5,
     "errors": 6,
     "stored": 7,
+    "windows": 8,
+    "learn": 9,
 }
 """Every use of randomness on the device is ``fold_in(fold_in(root, stream), counter)``."""
 

@@ -34,14 +34,16 @@ def with_companion(model: WorldModel, companion: WorldModel) -> WorldModel:
     """Return ``model`` with the ``step`` of ``companion``; both learn from every batch."""
 
     def init(key: Array) -> CompanionState:
-        return CompanionState(model.init(key), companion.init(jax.random.fold_in(key, 1)))
+        model_key, companion_key = jax.random.split(key)
+        return CompanionState(model.init(model_key), companion.init(companion_key))
 
     def update(
         state: CompanionState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[CompanionState, Metrics]:
-        imagining, metrics = model.update(state.imagining, segment, normaliser, key)
+        model_key, companion_key = jax.random.split(key)
+        imagining, metrics = model.update(state.imagining, segment, normaliser, model_key)
         window = jax.tree.map(lambda x: x[:, model.history :], segment)
-        learnt, beside = companion.update(state.companion, window, normaliser, jax.random.fold_in(key, 1))
+        learnt, beside = companion.update(state.companion, window, normaliser, companion_key)
         beside = {name.replace("world_model/", "companion/"): x for name, x in beside.items()}
         return CompanionState(imagining, learnt), metrics | beside
 

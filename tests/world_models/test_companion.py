@@ -22,10 +22,11 @@ def both(request):
 def test_what_imagines_is_what_it_would_be_alone(both):
     alone, _, model = both
     key, batch = jax.random.key(3), tiny.batch_for(alone, 0)
-    state, expected = (jax.jit(m.init)(jax.random.key(0)) for m in (model, alone))
+    (init_key, _), (update_key, _) = jax.random.split(jax.random.key(0)), jax.random.split(key)
+    state, expected = jax.jit(model.init)(jax.random.key(0)), jax.jit(alone.init)(init_key)
     assert tiny.all_equal(state.imagining, expected)
     state, metrics = jax.jit(model.update)(state, batch, tiny.NORMALISER, key)
-    expected, of_alone = jax.jit(alone.update)(expected, batch, tiny.NORMALISER, key)
+    expected, of_alone = jax.jit(alone.update)(expected, batch, tiny.NORMALISER, update_key)
     for ours, theirs in zip(jax.tree.leaves(state.imagining), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     assert of_alone.keys() < metrics.keys()
@@ -43,7 +44,9 @@ def test_the_companion_learns_from_the_real_steps_of_each_window_and_steps(both)
     before = jax.jit(model.init)(jax.random.key(0))
     after, _ = jax.jit(model.update)(before, batch, tiny.NORMALISER, key)
     window = jax.tree.map(lambda x: x[:, alone.history :], batch)
-    expected, _ = jax.jit(companion.update)(before.companion, window, tiny.NORMALISER, jax.random.fold_in(key, 1))
+    expected, _ = jax.jit(companion.update)(
+        before.companion, window, tiny.NORMALISER, jax.random.split(key)[1]
+    )
     for ours, theirs in zip(jax.tree.leaves(after.companion), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     raw_obs, actions = jnp.ones((B, O)), jnp.ones((B, A))
