@@ -90,14 +90,16 @@ def check_clone(clone: Path) -> None:
 
 
 def facts(args: argparse.Namespace) -> dict[str, str | None]:
-    """Which official code under which PyTorch was timed; None where that cannot be told, nothing without a clone."""
+    """Return which official code was timed under which PyTorch: None where that is unknown, nothing without a clone."""
     clone: Path | None = args.against_official
     if clone is None:
         return {}
     version = "from importlib import metadata; print(metadata.version('torch'))"
-    cloned = (clone / ".git").exists()  # or git would answer for the folder around it
+    git, cloned = ["git", "-C", str(clone.resolve())], (clone / ".git").exists()  # or git answers for what is around
+    revision = _answer([*git, "rev-parse", "HEAD"]) if cloned else None
+    changed = revision and _answer([*git, "status", "--porcelain", "--untracked-files=no"])
     return {
-        "official_revision": _answer(["git", "-C", str(clone.resolve()), "rev-parse", "HEAD"]) if cloned else None,
+        "official_revision": f"{revision}+changes" if changed else revision,
         "official_torch": _answer([args.official_python, "-c", version]),
     }
 

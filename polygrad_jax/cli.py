@@ -47,7 +47,7 @@ LONGEST_LINE = 900
 """Characters of a complaint."""
 FIT_DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
-ALL_POINTS = ("--samples_per_plugin", "scalars=0")
+ALL_POINTS = ("--samples_per_plugin", "scalars=0,images=0")
 """For TensorBoard, which otherwise keeps a random 10,000 points of a longer series."""
 
 

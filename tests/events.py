@@ -10,5 +10,5 @@ def read_events(folder: Path):
         warnings.simplefilter("ignore")  # of TensorBoard's vendored packages, at import
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+        reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
         return reader.Reload()

@@ -79,17 +79,19 @@ def run_grid(options: argparse.Namespace) -> int:
 
 
 def refuse_other_steps(options: argparse.Namespace) -> None:
-    """Raise ConfigError where recorded runs of an algorithm have another length: their mean would be of two kinds."""
+    """Raise ConfigError where recorded runs of an algorithm have another length or other evaluations."""
     names = [algorithm.upper() for algorithm in options.algorithms]
     for row in training_runs.read_if_there(options.out / f"{training_runs.RUNS}.csv"):
         if row["experiment"] == options.experiment and row["exp_name"] in names:
             words = shlex.split(row["command"])
-            recorded = words[words.index("--steps") + 1]
-            if recorded != str(options.steps):
-                raise ConfigError(
-                    f"--steps is {options.steps}; allowed for {row['exp_name']} in the experiment "
-                    f"{options.experiment}: {recorded}"
-                )
+            usual = str(stable_baselines.EVAL_EVERY_ENV_STEPS)
+            for option, asked in (("--steps", options.steps), ("--eval-every", options.eval_every)):
+                recorded = words[words.index(option) + 1] if option in words else usual
+                if recorded != str(asked):
+                    raise ConfigError(
+                        f"{option} is {asked}; allowed for {row['exp_name']} in the experiment "
+                        f"{options.experiment}: {recorded}"
+                    )
 
 
 def main() -> int:

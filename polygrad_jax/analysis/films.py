@@ -18,6 +18,7 @@ import numpy as np
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.config.extras import require_extra
 from polygrad_jax.envs import tasks
+from polygrad_jax.envs.camera import frames_per_second
 from polygrad_jax.envs.mujoco_state import is_mujoco, observation_of, set_state
 from polygrad_jax.envs.rendering import choose_backend
 from polygrad_jax.runs.evaluation_film import gif_rhythm
@@ -25,7 +26,7 @@ from polygrad_jax.runs.run_folder import TEMPORARY_SUFFIX, one_line_on_disk_trou
 
 FILM_FORMATS = {".mp4": "FFMPEG", ".gif": "GIF"}
 GIF_LEAST_MILLISECONDS = 20
-"""For which a frame is shown: browsers show what is shorter for 100."""
+"""Per frame: browsers show what is shorter for 100."""
 
 
 # --- films -----------------------------------------------------------------------------------------------------------
@@ -82,11 +83,9 @@ def _one_in(every: int, append: Callable[[np.ndarray], None]) -> Callable[[np.nd
 
 
 def frames_per_second_of(config: EnvConfig) -> float:
-    """At which a film of the environment runs as fast as the simulated world; 30 where it does not tell."""
-    env = tasks.make(config)
-    rate = float(env.metadata.get("render_fps") or 30)
-    env.close()
-    return rate
+    """Return at which rate a film of the environment runs as fast as the simulated world; 30 where it does not tell."""
+    with contextlib.closing(tasks.make(config)) as env:
+        return frames_per_second(env)
 
 
 # --- imagined states in the simulator -------------------------------------------------------------------------------

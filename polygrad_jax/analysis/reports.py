@@ -81,8 +81,8 @@ def evaluate(run: OpenedRun, episodes: int, seed: int, video: Path | None = None
         results = evaluate_policy(*given, most_steps=longest)
     else:
         require_rendering(run.config.env)
-        with films.film(video, films.frames_per_second_of(run.config.env)) as on_frame:
-            results = evaluate_policy(*given, lambda env: on_frame(env.render()), most_steps=longest)
+        with films.film(video, films.frames_per_second_of(run.config.env)) as add:
+            results = evaluate_policy(*given, lambda env: add(env.render()), most_steps=longest)
     row: dict[str, Any] = {"env_steps": run.env_steps, "which": run.which, "seed": seed, "episodes": episodes}
     for name in ("return", "length", "distance"):
         values = getattr(results, f"{name}s")

@@ -459,7 +459,8 @@ class LoopConfig:
     eval_episodes: int = option(20, "Episodes per evaluation, under the policy's mean action.", AT_LEAST_1)
     film_checkpoints: bool = option(
         True,
-        "Film the first ten seconds of an evaluation at each checkpoint for TensorBoard, where pictures can be drawn.",
+        "Film the first ten seconds of the first evaluation after each checkpoint for TensorBoard, where pictures can "
+        "be drawn.",
     )
     error_trajectories: int = option(
         100, "Imagined trajectories compared with the simulator at each evaluation. 0 skips the comparison.", AT_LEAST_0

@@ -344,7 +344,7 @@ def _python_number(value: Any) -> Any:
 def from_dict(saved: dict[str, Any]) -> Config:
     """The inverse of :func:`to_dict`; reads configurations of the revision before too.
 
-    A field that an older revision did not write takes its default, which is what that revision did.
+    A field that an older revision did not write takes its default, which is what that revision did (it made no films).
 
     Raises:
       ConfigError: an unknown field, a removed field at a value that is no longer possible, or a value in place of

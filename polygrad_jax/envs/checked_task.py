@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from polygrad_jax.config import LARGEST_STORED
-from polygrad_jax.envs.camera import use_own_context
+from polygrad_jax.envs.camera import free_drawing, use_own_context
 
 RESET, STEP = ("observation", "info"), ("observation", "reward", "terminated", "truncated", "info")
 """What Gymnasium's reset and step return."""
@@ -136,9 +137,16 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return observation, reward, terminal, truncated, info
 
     def render(self) -> Any:
-        """Draw the task as its render mode says: ``rgb_array`` gives ``[height, width, 3]`` uint8."""
-        use_own_context(self.env)
-        return self.env.render()
+        """Draw the task as its render mode says: ``rgb_array`` gives ``[height, width, 3]`` uint8.
+
+        Raises:
+            EnvStepError: the task raised.
+        """
+        try:
+            use_own_context(self.env)
+            return self.env.render()
+        except FAILURES as error:
+            raise EnvStepError(f"{self._where()}: render failed: {_said(error)}") from error
 
     def close(self) -> None:
         """Free the task.
@@ -146,8 +154,9 @@ class CheckedTask(gym.Wrapper, gym.utils.RecordConstructorArgs):
         Raises:
             EnvStepError: the task raised.
         """
+        with contextlib.suppress(Exception):  # a GL library that fails does so again when the task is closed
+            free_drawing(self.env)
         try:
-            use_own_context(self.env)
             self.env.close()
         except FAILURES as error:
             raise EnvStepError(f"{self.name}: close failed: {_said(error)}") from error

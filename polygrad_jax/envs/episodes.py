@@ -55,7 +55,7 @@ def run_episodes(
         episodes: E, at least 1.
         seed: of the run; the episodes' seeds are not those of training.
         watch: called with the task of the first episode, which can draw itself (``rgb_array``), after its reset and
-            after each of its steps.
+            after each of its steps; never where no copy can be made that draws.
         restart: called before every group of episodes, so that ``act`` forgets those before.
         spare: lends a copy that exists already, for a task of which no other can be made.
         most_steps: length of an episode that the task is known to end itself.
@@ -69,6 +69,7 @@ def run_episodes(
         raise ValueError(f"episodes is {episodes}; allowed is 1 or more")
     with ExitStack() as opened:
         envs, remarks = _copies(env_config, episodes, watch is not None, spare, opened)
+        watched = watch is not None and envs[0].render_mode == "rgb_array"
         name, limit = envs[0].name, envs[0].time_limit or max(MOST_STEPS, most_steps)
         observations = np.zeros((episodes, tasks.spec_of(envs[0]).observation_size), np.float32)
         returns, distances = np.zeros(episodes), np.full(episodes, np.nan)
@@ -78,7 +79,7 @@ def run_episodes(
             running = dict(zip(range(first, episodes), envs, strict=False))
             for e, env in running.items():
                 observations[e], _ = env.reset(seed=episode_seed(seed, EVALUATION_STREAM, e))
-            if watch is not None and first == 0:
+            if watched and first == 0:
                 watch(envs[0])
             while running:
                 first_is_running = 0 in running
@@ -95,7 +96,7 @@ def run_episodes(
                     if over or lengths[e] == limit:
                         distances[e], cut = env.distance, cut or not over
                         del running[e]
-                if watch is not None and first_is_running:
+                if watched and first_is_running:
                     watch(envs[0])
     if cut:
         why = f"{name} has no time limit (max_episode_steps)"
@@ -127,7 +128,7 @@ def _copies(
         return envs, [f"evaluation runs episodes in turn: copies of the task disturb each other ({why})"]
     for e in range(wanted):
         try:
-            envs.append(tasks.make(env_config, "rgb_array" if drawing and e == 0 else None))
+            envs.append(_copy(env_config, drawing and e == 0, spare is not None))
         except ConfigError as error:
             if not envs and spare is None:
                 raise
@@ -136,3 +137,18 @@ def _copies(
             return envs, [f"evaluation runs episodes {where}: no more than {len(envs)} at once ({why})"]
         opened.callback(envs[-1].close)
     return envs, []
+
+
+def _copy(env_config: EnvConfig, drawing: bool, goes_without: bool) -> CheckedTask:
+    """Make a copy that draws if that is asked for, or one that ``goes_without`` where none can.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if drawing:
+        try:
+            return tasks.make(env_config, "rgb_array")
+        except ConfigError:
+            if not goes_without:
+                raise
+    return tasks.make(env_config)

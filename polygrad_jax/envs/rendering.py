@@ -14,7 +14,7 @@ import numpy as np
 
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs import random_steps, tasks
-from polygrad_jax.envs.checked_task import EnvStepError
+from polygrad_jax.envs.checked_task import FAILURES, EnvStepError
 from polygrad_jax.envs.mujoco_state import is_mujoco
 
 _LIBRARIES = {
@@ -36,12 +36,12 @@ def _loads(name: str) -> bool:
 
 
 def missing_packages(backend: str) -> list[str]:
-    """Debian's packages that ``backend`` (egl or osmesa) would need and that are not there."""
+    """Return Debian's packages that ``backend`` (egl or osmesa) would need and that are not there."""
     return [package for names, package in _LIBRARIES[backend] if not any(_loads(name) for name in names)]
 
 
 def choose_backend() -> str:
-    """Sets ``MUJOCO_GL`` to what can render without a screen, egl before osmesa, unless it is set; returns it.
+    """Set ``MUJOCO_GL`` to what can render without a screen, egl before osmesa, unless it is set, and return it.
 
     Raises:
       ConfigError: the library for it is missing; names Debian's package.
@@ -60,22 +60,20 @@ def choose_backend() -> str:
 
 
 def require_rendering(config: EnvConfig) -> None:
-    """Renders one frame, so that what is missing is said before any work.
+    """Render one frame, so that what is missing is said before any work.
 
     Raises:
       ConfigError: the environment cannot be rendered here; one line.
     """
-    env = tasks.make(config)
-    needs_gl = is_mujoco(env)
-    env.close()
+    with contextlib.closing(tasks.make(config)) as env:
+        needs_gl = is_mujoco(env)
     backend = choose_backend() if needs_gl else None
     with _quiet_destructors():
         try:
-            env = tasks.make(config, "rgb_array")
-            env.reset(seed=0)
-            frame = env.render()
-            env.close()
-        except Exception as error:  # what a broken GL library raises depends on where it is noticed
+            with contextlib.closing(tasks.make(config, "rgb_array")) as env:
+                env.reset(seed=0)
+                frame = env.render()
+        except FAILURES as error:  # what a broken GL library raises depends on where it is noticed
             words = " ".join(str(error).split())[:150]
             remedy = f"; allowed: a working GL library. {_REMEDY}" if needs_gl else "; allowed: an environment that can"
             how = f" with MUJOCO_GL={backend}" if backend else ""
@@ -88,7 +86,7 @@ def require_rendering(config: EnvConfig) -> None:
 def why_no_pictures(config: EnvConfig) -> str | None:
     """Return why nothing can be drawn of a second copy of a task, in the middle of other work; None where it can.
 
-    A GL library is first tried in a process of its own: a broken one may end the process that loads it.
+    MuJoCo's GL library is first tried in a process of its own: a broken one may end the process that loads it.
     """
     if why := random_steps.why_not_side_by_side(config):
         return f"copies of the task disturb each other ({why})"
@@ -111,8 +109,10 @@ def _draw_elsewhere() -> None:
       ConfigError: that process failed.
     """
     try:
-        done = subprocess.run([sys.executable, "-c", _ONE_PICTURE], capture_output=True, timeout=_PATIENCE_SECONDS)
-        trouble = f"exit status {done.returncode}" if done.returncode else ""
+        how = {"capture_output": True, "text": True, "timeout": _PATIENCE_SECONDS}
+        done = subprocess.run([sys.executable, "-c", _ONE_PICTURE], **how)
+        last = (done.stderr.strip().splitlines() or [""])[-1][:150]
+        trouble = f"exit status {done.returncode}: {last}" if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
         trouble = type(error).__name__
     if trouble:
@@ -122,7 +122,7 @@ def _draw_elsewhere() -> None:
 
 @contextlib.contextmanager
 def _quiet_destructors() -> Iterator[None]:
-    """A viewer whose making failed complains again when it is thrown away."""
+    """Silence a viewer whose making failed, which complains again when it is thrown away."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield

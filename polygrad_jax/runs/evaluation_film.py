@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polygrad_jax.envs.camera import draw_plainly
-from polygrad_jax.envs.checked_task import CheckedTask
+from polygrad_jax.envs.camera import draw_plainly, frames_per_second
+from polygrad_jax.envs.checked_task import FAILURES, CheckedTask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,33 +20,35 @@ if TYPE_CHECKING:
 SIDE = 240
 """Pixels of the longer side."""
 LEAST_MILLISECONDS = 80
-"""For which a frame is shown."""
+"""Per frame."""
 SECONDS = 10.0
 COLOURS = 64
-_UNKNOWN_RATE = 30.0
 _SPEED_TOLERANCE = 0.05
 
 
 def gif_rhythm(frames_per_second: float, least_milliseconds: int) -> tuple[int, int]:
     """Return every how many frames one is kept in a GIF, and the milliseconds for which it is shown.
 
-    A GIF counts hundredths of a second: the 8 ms between two pictures of Hopper become 0. Browsers show anything below
-    20 ms for 100. What is returned is right to a twentieth.
+    A GIF counts hundredths of a second: the 8 ms between two pictures of Hopper become 0. What is returned is right to
+    a twentieth.
     """
-    for every in itertools.count(1):
+    for every in itertools.count(1):  # ends: from 100 ms on, rounding is within the tolerance
         exact = 1000.0 * every / frames_per_second
         shown = 10 * round(exact / 10)
         if shown >= least_milliseconds and abs(shown - exact) <= _SPEED_TOLERANCE * exact:
-            return every, shown
-    raise AssertionError("unreachable: from 100 ms on, rounding is less than the tolerance")
+            break
+    return every, shown
 
 
 @dataclass
 class EvaluationFilm:
-    """The first ten seconds of an episode, as a GIF; :meth:`watch` is what ``run_episodes`` calls."""
+    """The first ten seconds of an episode, as a GIF; :meth:`watch` is what ``run_episodes`` calls.
+
+    Whatever fails ends the film, never the evaluation.
+    """
 
     trouble: str | None = None
-    """Why the film ends before its time."""
+    """Why drawing stopped."""
     _frames: list[Image] = field(default_factory=list)
     _steps: int = 0
     _every: int = 1
@@ -52,33 +56,41 @@ class EvaluationFilm:
     _last: float = 0.0
 
     def watch(self, env: CheckedTask) -> None:
-        """Draw the task where a frame is due. A task that cannot draw ends the film, not the evaluation."""
+        """Draw the task where a frame is due."""
+        if self.trouble is None:
+            with self._guard():
+                self._watch(env)
+
+    def _watch(self, env: CheckedTask) -> None:
         if self._steps == 0:
             draw_plainly(env, SIDE)
-            rate = float(env.metadata.get("render_fps") or _UNKNOWN_RATE)
+            rate = frames_per_second(env)
             self._every, self._milliseconds = gif_rhythm(rate, LEAST_MILLISECONDS)
             self._last = SECONDS * rate
-        due = self._steps % self._every == 0 and self._steps < self._last and self.trouble is None
+        if self._steps % self._every == 0 and self._steps < self._last:
+            self._frames.append(_small(env.render()))
         self._steps += 1
-        if due:
-            try:
-                self._frames.append(_small(env.render()))
-            except Exception as error:  # a task of a user raises anything
-                self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
 
-    @property
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as error:  # a task of a user raises anything
+            self.trouble = " ".join(str(error).split())[:200] or type(error).__name__
+
     def size(self) -> tuple[int, int]:
-        """Return width and height in pixels."""
+        """Return width and height in pixels, of a film that has frames."""
         return self._frames[0].size
 
     def gif(self) -> bytes | None:
-        """Return the film, which runs as fast as the simulated world; None where nothing was drawn."""
+        """Return the film, which runs as fast as the simulated world; None where nothing could be drawn."""
         if not self._frames:
             return None
         first, *others = self._frames
         written = io.BytesIO()
-        first.save(written, "GIF", save_all=True, append_images=others, duration=self._milliseconds, loop=0)
-        return written.getvalue()
+        with self._guard():
+            first.save(written, "GIF", save_all=True, append_images=others, duration=self._milliseconds, loop=0)
+        return written.getvalue() or None
 
 
 def _small(picture: np.ndarray) -> Image:

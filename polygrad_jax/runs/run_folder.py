@@ -54,6 +54,7 @@ MAY_DIFFER_ON_RESUME = (
     "loop.error_trajectories",
     "loop.log_every_env_steps",
     "loop.checkpoint_every_env_steps",
+    "loop.film_checkpoints",
 )
 """Fields that change nothing in what has been learnt; neither does a checkpoint. A longer run goes on along the new
 line of what changes evenly to its end (``a2c.final_target_change``, ``a2c.learning_rates falling``)."""
@@ -225,7 +226,7 @@ def _version(package: str) -> str | None:
 
 
 def processor(told: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The processor's name where the system tells (Linux), with family and model.
+    """Return the processor's name where the system tells (Linux), with family and model.
 
     Virtual machines shorten names: generations that differ in speed and in rounding are all called "AMD EPYC".
     """
@@ -284,6 +285,9 @@ def differing_environment(saved: dict[str, Any], current: dict[str, Any]) -> lis
         _leaves({n: facts.get(n) for n in NEEDED_FOR_BIT_EXACTNESS} | {n: facts.get(n, 1) for n in ONE_UNLESS_SAID})
         for facts in (saved, current)
     )
+    named = a.get("processor")
+    if named is not None and str(b.get("processor")).startswith(f"{named} (family "):
+        b["processor"] = named  # saved before family and model were told
     return [f"{n}: {a.get(n)} -> {b.get(n)}" for n in sorted(a.keys() | b.keys()) if a.get(n) != b.get(n)]
 
 

@@ -560,7 +560,7 @@ def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Pat
 def evaluate(run: Run, state: TrainState, against: Against | None, filmed: bool = False) -> dict[str, Any]:
     """Evaluate the policy (20 episodes, mean action; a row of ``eval.csv``) and return the errors of imagination.
 
-    Where it is ``filmed``, the beginning of its first episode goes to TensorBoard.
+    With ``filmed``, write the beginning of its first episode to TensorBoard.
 
     Raises:
       ConfigError: the world model is the simulator, which has turned out not to be the task.
@@ -587,7 +587,7 @@ def evaluate(run: Run, state: TrainState, against: Against | None, filmed: bool 
 
 @functools.cache
 def can_be_filmed(config: EnvConfig) -> bool:
-    """Whether a task can be drawn here; where it cannot, say so, once."""
+    """Return whether a task can be drawn here; where it cannot, say so, once."""
     why_not = why_no_pictures(config)
     if why_not is not None:
         announce(f"no films of evaluations in TensorBoard: {why_not}")
@@ -595,12 +595,13 @@ def can_be_filmed(config: EnvConfig) -> bool:
 
 
 def keep_film(run: Run, film: EvaluationFilm) -> None:
-    """Write the film of an evaluation; what cut it short is said."""
-    if film.trouble is not None:
-        announce(f"the film of the evaluation at environment step {run.at.env_steps:,} is cut short: {film.trouble}")
+    """Write the film of an evaluation, and announce why it is short."""
     gif = film.gif()
     if gif is not None:
-        run.metrics.write_film(run.at.env_steps, "evaluation/first_episode", gif, film.size)
+        run.metrics.write_film(run.at.env_steps, "evaluation/first_episode", gif, film.size())
+    if film.trouble is not None:
+        short = "no film" if gif is None else "a short film"
+        announce(f"{short} of the evaluation at environment step {run.at.env_steps:,}: {film.trouble}")
 
 
 def learnt(state: TrainState) -> dict[str, Any]:
@@ -656,10 +657,16 @@ class Session:
         return cls(time.perf_counter(), run.at.env_steps, run.at.clock.compiling, against)
 
 
-def look(run: Run, session: Session, state: TrainState, due: Due) -> dict[str, Any]:
-    """Evaluate the policy if that is due, and log a row, which is returned."""
-    filmed = due.save and run.config.loop.film_checkpoints
-    looks = evaluate(run, state, session.against, filmed) if due.evaluate else {}
+def is_filmed(run: Run) -> bool:
+    """Return whether an evaluation now is the first one since a checkpoint was due."""
+    loop, now = run.config.loop, run.at.env_steps
+    since = crossed(now - loop.eval_every_env_steps, now, loop.checkpoint_every_env_steps)
+    return loop.film_checkpoints and (since or run.over)
+
+
+def look(run: Run, session: Session, state: TrainState, evaluate_now: bool) -> dict[str, Any]:
+    """Evaluate the policy if asked to, and log a row, which is returned."""
+    looks = evaluate(run, state, session.against, is_filmed(run)) if evaluate_now else {}
     looks |= uncovered_share(state.replay, run.window)
     seconds = time.perf_counter() - session.began
     return log_row(run, looks, (run.at.env_steps - session.first_step) / seconds)
@@ -738,7 +745,7 @@ def learn(
 
     def look_where_due(i: int, due: Due) -> None:
         if due.evaluate or due.log:
-            row = look(runs[i], sessions[i], of_seed(view, i, seeds), due)
+            row = look(runs[i], sessions[i], of_seed(view, i, seeds), due.evaluate)
             delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
             progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
 

@@ -30,7 +30,7 @@ STREAMS = {
     "windows": 8,
     "learn": 9,
 }
-"""Every use of randomness on the device is ``fold_in(fold_in(root, stream), counter)``."""
+"""Every use of randomness in a step of learning is ``fold_in(fold_in(root, stream), counter)``."""
 
 
 @flax.struct.dataclass

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -613,10 +612,3 @@ def test_a_missing_gl_library_names_debians_package_and_leaves_no_file(run, tmp_
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(ConfigError, match="rendering with osmesa needs a GL library that is missing \\(libosmesa6\\)"):
         rendering.choose_backend()
-
-
-def test_what_there_is_is_taken(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(rendering, "_loads", lambda name: name.startswith("libOSMesa"))
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    assert rendering.choose_backend() == os.environ["MUJOCO_GL"] == "osmesa"

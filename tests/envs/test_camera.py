@@ -1,5 +1,7 @@
 """Pictures show the body wherever it has gone."""
 
+import gc
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -51,6 +53,9 @@ def test_another_task_that_draws_or_is_closed_leaves_the_picture_as_it_was():
     np.testing.assert_array_equal(ant.render(), ants)
     hopper.render()
     ant.close()  # while the other one's context is current
+    np.testing.assert_array_equal(hopper.render(), alone)
+    del ant
+    gc.collect()  # nothing of it is freed in the other one's context
     np.testing.assert_array_equal(hopper.render(), alone)
     hopper.close()
 

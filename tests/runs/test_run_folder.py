@@ -213,3 +213,11 @@ def test_a_processor_is_told_from_another_of_its_name(tmp_path):
     told.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
     assert processor(told) is None
     assert processor(tmp_path / "no such file") is None
+
+
+def test_a_processor_saved_before_its_family_was_told_is_the_same():
+    saved, other = ENVIRONMENT | {"processor": "AMD EPYC"}, ENVIRONMENT | {"processor": "AMD EPYC 7763"}
+    current = ENVIRONMENT | {"processor": "AMD EPYC (family 25, model 17)"}
+    assert rf.differing_environment(saved, current) == []
+    for a, b in ((current, current | {"processor": "AMD EPYC (family 25, model 1)"}), (other, current)):
+        assert rf.differing_environment(a, b) == [f"processor: {a['processor']} -> {b['processor']}"]

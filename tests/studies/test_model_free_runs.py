@@ -128,6 +128,8 @@ def test_runs_are_recorded_in_the_schema(recorded, tmp_path):
     assert str(tmp_path) not in (recorded.out / "runs.csv").read_text()
     with pytest.raises(ConfigError, match="--steps is 6000; allowed for PPO in the experiment e: 5000"):
         model_free_runs.run_grid(options(tmp_path, steps=6_000))
+    with pytest.raises(ConfigError, match="--eval-every is 2500; allowed for PPO in the experiment e: 5000"):
+        model_free_runs.run_grid(options(tmp_path, eval_every=2_500))
 
 
 @pytest.mark.parametrize(

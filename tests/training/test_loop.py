@@ -121,6 +121,34 @@ def learn_from_noise():
     return config, learnt
 
 
+def test_every_part_of_an_iteration_draws_from_a_key_of_its_own(monkeypatch):
+    """Of one key, the noise of one part would be the noise of another: fold_in(key, i) is split(key)[i]."""
+    config, spec = small("inverted_pendulum"), EnvSpec(observation_size=4, action_size=1)
+    world_model, seen = make_world_model(config, spec), {}
+    agent = make_agent(config, spec, world_model)
+
+    def noting(name, function, position):
+        def noted(*arguments, **named):
+            seen[name] = tuple(np.asarray(jax.random.key_data(arguments[position])).tolist())
+            return function(*arguments, **named)
+
+        return noted
+
+    monkeypatch.setattr(replays, "sample", noting("windows", replays.sample, 1))
+    monkeypatch.setattr(replays, "sample_contexts", noting("contexts", replays.sample_contexts, 1))
+    agent = agent._replace(
+        imagine=noting("imagine", agent.imagine, 4), update=noting("update", agent.update, 3), windows=(2, 3)
+    )
+    steps = make_steps(config, spec, world_model, agent)
+    state = steps.insert(jax.jit(steps.init)(), noise_rows(200))
+    steps.improve_policy(state)
+    assert seen.keys() == {"windows", "contexts", "imagine", "update"}
+    first = set(seen.values())
+    assert len(first) == 4
+    steps.improve_policy(state.replace(policy_updates=state.policy_updates + 1))
+    assert len(first | set(seen.values())) == 8
+
+
 def test_side_by_side_the_numbers_are_those_of_one_program(learn_from_noise):
     _, learnt = learn_from_noise
     (one, _, state, outputs), (several, _, other_state, other_outputs) = learnt(False), learnt(True)
