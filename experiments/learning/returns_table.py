@@ -8,6 +8,11 @@ nothing: all of it is made from CSV files. Repeated runs ("... again") are left 
 
     python experiments/learning/returns_table.py --experiments hopper_long hopper_model_free \\
         --against PPO --out results/learning_curves
+    python experiments/learning/returns_table.py --experiments hopper_horizon_20 \\
+        --metric error/observation_mse_009 --out results/learning_curves
+
+Another ``--metric`` of the curves is tabled in the same way: the second command tables how wrong imagination is nine
+steps ahead.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from experiments.harness import in_venv  # noqa: F401
 import argparse
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +47,7 @@ class Run(NamedTuple):
     """What one run came to."""
 
     seed: str
-    value: float  # return, the mean of its last evaluations
+    value: float  # the mean of its last evaluations
     metres: float  # NaN where the task tells none
     step: int  # of the last of them
 
@@ -53,19 +58,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="their folder")
     parser.add_argument("--until", type=int, default=None, metavar="STEP", help="evaluations up to here (all)")
     parser.add_argument("--against", default=None, metavar="SETTING", help="what every other setting is compared with")
+    parser.add_argument("--metric", default=RETURN, help="of the curves, to be tabled in place of returns")
     parser.add_argument(physics.ASKED_BY, action="store_true", help="whatever versions of MuJoCo made the curves")
     return parser.parse_args()
 
 
-def runs_of(rows: Sequence[grid.Row], until: int | None) -> list[Run]:
+def runs_of(rows: Sequence[grid.Row], until: int | None, metric: str = RETURN) -> list[Run]:
     """Return a setting's runs, by seed; one with fewer than three evaluations counts those it has."""
     found = []
     for (seed,), own in sorted(statistics.groups(rows, ["seed"]).items()):
-        last = {metric: last_values(own, metric, until) for metric in (RETURN, DISTANCE)}
-        if last[RETURN]:
-            metres = [value for _, value in last[DISTANCE]]
-            value = float(np.mean([value for _, value in last[RETURN]]))
-            found.append(Run(seed, value, float(np.mean(metres)) if metres else math.nan, last[RETURN][-1][0]))
+        last = last_values(own, metric, until)
+        if last:
+            metres = [value for _, value in last_values(own, DISTANCE, until)]
+            value = float(np.mean([value for _, value in last]))
+            found.append(Run(seed, value, float(np.mean(metres)) if metres else math.nan, last[-1][0]))
     return found
 
 
@@ -78,35 +84,46 @@ def last_values(rows: Sequence[grid.Row], metric: str, until: int | None) -> lis
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(settings: dict[str, list[Run]], against: str | None) -> list[str]:
+Number = Callable[[float], str]
+"""How a value is written."""
+
+
+def number_of(metric: str) -> Number:
+    """Return how values of a metric are written: returns as whole numbers."""
+    return (lambda value: f"{value:,.0f}") if metric == RETURN else (lambda value: f"{value:.2g}")
+
+
+def table(settings: dict[str, list[Run]], against: str | None, metric: str = RETURN) -> list[str]:
     """Return the lines of a table, a setting each."""
-    head = ["setting", "steps", "last three, by seed", "mean ± sd (95 %)", "interquartile mean", "worst", "metres"]
+    number, (least, more) = number_of(metric), ("worst", "better") if metric == RETURN else ("least", "more")
+    head = ["setting", "steps", "last three, by seed", "mean ± sd (95 %)", "interquartile mean", least, "metres"]
     if against is not None:
-        head += [f"less {against} (95 %)", f"better than {against}"]
+        head += [f"less {against} (95 %)", f"{more} than {against}"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, runs in settings.items():
         values = [run.value for run in runs]
         cells = [
             name,
             f"{min(run.step for run in runs):,}",
-            ", ".join(f"{value:,.0f}" for value in values),
-            with_deviation(values),
+            ", ".join(map(number, values)),
+            with_deviation(values, number),
             # Of fewer than four runs it leaves out none: the mean by another name.
-            f"{statistics.interquartile_mean([values]):,.0f}" if len(values) >= statistics.FEWEST_FOR_QUARTERS else "",
-            f"{min(values):,.0f}",
+            number(statistics.interquartile_mean([values])) if len(values) >= statistics.FEWEST_FOR_QUARTERS else "",
+            number(min(values)),
             ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
         ]
         if against is not None:
             alike = name != against and as_far(runs, settings[against])
-            cells += compared(values, [run.value for run in settings[against]]) if alike else ["", ""]
+            others = [run.value for run in settings[against]]
+            cells += compared(values, others, number) if alike else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def with_deviation(values: list[float]) -> str:
+def with_deviation(values: list[float], number: Number) -> str:
     """Write ``1,200 ± 90 (900 to 1,500)``: mean, standard deviation over seeds, interval of the mean."""
-    mean, interval = (estimate(statistics.mean_interval(values)) + " ").split(" ", 1)
-    return f"{mean} ± {np.std(values, ddof=1):,.0f} {interval}".strip() if len(values) > 1 else mean
+    mean, interval = (estimate(statistics.mean_interval(values), number) + " ").split(" ", 1)
+    return f"{mean} ± {number(np.std(values, ddof=1))} {interval}".strip() if len(values) > 1 else mean
 
 
 def as_far(runs: list[Run], others: list[Run]) -> bool:
@@ -115,16 +132,16 @@ def as_far(runs: list[Run], others: list[Run]) -> bool:
     return abs(steps - other_steps) < 0.05 * other_steps
 
 
-def compared(values: list[float], others: list[float]) -> list[str]:
-    """Return how much more these return, and how often one of them is better."""
+def compared(values: list[float], others: list[float], number: Number) -> list[str]:
+    """Return how much more these are, and how often one of them is more."""
     share = statistics.improvement([values], [others])
-    return [estimate(statistics.difference_interval(values, others)), f"{share:.2f}"]
+    return [estimate(statistics.difference_interval(values, others), number), f"{share:.2f}"]
 
 
-def estimate(of: statistics.Estimate) -> str:
+def estimate(of: statistics.Estimate, number: Number) -> str:
     """Write ``1,200 (900 to 1,500)``; the value alone where there is no interval."""
     value, low, high = of
-    return f"{value:,.0f}" if math.isnan(low) else f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
+    return number(value) if math.isnan(low) else f"{number(value)} ({number(low)} to {number(high)})"
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
@@ -143,7 +160,11 @@ def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
     named = [run for own in of_each.values() for run in {(row["exp_name"], row["seed"]) for row in own}]
     if twice := [f"{name}, seed {seed}" for (name, seed), count in sorted(Counter(named).items()) if count > 1]:
         raise ConfigError(f"--experiments have {twice[0]} more than once; allowed: different settings")
-    by_name = {name: runs_of(own, options.until) for (name,), own in statistics.groups(rows, ["exp_name"]).items()}
+    metrics = sorted({row["metric"] for row in rows})
+    if options.metric not in metrics:
+        raise ConfigError(f"--metric is {options.metric}; allowed: {', '.join(metrics)}")
+    of_settings = statistics.groups(rows, ["exp_name"]).items()
+    by_name = {name: runs_of(own, options.until, options.metric) for (name,), own in of_settings}
     settings = {name: runs for name, runs in by_name.items() if runs}
     if not settings:
         first = min(int(row["env_step"]) for row in rows)
@@ -156,7 +177,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
 def main() -> int:
     options = parse()
     try:
-        print("\n".join(table(settings_of(options), options.against)))
+        print("\n".join(table(settings_of(options), options.against, options.metric)))
     except ConfigError as error:
         print(f"returns_table: {error}", file=sys.stderr)
         return BAD_INPUT

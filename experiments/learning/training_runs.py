@@ -52,6 +52,8 @@ RUNS = "runs"
 """The stem of the table of all runs, which no experiment may have."""
 LAST_EVALUATIONS = 3
 SHOWN_METRICS = {"return_mean": "evaluation return", "distance_mean": "distance travelled [m]"}
+ERRORS = tuple(f"error/observation_mse_{steps:03d}" for steps in (1, 5, 9, 19))
+"""Squared errors of imagined observations so many steps ahead, in variances of the data."""
 AGAIN = " again"
 
 
@@ -245,14 +247,27 @@ def curve_of(runs: Path, run: grid.Row, kept: list[grid.Row]) -> list[grid.Row]:
         own = [row for row in kept if key_of(row) == key_of(run)]
         return [row | {physics.COLUMN: row.get(physics.COLUMN) or version} for row in own]
     named = {name: run[name] for name in ("exp_name", "env_name", "seed")}
-    return [
-        named
-        | {"metric": metric, "env_step": row["env_steps"], "value": row[metric]}
-        | {physics.COLUMN: row.get(physics.COLUMN) or version}
+    values = [
+        (metric, row["env_steps"], row[metric], row.get(physics.COLUMN) or version)
         for metric in rows[0]
         if metric not in ("env_steps", physics.COLUMN)
         for row in rows
         if row[metric] != ""
+    ]
+    values += [(*error, version) for error in errors_of(runs / run_name(run["exp_name"], run["seed"]))]
+    names = ("metric", "env_step", "value", physics.COLUMN)
+    return [named | dict(zip(names, of_one, strict=True)) for of_one in values]
+
+
+def errors_of(folder: Path) -> list[tuple[str, str, str]]:
+    """Return metric, environment step and value of a run's errors of imagination, of some of the steps ahead."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [
+        (metric, str(row["env_steps"]), repr(row[metric]))
+        for metric in ERRORS
+        for row in rows
+        if row.get(metric) is not None
     ]
 
 

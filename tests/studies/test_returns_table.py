@@ -21,6 +21,7 @@ def write(folder, experiment, settings=EVALUATIONS, task="Hopper-v5", mujoco="4.
                     step = 5_000 * (k + 1)
                     writer.writerow([name, task, seed, "return_mean", step, value, mujoco])
                     writer.writerow([name, task, seed, "distance_mean", step, value / 10, mujoco])
+                    writer.writerow([name, task, seed, "error/x", step, value / 1000, mujoco])
 
 
 @pytest.fixture
@@ -52,6 +53,15 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
     assert rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
 
 
+def test_another_metric_is_tabled_in_the_same_way(tmp_path, run):
+    write(tmp_path, "x")
+    said = run("--experiments", "x", "--metric", "error/x", "--against", "B")[1]
+    assert "| least | metres | less B (95 %) | more than B |" in said
+    rows = cells(said)
+    assert rows["A"][:5] == ["20,000", "0.02, 0.05", "0.035 ± 0.021 (-0.16 to 0.23)", "", "0.02"]
+    assert rows["A"][6:] == ["0.03 (-0.15 to 0.21)", "1.00"]
+
+
 def test_the_interquartile_mean_is_that_of_four_runs_or_more(tmp_path, run):
     write(tmp_path, "x", {"four": {k: [last] * 3 for k, last in enumerate([1, 10, 20, 3000])}})
     # The middle two; of fewer than four runs none would be left out, and the column stays empty.
@@ -77,6 +87,7 @@ def test_only_evaluations_up_to_a_step_count(tmp_path, run):
         (["--experiments", "x", "walks"], "--experiments are of Hopper-v5, Walker2d-v5"),
         (["--experiments", "x", "older"], "mujoco"),
         (["--experiments", "x", "copy"], "have A, seed 0 more than once"),
+        (["--experiments", "x", "--metric", "y"], "--metric is y; allowed: distance_mean, error/x, return_mean"),
         (["--experiments", "x", "--against", "C"], "--against is C; allowed: A, B"),
         (["--experiments", "x", "--until", "4999"], "--until is 4999; allowed: from 5,000 on"),
     ],

@@ -83,6 +83,17 @@ def test_results_failures_and_divergences(trained, tmp_path, capsys):
     assert [r["metric"] for r in curves[4:]] == ["length_mean"] * 4 + ["distance_mean"] * 4
 
 
+def test_errors_of_imagination_are_kept_beside_the_evaluations(tmp_path):
+    name = "error/observation_mse_00"
+    rows = [{"env_steps": 5, "a": 1.0}, {"env_steps": 9, f"{name}1": 0.1, f"{name}2": 0.2, f"{name}9": None}]
+    rows += [{"env_steps": 12, f"{name}1": 0.3, f"{name}9": 0.9}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_runs.errors_of(tmp_path) == [
+        (f"{name}1", "9", "0.1"), (f"{name}1", "12", "0.3"), (f"{name}9", "12", "0.9")
+    ]  # fmt: skip
+    assert training_runs.errors_of(tmp_path / "gone") == []
+
+
 def test_the_command_is_what_a_user_would_type(tmp_path):
     opts = options(tmp_path, fields="--a2c.gamma 0.9", setting=["K = 128: --diffusion.sampling-steps 128"])
     (name, fields), = training_runs.settings_of(opts).items()
