@@ -47,7 +47,8 @@ LONGEST_LINE = 900
 """Characters of a complaint."""
 FIT_DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
-ALL_POINTS = ("--samples_per_plugin", "scalars=0,images=0")
+ALL_POINTS = ("--samples_per_plugin", "scalars=1000000,images=1000")
+"""More than a run has. To TensorBoard 0 is none, although its Python reader takes 0 for all."""
 """For TensorBoard, which otherwise keeps a random 10,000 points of a longer series."""
 
 

@@ -239,5 +239,5 @@ def test_tensorboard_is_asked_for_every_point(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.subprocess, "run", lambda command, **_: asked.append(command) or Mock(returncode=0))
     assert cli.main(["tensorboard", str(tmp_path)]) == 0
     assert asked[0][1:] == [
-        "-m", "tensorboard.main", "--logdir", str(tmp_path), "--samples_per_plugin", "scalars=0,images=0"
+        "-m", "tensorboard.main", "--logdir", str(tmp_path), "--samples_per_plugin", "scalars=1000000,images=1000"
     ]  # fmt: skip

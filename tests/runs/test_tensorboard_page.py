@@ -1,7 +1,14 @@
 """The page and the table that TensorBoard shows, read by TensorBoard's own plugins."""
 
+import contextlib
 import json
 import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -16,6 +23,7 @@ with warnings.catch_warnings():
     from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
     from tensorboard.plugins.scalar import scalars_plugin
 
+from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.runs import tensorboard_page
 from polygrad_jax.runs.metrics_log import MetricsLog
@@ -49,6 +57,35 @@ def two_runs(tmp_path):
             log.write_evaluation(step, {"return_mean": value, "length_mean": 10.0, "distance_mean": None})
         log.close()
     return tmp_path
+
+
+def test_tensorboard_serves_every_point_and_every_film(tmp_path):
+    """By TensorBoard itself, as ``polygrad tensorboard`` starts it: more than it keeps of its own accord."""
+    log = MetricsLog(tmp_path / "run")
+    for step in range(1_200):
+        log.write(step, {"loss": step})
+        if step < 12:
+            log.write_film(step, "film", b"GIF89a", (1, 1))
+    log.close()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "0", *cli.ALL_POINTS]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = next(word for line in server.stderr for word in line.split() if word.startswith("http://"))
+            for plugin, tag, count in (("scalars/scalars", "loss", 1_200), ("images/images", "film", 12)):
+                asked = {"tag": f"{tag} (x: env steps)", "run": "run", "sample": 0}
+                assert points(f"{address}data/plugin/{plugin}?{urllib.parse.urlencode(asked)}", count) == count
+        finally:
+            server.terminate()
+
+
+def points(address, wanted):
+    """How many points are served; TensorBoard reads the files beside answering."""
+    deadline, found = time.monotonic() + 60.0, 0
+    while found < wanted and time.monotonic() < deadline:
+        time.sleep(0.5)
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(address, timeout=30) as answer:
+            found = len(json.load(answer))
+    return found
 
 
 def test_every_name_is_one_that_is_logged():
