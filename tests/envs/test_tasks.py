@@ -302,7 +302,7 @@ def test_evaluation_measures_distance():
 def test_frames_are_those_of_the_first_episode():
     frames = []
     config = EnvConfig(register("Plain"))
-    episodes.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda frame: frames.append(frame[0, 0, 0]))
+    episodes.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda env: frames.append(env.render()[0, 0, 0]))
     assert frames == [0, 1, 2, 3, 4, 5]
 
 

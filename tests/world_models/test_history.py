@@ -286,7 +286,7 @@ def errors_of(context_length: int) -> tuple[float, float]:
     )
     configs.validate(config)
     model, episodes = make_polygrad(config, EnvSpec(1, 1)), swinging(0)
-    state, normaliser = fit(model, episodes, config, jax.random.key(0), 1200)
+    state, normaliser = fit(model, episodes, config, jax.random.key(0), 2400)
     replay = replay_of(transitions_of(episodes), 2)
     contexts = jax.jit(replays.sample_contexts, static_argnums=(2, 3))(replay, jax.random.key(1), 2000, context_length)
     truth = np.concatenate([e.observations for e in episodes])[:, 0]
@@ -307,4 +307,5 @@ def test_a_history_tells_what_the_last_observation_hides():
     print("squared error one step ahead, in the middle and at the start:", alone, seen)
     assert alone[0] > 0.8
     assert seen[0] < 0.05 * alone[0]
+    # After half as many gradient steps one seed of four was at 1.0 still, after these four are at 0.15 to 0.43.
     assert seen[1] < 0.7  # who never saw the front of an episode foresees p - 0.1 p there, and is off by 1
