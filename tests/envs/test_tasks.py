@@ -302,7 +302,8 @@ def test_evaluation_measures_distance():
 def test_frames_are_those_of_the_first_episode():
     frames = []
     config = EnvConfig(register("Plain"))
-    episodes.run_episodes(config, lambda o: np.zeros((len(o), 1)), 3, 0, lambda env: frames.append(env.render()[0, 0, 0]))
+    zero, watch = (lambda o: np.zeros((len(o), 1))), (lambda env: frames.append(env.render()[0, 0, 0]))
+    episodes.run_episodes(config, zero, 3, 0, watch)
     assert frames == [0, 1, 2, 3, 4, 5]
 
 
