@@ -77,7 +77,8 @@ class MetricsLog:
         self._named_non_finite: set[str] = set()
         self._events: _EventFile | None = None
         self._latest = -1
-        self._step, self._axis = step, f"(x: {step.replace('_', ' ')})"
+        # No parentheses: TensorBoard's custom scalars take what is in them for the run, and draw nothing.
+        self._step, self._axis = step, f"[x: {step.replace('_', ' ')}]"
         self._hyperparameters = hyperparameters or {}
         with one_line_on_disk_trouble(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, event_files, histogram_of, read_rows
 from polygrad_jax.runs.saved_run import read_evaluations
 
-X = "(x: env steps)"
+X = "[x: env steps]"
 
 
 def steps_and_values(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -123,7 +123,7 @@ def test_no_two_names_become_one_curve(tmp_path):
     Also as they are read back: every tag has its own number, of a scalar or of an evaluation.
     """
     names = [name.replace("NNN", f"{h:03d}") for name in page() for h in (range(1, 10) if "NNN" in name else (1,))]
-    tags = [f"{name} {axis}" for name in names for axis in ("(x: env steps)", "(x: updates)")]
+    tags = [f"{name} {axis}" for name in names for axis in ("[x: env steps]", "[x: updates]")]
     assert all(re.fullmatch(r"[a-z_]+/[a-z0-9_]+", name) for name in names)
     assert len({re.sub(r"[^-/\w.]", "_", tag).casefold() for tag in tags}) == len(tags)
     log = MetricsLog(tmp_path)
@@ -135,4 +135,4 @@ def test_no_two_names_become_one_curve(tmp_path):
     numbers |= {f"evaluation/{name}": 1000.0 + k for k, name in enumerate(evaluated)}
     reader = read_events(tmp_path)
     read = {tag: [event.value for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
-    assert read == {f"{name} (x: env steps)": [value] for name, value in numbers.items()}
+    assert read == {f"{name} [x: env steps]": [value] for name, value in numbers.items()}

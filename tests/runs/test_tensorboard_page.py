@@ -72,7 +72,7 @@ def test_tensorboard_serves_every_point_and_every_film(tmp_path):
         try:
             address = next(word for line in server.stderr for word in line.split() if word.startswith("http://"))
             for plugin, tag, count in (("scalars/scalars", "loss", 1_200), ("images/images", "film", 12)):
-                asked = {"tag": f"{tag} (x: env steps)", "run": "run", "sample": 0}
+                asked = {"tag": f"{tag} [x: env steps]", "run": "run", "sample": 0}
                 assert points(f"{address}data/plugin/{plugin}?{urllib.parse.urlencode(asked)}", count) == count
         finally:
             server.terminate()
@@ -109,11 +109,14 @@ def test_the_page_has_a_chart_for_what_matters(two_runs):
         found = [plugin.scalars_impl(RequestContext(), "a", pattern, "") for pattern in patterns[title]]
         return {tag for one in found for tag in one["tag_to_events"]}
 
-    assert tags("return of evaluations (mean action)") == {"evaluation/return_mean (x: env steps)"}
-    assert tags("squared error of observations, by steps ahead") == {"error/observation_mse_005 (x: env steps)"}
-    assert tags("squared error of the first reward") == {"error/reward_mse (x: env steps)"}
-    assert tags("std and entropy of the policy") == {"agent/std (x: env steps)"}
+    assert tags("return of evaluations (mean action)") == {"evaluation/return_mean [x: env steps]"}
+    assert tags("squared error of observations, by steps ahead") == {"error/observation_mse_005 [x: env steps]"}
+    assert tags("squared error of the first reward") == {"error/reward_mse [x: env steps]"}
+    assert tags("std and entropy of the policy") == {"agent/std [x: env steps]"}
     assert tags("delta") == set()
+    for title in patterns:  # a line is named "tag (run)", and its run is read off again like this
+        for tag in tags(title):
+            assert re.search(r"\((.*)\)$", f"{tag} (a)").group(1) == "a"
 
 
 def test_the_table_has_the_fields_that_were_set_and_the_newest_evaluation(two_runs):
@@ -128,7 +131,7 @@ def test_the_table_has_the_fields_that_were_set_and_the_newest_evaluation(two_ru
         slice_size=10,
         allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING, api_pb2.STATUS_SUCCESS],
         col_params=[
-            api_pb2.ColParams(metric=api_pb2.MetricName(tag="evaluation/return_mean (x: env steps)")),
+            api_pb2.ColParams(metric=api_pb2.MetricName(tag="evaluation/return_mean [x: env steps]")),
             *(api_pb2.ColParams(hparam=name) for name in ("seed", "env.name")),
         ],
     )

@@ -85,7 +85,7 @@ add = jax.jit(replays.add, static_argnums=2)
     all(rendering.missing_packages(b) for b in ("egl", "osmesa")), reason="no GL library to render with"
 )
 def test_the_evaluation_at_each_checkpoint_is_filmed(readme_run):
-    images = read_events(readme_run.folder).Images("evaluation/first_episode (x: env steps)")
+    images = read_events(readme_run.folder).Images("evaluation/first_episode [x: env steps]")
     evaluated = read_evaluations(readme_run.folder)["env_steps"].tolist()
     assert [image.step for image in images] == evaluated and len(evaluated) > 1
     assert images[0].encoded_image_string.startswith(b"GIF")
