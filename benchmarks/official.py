@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from polygrad_jax.runs.run_folder import git_revision
+
 OPTION = "--against-official"
 FOLDERS = (OPTION, "--official-python")
 """Options whose values are paths of a machine."""
@@ -95,21 +97,12 @@ def facts(args: argparse.Namespace) -> dict[str, str | None]:
     if clone is None:
         return {}
     version = "from importlib import metadata; print(metadata.version('torch'))"
-    git, cloned = ["git", "-C", str(clone.resolve())], (clone / ".git").exists()  # or git answers for what is around
-    revision = _answer([*git, "rev-parse", "HEAD"]) if cloned else None
-    changed = revision and _answer([*git, "status", "--porcelain", "--untracked-files=no"])
-    return {
-        "official_revision": f"{revision}+changes" if changed else revision,
-        "official_torch": _answer([args.official_python, "-c", version]),
-    }
-
-
-def _answer(command: list[str]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([args.official_python, "-c", version], capture_output=True, text=True, timeout=60)
+        torch = done.stdout.strip() if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        torch = None
+    return {"official_revision": git_revision(clone), "official_torch": torch}
 
 
 def add_arguments(parser: argparse.ArgumentParser, needs: str) -> None:

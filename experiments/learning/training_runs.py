@@ -46,6 +46,7 @@ from experiments.harness import figures, grid
 from polygrad_jax.config import ConfigError, EnvConfig
 from polygrad_jax.envs.tasks import gymnasium_id
 from polygrad_jax.runs import physics
+from polygrad_jax.runs.metrics_log import read_rows
 
 BAD_INPUT = 2
 RUNS = "runs"
@@ -261,8 +262,7 @@ def curve_of(runs: Path, run: grid.Row, kept: list[grid.Row]) -> list[grid.Row]:
 
 def errors_of(folder: Path) -> list[tuple[str, str, str]]:
     """Return metric, environment step and value of a run's errors of imagination, of some of the steps ahead."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(folder) if (folder / "metrics.jsonl").exists() else []
     return [
         (metric, str(row["env_steps"]), repr(row[metric]))
         for metric in ERRORS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import subprocess
 import sys
@@ -59,8 +58,11 @@ def choose_backend() -> str:
     return usable[0]
 
 
-def require_rendering(config: EnvConfig) -> None:
+def require_rendering(config: EnvConfig, elsewhere_first: bool = False) -> None:
     """Render one frame, so that what is missing is said before any work.
+
+    With ``elsewhere_first`` MuJoCo's GL library is tried in a process of its own before: a broken one may end the
+    process that loads it.
 
     Raises:
       ConfigError: the environment cannot be rendered here; one line.
@@ -68,6 +70,8 @@ def require_rendering(config: EnvConfig) -> None:
     with contextlib.closing(tasks.make(config)) as env:
         needs_gl = is_mujoco(env)
     backend = choose_backend() if needs_gl else None
+    if needs_gl and elsewhere_first:
+        _draw_elsewhere()
     with _quiet_destructors():
         try:
             with contextlib.closing(tasks.make(config, "rgb_array")) as env:
@@ -82,21 +86,12 @@ def require_rendering(config: EnvConfig) -> None:
         raise ConfigError(f"env.name {config.name} renders nothing as rgb_array; allowed: an environment that does")
 
 
-@functools.cache
 def why_no_pictures(config: EnvConfig) -> str | None:
-    """Return why nothing can be drawn of a second copy of a task, in the middle of other work; None where it can.
-
-    MuJoCo's GL library is first tried in a process of its own: a broken one may end the process that loads it.
-    """
+    """Return why nothing can be drawn of a second copy of a task, in the middle of other work; None where it can."""
     if why := random_steps.why_not_side_by_side(config):
         return f"copies of the task disturb each other ({why})"
     try:
-        with contextlib.closing(tasks.make(config)) as env:
-            needs_gl = is_mujoco(env)
-        if needs_gl:
-            choose_backend()
-            _draw_elsewhere()
-        require_rendering(config)
+        require_rendering(config, elsewhere_first=True)
     except (ConfigError, EnvStepError) as error:
         return str(error)
     return None

@@ -64,6 +64,7 @@ NEEDED_FOR_BIT_EXACTNESS = ("python", "packages", "device", "processor", "cores"
 ONE_UNLESS_SAID = ("seeds_together", "devices_used")
 """Further ones, which are there only where they are not 1: they change the order in which sums are taken."""
 
+SOURCE_TREE = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "gymnasium", "numpy")
 
 _NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -239,9 +240,8 @@ def processor(told: Path = Path("/proc/cpuinfo")) -> str | None:
     return f"{name} (family {family}, model {model})" if name and family and model else name
 
 
-def git_revision() -> str | None:
-    """The commit of this source tree, with ``+changes`` where files other than results differ; None outside a clone."""
-    root = Path(__file__).resolve().parents[2]
+def git_revision(root: Path = SOURCE_TREE) -> str | None:
+    """Return the commit of a source tree, ``+changes`` where files other than results differ; None outside a clone."""
     if not (root / ".git").exists():
         return None
 

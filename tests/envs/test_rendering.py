@@ -16,12 +16,10 @@ HOPPER = EnvConfig("hopper")
 
 @pytest.fixture
 def unknown(monkeypatch):
-    """Nothing is known yet of what can be drawn, and the environment is a copy."""
+    """The environment is a copy, and says nothing of GL."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    rendering.why_no_pictures.cache_clear()
-    yield monkeypatch
-    rendering.why_no_pictures.cache_clear()
+    return monkeypatch
 
 
 def test_what_there_is_is_taken(unknown):
