@@ -288,6 +288,18 @@ def standardise(advantages: Array) -> Array:
     return (advantages - jnp.mean(advantages)) / (jnp.std(advantages, ddof=1) + 1e-8)
 
 
+def standardise_what_counts(advantages: Array, weights: Array) -> Array:
+    """Standardise to mean 0 and unbiased standard deviation 1 over the entries that count (weights 0 to 1).
+
+    DEVIATION from paper and official code, which count every entry (:func:`standardise`). Behind an imagined end the
+    advantage is minus the value of a state that nobody reaches: a twentieth of the entries, two thirds of the variance.
+    """
+    total = jnp.sum(weights)
+    mean = jnp.sum(weights * advantages) / jnp.maximum(total, 1.0)
+    variance = jnp.sum(weights * jnp.square(advantages - mean)) / jnp.maximum(total - 1.0, 1.0)
+    return (advantages - mean) / (jnp.sqrt(variance) + 1e-8)
+
+
 def actor_loss(
     params: Params,
     policy_apply: PolicyApply,
@@ -409,7 +421,8 @@ def _take_passes(
     """Step critic and actor once for every minibatch of every pass, at learning rates that the policy does not change.
 
     DEVIATION from paper and official code, which take one step per update and search for its length. Advantages are
-    computed once and standardised within each minibatch, as PPO implementations do (Stable-Baselines3, CleanRL).
+    computed once and standardised within each minibatch, as PPO implementations do (Stable-Baselines3, CleanRL), those
+    behind an imagined end left out.
     """
     scale = 1.0 - jnp.clip(progress, 0.0, 1.0) if config.learning_rates == "falling" else 1.0
     mean, std = policy_apply(state.actor, batch.observations)
@@ -476,7 +489,10 @@ def _actor_direction(
     log_prob_before: Array | None = None,
 ) -> tuple[Params, Any, tuple[Array, Array, Array], Metrics]:
     """Return Adam's direction and next state; mean, std and log-probability of the policy; loss and gradient norm."""
-    advantages = standardise(batch.advantages)
+    if log_prob_before is None:
+        advantages = standardise(batch.advantages)
+    else:
+        advantages = standardise_what_counts(batch.advantages, batch.weights)
 
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
         data = (batch.observations, batch.actions, advantages, batch.weights)
