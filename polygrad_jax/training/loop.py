@@ -31,7 +31,7 @@ from polygrad_jax.data.simulator_log import SimulatorLog
 from polygrad_jax.data.transition_log import TransitionLog, TransitionLogError, TransitionRecord, checksum_of
 from polygrad_jax.envs.collector import Collector
 from polygrad_jax.envs.mujoco_state import no_simulator_states
-from polygrad_jax.envs.random_steps import repeatable_warnings
+from polygrad_jax.envs.random_steps import repeatable_warnings, why_not_side_by_side
 from polygrad_jax.envs.rendering import why_no_pictures
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, load_npz, why_standardised_otherwise
@@ -199,13 +199,15 @@ def train_seeds(
 
     Raises:
       ConfigError: see :func:`begin`; no seeds, or one twice; a folder of something else; the world model is the
-        simulator, whose states the host keeps for one run.
+        simulator, whose states the host keeps for one run; copies of the task disturb each other.
       NonFiniteError, EnvStepError: see :func:`train`; one seed's failure stops all.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds are {list(seeds)}; allowed: one or more, each once")
-    if config.world_model == SIMULATOR and len(seeds) > 1:
+    if len(seeds) > 1 and config.world_model == SIMULATOR:
         raise ConfigError(f"world_model is simulator, and there are {len(seeds)} seeds; allowed: one")
+    if len(seeds) > 1 and (why_not := why_not_side_by_side(config.env)) is not None:
+        raise ConfigError(f"{config.env.name}: {why_not}, and there are {len(seeds)} seeds; allowed: one in a program")
     check_folder_of_seeds(Path(folder), seeds)
     wanted = [(dataclasses.replace(config, seed=seed), seed_folder(Path(folder), seed)) for seed in seeds]
     return train_together(wanted, mixed_physics, devices)
@@ -233,10 +235,7 @@ def train_together(wanted: Sequence[tuple[Config, Path]], mixed_physics: bool, d
         hosts.share_run(first.config, first.spec)
         steps = make_steps(first.config, first.spec, first.world_model, first.agent)
         states = compile_init(steps, [run.config.seed for run in runs])
-        together = steps
-        if mesh is not None:
-            together = make_steps(first.config, first.spec, first.world_model, first.agent, mesh)
-        together = over_seeds(together, seeds, mesh)
+        together = over_seeds(make_steps(first.config, first.spec, first.world_model, first.agent, mesh), seeds, mesh)
         programs = Programs(together, first.config, states[0], first.spec, seeds, mesh)
         with StopOnSignal() as stop, contextlib.closing(programs):
             insert = compile_insert(steps, states[0], first.spec)
@@ -323,35 +322,38 @@ def begin(
     configs.validate(config)
     said = set() if said is None else said
     warnings = repeatable_warnings(config.env)  # closes its copies: a task may allow one
-    collector = Collector(config.env, config.seed)
-    spec = collector.spec
-    run_folder = RunFolder(folder)
-    simulated_by = {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
-    environment = describe_environment() | dict(how_many or {}) | simulated_by
-    run_folder.check_has_policy()
-    for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
-        announce_new(warning, said)
-    if collector.why_no_simulator_states is not None:
-        announce_new(no_simulator_states(config.env, collector.why_no_simulator_states), said)
-    simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
-    world_model = make_world_model_for_agent(config, spec, simulator_log.get)
-    agent = make_agent(config, spec, world_model)
-    window = window_of(config, world_model)
-    require_capacity(config.loop.replay_capacity, window)
-    for warning in limit_warnings(collector.env.name, collector.env.time_limit, window):
-        announce_new(warning, said)
-    for warning in unused_warnings(config):
-        announce_new(warning, said)
-    lock = run_folder.lock()
-    if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
-        run_folder.record(config, environment)
-    with one_line_on_disk_trouble(folder / "replay"):
-        transitions = TransitionLog(folder / "replay")
-    decide = make_decide(agent)
-    collecting = Collecting(config, spec, collector, transitions, simulator_log, agent, decide, Counters())
-    checkpoints = Checkpoints(folder / "checkpoints")
-    metrics = MetricsLog(folder, hyperparameters=hyperparameters(config))
-    return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
+    with contextlib.ExitStack() as opened:
+        collector = Collector(config.env, config.seed)
+        opened.callback(collector.close)
+        spec = collector.spec
+        run_folder = RunFolder(folder)
+        simulated_by = {physics.COLUMN: physics.todays_mujoco(config.env, collector.env)}
+        environment = describe_environment() | dict(how_many or {}) | simulated_by
+        run_folder.check_has_policy()
+        for warning in (*run_folder.check(config, environment, mixed_physics), *warnings):
+            announce_new(warning, said)
+        if collector.why_no_simulator_states is not None:
+            announce_new(no_simulator_states(config.env, collector.why_no_simulator_states), said)
+        simulator_log = SimulatorLog(config.loop.replay_capacity, collector.simulator_state_size)
+        world_model = make_world_model_for_agent(config, spec, simulator_log.get)
+        agent = make_agent(config, spec, world_model)
+        window = window_of(config, world_model)
+        require_capacity(config.loop.replay_capacity, window)
+        for warning in limit_warnings(collector.env.name, collector.env.time_limit, window):
+            announce_new(warning, said)
+        for warning in unused_warnings(config):
+            announce_new(warning, said)
+        lock = opened.enter_context(run_folder.lock())
+        if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
+            run_folder.record(config, environment)
+        with one_line_on_disk_trouble(folder / "replay"):
+            transitions = TransitionLog(folder / "replay")
+        decide = make_decide(agent)
+        collecting = Collecting(config, spec, collector, transitions, simulator_log, agent, decide, Counters())
+        checkpoints = Checkpoints(folder / "checkpoints")
+        metrics = MetricsLog(folder, hyperparameters=hyperparameters(config))
+        opened.pop_all()  # from here on they are the run's to close
+        return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 
 def unused_warnings(config: Config) -> list[str]:
@@ -504,7 +506,7 @@ def restore(
     refilled = run.collecting.refill(state, insert, stored)
     counters = ("total", "head", "tail", "open_length")
     more = int(refilled.replay.tail) - int(saved.replay.tail)
-    if more > 0 and more == first_ends(run.collecting.transitions.load(env_steps)):
+    if more > 0 and more == first_ends(stored):
         counters = ("total", "open_length")  # saved by a version in which these episodes had no window
     for counter in counters:
         have, want = int(getattr(refilled.replay, counter)), int(getattr(saved.replay, counter))
@@ -528,6 +530,7 @@ def cut_back(run: Run) -> None:
     best = run.folder / BEST_FILE
     if best.exists() and load_npz(best)["env_steps"] > run.saved_at:
         best.unlink()
+        run.collecting.at.best_return = None  # of a policy that is gone: the next evaluation is the best that there is
     run.metrics.truncate(run.saved_at)
     run.collecting.transitions.truncate(run.saved_at)
     run.collecting.transitions.checksum = run.learnt_from
@@ -543,22 +546,8 @@ def first_ends(transitions: TransitionRecord) -> int:
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
-def check_finite(finite: Any, names: tuple[str, ...], env_step: int, folder: Path) -> None:
-    """Stop the run where a component is not finite.
-
-    Raises:
-      NonFiniteError: naming the component, the environment step, and what remains.
-    """
-    finite = np.asarray(finite)
-    if not finite.all():
-        bad = ", ".join(name for name, good in zip(names, finite, strict=True) if not good)
-        raise NonFiniteError(
-            f"not finite at environment step {env_step}: {bad}; the last good checkpoint is in {folder / 'checkpoints'}"
-        )
-
-
 def evaluate(run: Run, state: TrainState, against: Against | None, filmed: bool = False) -> dict[str, Any]:
-    """Evaluate the policy (20 episodes, mean action; a row of ``eval.csv``) and return the errors of imagination.
+    """Evaluate the policy (``eval_episodes``, mean action; a row of ``eval.csv``); return the errors of imagination.
 
     With ``filmed``, write the beginning of its first episode to TensorBoard.
 
@@ -696,26 +685,28 @@ class Due(NamedTuple):
 
 
 def require_finite(
-    runs: Sequence[Run], learning: Sequence[int], finite: Any, names: tuple[str, ...], rescue: Callable[[int], None]
+    runs: Sequence[Run], learning: Sequence[int], finite: Any, names: tuple[str, ...], rescue: Callable[[int], bool]
 ) -> None:
     """Stop where a component of a run that learns is not finite (``finite [S, names]``); first ``rescue`` the others.
 
     Raises:
-      NonFiniteError: see :func:`check_finite`; of the first such run.
+      NonFiniteError: naming components, environment steps, what remains, and which runs could be rescued.
     """
     good = np.asarray(finite).reshape(len(runs), -1)
     bad = [i for i in learning if not good[i].all()]
     if not bad:
         return
-    for i in set(learning) - set(bad):
-        rescue(i)
-    run = runs[bad[0]]
-    try:
-        check_finite(good[bad[0]], names, run.at.env_steps, run.folder)
-    except NonFiniteError as error:
-        if len(runs) == 1:
-            raise
-        raise NonFiniteError(f"{error}; the other seeds are saved, and each can go on alone (--run FOLDER)") from error
+    lines = []
+    for i in bad:
+        run, components = runs[i], ", ".join(name for name, fine in zip(names, good[i], strict=True) if not fine)
+        lines.append(
+            f"not finite at environment step {run.at.env_steps}: {components}; "
+            f"the last good checkpoint is in {run.folder / 'checkpoints'}"
+        )
+    saved = [runs[i].folder.name for i in learning if i not in bad and rescue(i)]
+    if len(runs) > 1:
+        lines.append(f"saved at this step: {', '.join(saved) or 'none'}; each can go on alone (--run FOLDER)")
+    raise NonFiniteError("; ".join(lines))
 
 
 def learn(
@@ -724,7 +715,8 @@ def learn(
     """Collect, learn, look and save until the budget is spent or a signal asks to stop.
 
     Several runs are at one iteration, and ``state`` has an axis for them. They come to their ends one after another,
-    because their random prefills differ in length: one that is over waits for the others and learns nothing more.
+    because their random prefills differ in length: one that is over waits for the others, and what it goes on to learn
+    is not kept.
     """
     loop, warmup, seeds = runs[0].config.loop, runs[0].config.model_training.warmup_env_steps, len(runs)
     finite = jax.jit(steps.finite)
@@ -732,6 +724,7 @@ def learn(
     acting = of_each_seed(jax.jit(steps.acting)(view), seeds)
     sessions = [Session.of(run) for run in runs]
     no_steps = empty_chunk(loop.env_steps_per_policy_update, runs[0].spec)
+    began_together = [i for i, run in enumerate(runs) if not run.over]
 
     def save_one(i: int) -> None:
         save(runs[i], of_seed(view, i, seeds))
@@ -749,12 +742,14 @@ def learn(
             delta, sigma = (row.get(f"guidance/{name}") for name in ("delta", "sigma"))
             progress.update(least_steps(runs), mean_last_return(runs), delta, sigma)
 
-    def rescue(i: int, due: Mapping[int, Due], finish: Callable[[int], None] = lambda i: None) -> None:
-        """Finish the step of a run that is sound and save it: what is due now is due at no later step."""
-        if np.asarray(finite(view)).reshape(seeds, -1)[i].all():
+    def rescue(i: int, due: Mapping[int, Due], finish: Callable[[int], None] = lambda i: None) -> bool:
+        """Finish the step of a run that is sound and save it (what is due now is due at no later step); say whether."""
+        sound = bool(np.asarray(finite(view)).reshape(seeds, -1)[i].all())
+        if sound:
             finish(i)
             look_where_due(i, due.get(i, Due(False, False, False)))
             save_one(i)
+        return sound
 
     with contextlib.closing(Progress(total=loop.total_env_steps, initial=least_steps(runs))) as progress:
         while (learning := [i for i, run in enumerate(runs) if not run.over]) and not stop.requested:
@@ -793,10 +788,8 @@ def learn(
                 require_finite(runs, learning, finite(view), FINITE_STATES, partial(rescue, due=due))
             for i in learning:
                 look_where_due(i, due[i])
-            for i in learning:
-                # All are saved when the first is due: at one moment, from which they can go on together.
-                if due[learning[0]].save or runs[i].over:
-                    save_one(i)
+            for i in to_save(runs, learning, began_together, due[learning[0]].save):
+                save_one(i)
             progress.update(least_steps(runs))
         unsaved = [i for i, run in enumerate(runs) if run.saved_at != run.at.env_steps]
         if unsaved:
@@ -804,6 +797,18 @@ def learn(
             for i in unsaved:
                 save_one(i)
     return [result_of(run, stop) for run in runs]
+
+
+def to_save(runs: Sequence[Run], learning: Sequence[int], began_together: Sequence[int], due: bool) -> Sequence[int]:
+    """Return which runs are saved now: all at once, for they can go on together from one moment only.
+
+    They are where ``due`` says so, and where the first is over. From then on each is saved at its own end alone: a
+    folder keeps two checkpoints, and one of them has to be of the last moment that all have.
+    """
+    over = [i for i in learning if runs[i].over]
+    if len(learning) == len(began_together):
+        return learning if due or over else []
+    return over
 
 
 def least_steps(runs: Sequence[Run]) -> int:

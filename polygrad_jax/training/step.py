@@ -82,7 +82,7 @@ ModelUpdate = Callable[[Any, replays.ReplayState, Normaliser, Array, Array], tup
 
 
 class Steps(NamedTuple):
-    """The device's functions of one run, pure; :func:`compile_steps` compiles each once."""
+    """The device's functions of one run, pure; the loop compiles each once."""
 
     init: Callable[..., TrainState]  # of the run's seed, or of the one given
     acting: Callable[[TrainState], Params]  # copied: what the host acts with

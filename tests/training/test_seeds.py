@@ -55,6 +55,27 @@ def test_each_seed_is_the_run_alone(together, tmp_path):
         assert line.split(",")[0] == line_alone.split(",")[0]
 
 
+def test_a_finished_run_can_be_extended_from_where_the_first_seed_ended(together):
+    """A folder keeps two checkpoints: its end, and the last moment that all seeds were saved at."""
+    results, folder = together
+    saved, ends = [], []
+    for seed in SEEDS:
+        hosts = Checkpoints(folder / f"seed{seed}" / "checkpoints").hosts()
+        saved.append({steps - host["counters"]["prefill_env_steps"]: steps for steps, host in hosts.items()})
+        ends.append(max(saved[-1]))
+    assert len(set(ends)) > 1
+    moments = resumed_together([result.folder for result in results], saved, [False] * 3)
+    assert [min(ends) in steps for steps in saved] == [True] * 3
+    assert moments == [steps[min(ends)] for steps in saved]
+
+
+def test_copies_that_disturb_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "why_not_side_by_side", lambda env: "rewards differ at step 3 while a copy is stepped")
+    with pytest.raises(ConfigError, match="rewards differ at step 3 .*and there are 2 seeds; allowed: one"):
+        train_seeds(small(), [0, 1], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_seed_that_goes_on_alone_is_told_that_sums_are_rounded_otherwise(together, capsys):
     _, folder = together
     config = dataclasses.replace(small(), seed=0)
@@ -104,7 +125,7 @@ def test_a_seed_that_diverges_stops_all_and_the_others_are_saved(tmp_path, monke
         patch.setattr(loop, "of_each_seed", spoilt)
         train_seeds(small(**{"loop.log_every_env_steps": 4}), SEEDS, tmp_path)
     assert "imagined trajectory" in str(error.value) and str(tmp_path / "seed0") in str(error.value)
-    assert "the other seeds are saved" in str(error.value)
+    assert "saved at this step: seed3, seed7; each can go on alone" in str(error.value)
     steps = [Checkpoints(tmp_path / f"seed{seed}" / "checkpoints").steps()[-1] for seed in SEEDS]
     hosts = [newest_arrays(tmp_path / f"seed{seed}")[2]["counters"] for seed in SEEDS]
     learning = [step - host["prefill_env_steps"] for step, host in zip(steps, hosts, strict=True)]
