@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
@@ -25,7 +26,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import Config, ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.config.extras import require_extra
 from polygrad_jax.runs import pretrained
-from polygrad_jax.runs.run_folder import BEST_FILE, CONFIG_FILE, RunFolder
+from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
 from polygrad_jax.runs.seed_folders import LARGEST_SEED, check_folder_of_seeds, seed_folder, seeds_in
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ LONGEST_LINE = 900
 FIT_DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
 ALL_POINTS = ("--samples_per_plugin", "scalars=1000000,images=1000")
-"""More than a run has. To TensorBoard 0 is none, although its Python reader takes 0 for all."""
-"""For TensorBoard, which otherwise keeps a random 10,000 points of a longer series."""
+"""For TensorBoard, which unasked keeps a random 10,000 points of a series: more points than a run has. Asked for 0 it
+keeps none, although its Python reader takes 0 for all."""
+SAVING = ("train", "fit", "dataset")
+"""Commands that train in a run folder, which keeps its last checkpoint when they are interrupted."""
 
 
 # --- parsing ---------------------------------------------------------------------------------------------------------
@@ -62,10 +65,10 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _count(text: str) -> int:
+def _count(text: str, most: int = MOST_COUNTED) -> int:
     value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
-    if not 1 <= value <= MOST_COUNTED:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number, 1 or greater, up to {MOST_COUNTED:,}")
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: how many, from 1 to {most:,}")
     return value
 
 
@@ -73,13 +76,6 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed: from 0 to {LARGEST_SEED}")
     return int(text)
-
-
-def _count_of_seeds(text: str) -> int:
-    value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
-    if not 1 <= value <= MOST_SEEDS:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: how many, from 1 to {MOST_SEEDS}")
-    return value
 
 
 def _address(text: str) -> str:
@@ -113,7 +109,7 @@ def _train_parser(command: str = "train") -> argparse.ArgumentParser:
     parser.add_argument("--preset", default=None)
     parser.add_argument("--seed", type=int, default=None)
     if command == "train":
-        parser.add_argument("--seeds", type=_count_of_seeds, default=None)
+        parser.add_argument("--seeds", type=partial(_count, most=MOST_SEEDS), default=None)
         parser.add_argument("--devices", type=_count, default=1)
         parser.add_argument("--hosts", type=_count, default=None)
         parser.add_argument("--host", type=_seed, default=None)
@@ -245,6 +241,7 @@ def _config_to_train(options: argparse.Namespace, fields: Sequence[str]) -> tupl
     """``(config, sizes of the task, why this preset)``; a mistake is reported before jax is even imported."""
     if _resumes(options):
         folder = RunFolder(options.run)
+        folder.check_has_policy()  # first: a world model alone may have learnt from data that belong to no task
         folder.check_version()
         config = configs.validate(override(configs.from_dict(folder.saved_config()), fields))
         return config, _check_task(config), "the run folder's own"
@@ -275,6 +272,7 @@ def _check_folder(folder: Path, config: Config, mixed_physics: bool) -> None:
     """Refuse a folder in which this run cannot begin or go on."""
     from polygrad_jax.runs import physics
 
+    RunFolder(folder).check_has_policy()
     RunFolder(folder).check(config, {physics.COLUMN: physics.todays_mujoco(config.env)}, mixed_physics)
 
 
@@ -342,7 +340,7 @@ def train_command(arguments: Sequence[str]) -> int:
             "The fields, with the values of the preset:\n"
         )
         override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
-    if _join_hosts(options):
+    if _join_hosts(options, fields):
         return 0
     with _others_let_go_on_error(options):
         config, spec, why, seeds = _asked_for(options, fields)
@@ -380,11 +378,13 @@ def train_command(arguments: Sequence[str]) -> int:
     return _say_how_it_ended(results, folder, arguments if options.run else [*arguments, "--run", str(folder)])
 
 
-def _join_hosts(options: argparse.Namespace) -> bool:
+def _join_hosts(options: argparse.Namespace, fields: Sequence[str]) -> bool:
     """Wait for the other hosts where there are some; take part until their run ends and return True if one leads it.
 
+    A configuration that is only shown takes one host.
+
     Raises:
-      ConfigError: options that do not go together.
+      ConfigError: options that do not go together, or the hosts do not come together.
     """
     given = {name: getattr(options, name) for name in ("hosts", "host", "coordinator")}
     if all(value is None for value in given.values()):
@@ -394,12 +394,16 @@ def _join_hosts(options: argparse.Namespace) -> bool:
             raise ConfigError(f"--{name} is missing; allowed: --hosts, --host and --coordinator together")
     if options.host >= options.hosts:
         raise ConfigError(f"--host is {options.host}; allowed: from 0 to {options.hosts - 1}, below --hosts")
+    if options.show_config:
+        return False
     _prepare_jax(Config())
+    with contextlib.suppress(ConfigError):  # host 0 reports a mistake, and lets the others go
+        _prepare_jax(override(Config(), fields))
     from polygrad_jax.training import hosts
 
     print(f"host {options.host} of {options.hosts}: waiting for the others at {options.coordinator}", flush=True)
     hosts.connect(options.hosts, options.host, options.coordinator)
-    if not hosts.lends():
+    if options.host == 0:  # not asked of JAX, which would start before this host knows its configuration
         return False
     from polygrad_jax.training.loop import follow
 
@@ -583,31 +587,41 @@ def dataset_command(arguments: Sequence[str]) -> int:
         print(
             "usage: polygrad dataset [--run FOLDER] [--out FOLDER] [--env ENV] [--preset PRESET] [--seed SEED] "
             "[--mixed-physics] [--FIELD VALUE ...]\n\n"
-            f"Writes below --out ({DATASETS}) what the run in --run left, as a Minari dataset. "
-            "Where there is no\nrun, it is trained first, with the options of polygrad train. Needs the extra "
-            "polygrad_jax[minari]."
+            f"Writes below --out ({DATASETS}) what the run in --run left so far, as a Minari dataset. "
+            "Where there is\nno run, or further options say which, it is first trained to its end, as by polygrad "
+            "train. Needs the extra\npolygrad_jax[minari]."
         )
         return 0
     from polygrad_jax.data.minari_dataset import require_minari
 
     require_minari()  # before a run is trained for hours
-    if options.run is not None and (options.run / CONFIG_FILE).is_file():
-        if (options.env, options.preset, options.seed) != (None, None, None) or fields:
-            raise ConfigError(f"--run {options.run} is a run already; allowed: no other option than --out beside it")
+    named_alone = _names_a_run_alone(options, fields)
+    if named_alone and RunFolder(options.run).holds_a_run():
         return _export(options.run, options.out)
-    config, _, _ = _config_to_train(options, fields)
+    config, spec, _ = _config_to_train(options, fields)
     folder = options.run or default_run_folder(config)
     _check_folder(folder, config, options.mixed_physics)
     total = config.loop.total_env_steps
     if RunFolder(folder).newest_step() < total:
+        from polygrad_jax.analysis.dataset_export import check_before_training
+
+        check_before_training(config, spec, options.out)
         there = "has not come to its end" if RunFolder(folder).holds_a_run() else "is not there"
         print(f"run {folder} {there}: it is trained first, to {total:,} environment steps", flush=True)
         code = train_command(_without_out(arguments))
         if code != 0:
-            again = shlex.join([*_this_program(), "dataset", *arguments])
+            # A run named alone would be written as it is.
+            words = [*arguments, "--preset", config.preset] if named_alone else arguments
+            again = shlex.join([*_this_program(), "dataset", *words])
             print(f"no dataset yet; go on with: {again}", file=sys.stderr)
             return code
     return _export(folder, options.out)
+
+
+def _names_a_run_alone(options: argparse.Namespace, fields: Sequence[str]) -> bool:
+    """Whether nothing beside a run folder says what is to be trained: then a run in it is written as it is."""
+    named = (options.env, options.preset, options.seed) != (None, None, None)
+    return options.run is not None and not (named or fields or options.mixed_physics)
 
 
 def _without_out(arguments: Sequence[str]) -> list[str]:
@@ -734,7 +748,10 @@ def tensorboard_command(arguments: Sequence[str]) -> int:
     require_extra("tensorboard", "polygrad tensorboard")
     folder = arguments[0] if arguments else str(RUNS)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, *ALL_POINTS]
-    return subprocess.run(command, check=False).returncode
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:  # how it is ended
+        return 0
 
 
 # --- the door --------------------------------------------------------------------------------------------------------
@@ -770,15 +787,17 @@ USAGE = "\n".join(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``polygrad`` command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
-            return _run(list(sys.argv[1:] if arguments is None else arguments))
+            return _run(words)
         finally:
             sys.stdout.flush()  # that the reader has gone may show only here: the buffer holds more than a help page
     except ConfigError as error:
         return _say(error, BAD_INPUT)
     except KeyboardInterrupt:
-        print("polygrad: interrupted before it could save; a run folder keeps its last checkpoint", file=sys.stderr)
+        kept = " before it could save; a run folder keeps its last checkpoint" if "".join(words[:1]) in SAVING else ""
+        print(f"polygrad: interrupted{kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # polygrad train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go at exit

@@ -13,6 +13,7 @@ import pytest
 from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.config import EnvSpec
+from polygrad_jax.training import hosts
 from polygrad_jax.training.fitting import Schedule
 
 
@@ -39,7 +40,7 @@ def complaint(capsys, *arguments):
         (["train", "--seeds", "0"], ("--seeds", "'0'", "from 1 to 256")),
         (["train", "--seeds", "0,1"], ("--seeds", "'0,1'", "how many")),
         (["train", "--seed", "4294967294", "--seeds", "3"], ("seeds are 4294967294 to 4294967296", "to 4294967295")),
-        (["train", "--devices", "0"], ("--devices", "'0'", "1 or greater")),
+        (["train", "--devices", "0"], ("--devices", "'0'", "from 1 to 1,000,000")),
         (["train", "--preset", "smoke", "--devices", "9"], ("devices is 9", "as many as JAX finds")),
         (["train", "--a2c.gamna", "0.9"], ("--a2c.gamna", "--a2c.gamma")),
         (["train", "--a2c.gamma", "fast"], ("gamma", "fast", "float")),
@@ -125,6 +126,15 @@ def test_several_seeds_in_the_folder_of_one_run_are_refused(capsys, tmp_path):
     assert "holds one run, and 2 seeds are asked for; allowed: a folder that is new, empty or of several" in line
 
 
+def test_a_folder_of_a_world_model_alone_says_that_it_is_one(capsys, tmp_path):
+    """Whatever it learnt from: ``recorded`` is no task."""
+    (tmp_path / "config.json").write_text(configs.to_json(configs.smoke("recorded")))
+    (tmp_path / "data.json").write_text("{}")
+    for more in ([], ["--env", "hopper", "--preset", "smoke"]):
+        line = complaint(capsys, "train", "--run", str(tmp_path), *more)
+        assert "is of a world model alone (data.json); allowed: a folder of polygrad train" in line
+
+
 def test_a_verb_that_takes_one_run_names_those_of_a_folder_of_several(capsys, tmp_path):
     (tmp_path / "seed2").mkdir()
     (tmp_path / "seed2" / "config.json").write_text("{}")
@@ -157,6 +167,15 @@ def test_the_configuration_is_shown_in_place_of_training(capsys, tmp_path):
     assert "--show-config" in complaint(capsys, "dataset", *fields, "--show-config")
 
 
+@pytest.mark.parametrize("host", ["0", "1"])
+def test_a_configuration_that_is_shown_waits_for_no_other_host(host, capsys, monkeypatch):
+    monkeypatch.setattr(hosts, "connect", lambda *_: pytest.fail("joined the other hosts"))
+    where = ["--hosts", "2", "--host", host, "--coordinator", "10.0.0.1:8476"]
+    assert cli.main(["train", "--preset", "smoke", *where, "--show-config"]) == 0
+    assert "  a2c.gamma = " in capsys.readouterr().out
+    assert "--coordinator is missing" in complaint(capsys, "train", *where[:4], "--show-config")
+
+
 def test_the_help_shows_every_field(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
@@ -173,13 +192,24 @@ def test_fields_need_only_suit_the_preset_that_is_taken():
     assert cli._checked_early(options, fields).preset == "cpu"
 
 
-def test_ctrl_c_is_one_line_too(monkeypatch, capsys):
-    def interrupted(arguments):
-        raise KeyboardInterrupt
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
-    assert cli.main(["train"]) == 130
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_ctrl_c_is_one_line_too(command, monkeypatch, capsys):
+    """Only what trains has something to save."""
+    monkeypatch.setitem(cli.COMMANDS, command, interrupted)
+    assert cli.main([command]) == 130
+    saves = command in ("train", "fit", "dataset")
+    kept = " before it could save; a run folder keeps its last checkpoint" if saves else ""
+    assert capsys.readouterr().err == f"polygrad: interrupted{kept}\n"
+
+
+def test_tensorboard_is_ended_by_ctrl_c_without_a_word(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli.subprocess, "run", interrupted)
+    assert cli.main(["tensorboard", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_memory_preallocation_is_set_before_choosing_a_preset_starts_jax(monkeypatch):

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from polygrad_jax import config as configs
-from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
+from polygrad_jax.agents.agent_table import make_agent
+from polygrad_jax.analysis.opened_run import OpenedRun, open_run, raw_policy, require_raw_policy
 from polygrad_jax.analysis.recoverable_spec import recoverable_spec
-from polygrad_jax.config import Config, ConfigError, Execution
+from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution
 from polygrad_jax.data import minari_dataset
 from polygrad_jax.data.minari_dataset import RecordedEpisode
 from polygrad_jax.data.transition_log import TransitionRecord
@@ -26,6 +28,7 @@ from polygrad_jax.runs.checkpoints import npz_bytes
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import POLICY_FILE
 from polygrad_jax.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
+from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 NAMESPACE = "polygrad"
 DESCRIPTION = (
@@ -128,6 +131,25 @@ def dataset_id(config: Config) -> str:
     return f"{NAMESPACE}/{task}/{preset}-seed{config.seed}-v0"
 
 
+def check_before_training(config: Config, spec: EnvSpec, root: Path) -> None:
+    """Refuse a run of hours of which :func:`export` would refuse to write a dataset.
+
+    Raises:
+      ConfigError: the dataset exists, or the agent's policy reads latents.
+    """
+    _check_is_new(config, root)
+    world_model = make_world_model_for_agent(config, spec)
+    agent = make_agent(config, spec, world_model)
+    raw_policy(agent.evaluated_policy(jax.eval_shape(agent.init, jax.random.key(0))), config)
+
+
+def _check_is_new(config: Config, root: Path) -> None:
+    """Refuse to write a dataset where there is one of its name."""
+    target = Path(root) / dataset_id(config)
+    if target.exists():
+        raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
+
+
 def export(folder: Path, root: Path) -> Path:
     """Writes the dataset of a run below ``root``; its folder.
 
@@ -138,9 +160,7 @@ def export(folder: Path, root: Path) -> Path:
       ConfigError: minari is not installed, the folder is not a run's or has nothing saved, or the dataset exists.
     """
     minari_dataset.require_minari()
-    target = Path(root) / dataset_id(configs.from_dict(RunFolder(folder).saved_config()))
-    if target.exists():
-        raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
+    _check_is_new(configs.from_dict(RunFolder(folder).saved_config()), root)
     run = open_run(folder)
     require_raw_policy(run)
     acting = run.agent.policy(run.agent_state)
@@ -154,7 +174,6 @@ def export(folder: Path, root: Path) -> Path:
     env = tasks.make(config.env)
     environment = RunFolder(folder).saved_environment()
     packages = environment.get("packages", {})
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = minari_dataset.write(
         Path(root),
         dataset_id(config),

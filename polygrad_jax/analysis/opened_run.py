@@ -21,7 +21,7 @@ from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.normaliser import RunningMoments, unnormalise
-from polygrad_jax.data.recordings import replay_of
+from polygrad_jax.data.recordings import replay_of, transitions_of_record
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.diffusion.sampler import draw, sample
 from polygrad_jax.diffusion.schedule import sampling_coefficients
@@ -36,7 +36,7 @@ from polygrad_jax.runs.run_folder import BEST_FILE, RunFolder
 from polygrad_jax.runs.saved_run import SavedRun, Which, read_saved
 from polygrad_jax.training.fitting import settle
 from polygrad_jax.training.train_state import without_optimisers
-from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, Transitions, WorldModel
+from polygrad_jax.types import Agent, Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
 from polygrad_jax.world_models.companion import imagining_state
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model, make_world_model_for_agent
 from polygrad_jax.world_models.polygrad import PolyGRADState, diffused_length, given_context, make_sampler
@@ -103,15 +103,7 @@ class OpenedRun:
     @functools.cached_property
     def replay(self) -> replays.ReplayState:
         """The replay made from the stored transitions; a row of it is an index into ``transitions``."""
-        stored = self.transitions
-        rows = Transitions(
-            observations=stored.observations,
-            actions=stored.actions,
-            rewards=stored.rewards,
-            terminals=stored.terminals.astype(np.float32),
-            truncations=stored.truncations.astype(np.float32),
-            valid=np.ones(len(stored), bool),
-        )
+        rows = transitions_of_record(self.transitions)
         return replay_of(rows, self.world_model.window or self.config.horizon, self.config.loop.replay_capacity)
 
     @functools.cached_property
@@ -300,10 +292,19 @@ def require_raw_policy(run: OpenedRun) -> Policy:
     Raises:
       ConfigError: the run's policy reads latents, so no other world model can be asked about it.
     """
-    if run.policy is None:
+    return raw_policy(run.policy, run.config)
+
+
+def raw_policy(policy: Policy | None, config: Config) -> Policy:
+    """The policy that ``agent.evaluated_policy`` gave.
+
+    Raises:
+      ConfigError: it gave none, because the agent's policy reads latents.
+    """
+    if policy is None:
         allowed = "a run of agent a2c or value_gradient"
-        raise ConfigError(f"agent is {run.config.agent}, whose policy reads latents; allowed: {allowed}")
-    return run.policy
+        raise ConfigError(f"agent is {config.agent}, whose policy reads latents; allowed: {allowed}")
+    return policy
 
 
 def export_segment(path: Path | str, segment: Segment, **more: np.ndarray) -> None:

@@ -108,6 +108,8 @@ def _longest_episode(run: OpenedRun) -> int:
 def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | None = None) -> list[str]:
     """Evaluate, add a row to ``evaluations.csv``, and return lines that say the result.
 
+    The last one says where the row was not added, and why: the episodes may have taken long.
+
     Raises:
       ConfigError, EnvStepError: see :func:`evaluate`.
     """
@@ -119,10 +121,14 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
     ]
     if row["distance_mean"] is not None:
         lines.append(f"distance {row['distance_mean']:.2f} ± {row['distance_std']:.2f} m")
-    path = append_evaluation(run, row)
     if (warning := _other_physics(run, row[physics.COLUMN])) is not None:
         lines.append(warning)
-    return [*lines, f"added to {path}" + (f"; video {video}" if video else "")]
+    if video is not None:
+        lines.append(f"video {video}")
+    try:
+        return [*lines, f"added to {append_evaluation(run, row)}"]
+    except ConfigError as error:
+        return [*lines, f"not added to {EVALUATIONS_FILE}: {error}"]
 
 
 def _other_physics(run: OpenedRun, version: str) -> str | None:

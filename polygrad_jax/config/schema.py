@@ -516,7 +516,11 @@ class Config:
 
 
 def planned_policy_updates(config: Config) -> int:
-    """Policy updates of the whole run, at least 1: an upper bound, since the prefill runs to the end of an episode."""
+    """Policy updates that the whole run is planned to make, at least 1.
+
+    It makes fewer where its prefill runs on to the end of an episode, and at most one more: its last iteration may go
+    beyond the total.
+    """
     loop = config.loop
     learning = loop.total_env_steps - loop.prefill_env_steps - config.model_training.warmup_env_steps
     return max(learning // loop.env_steps_per_policy_update, 1)

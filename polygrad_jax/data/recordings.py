@@ -11,6 +11,7 @@ import numpy as np
 
 from polygrad_jax.config import LARGEST_STORED, ConfigError, EnvSpec
 from polygrad_jax.data import replay as replays
+from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.types import Segment, Transitions
 
 CHUNK = 1024
@@ -68,6 +69,18 @@ def transitions_of(episodes: Sequence[Episode]) -> Transitions:
         terminals=terminals,
         truncations=truncations,
         valid=np.ones(total, bool),
+    )
+
+
+def transitions_of_record(record: TransitionRecord) -> Transitions:
+    """Return the transitions of a record, ``[T, ...]`` float32 on the host; one that is terminal is not truncated."""
+    return Transitions(
+        observations=record.observations,
+        actions=record.actions,
+        rewards=record.rewards,
+        terminals=record.terminals.astype(np.float32),
+        truncations=(record.truncations & ~record.terminals).astype(np.float32),
+        valid=np.ones(len(record), bool),
     )
 
 

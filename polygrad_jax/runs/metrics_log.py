@@ -373,7 +373,10 @@ class _EventFile:
     """
 
     def __init__(self, folder: Path, from_step: int, first: Sequence[Any]):
-        """Begin a file; the first of a run holds the summaries ``first``."""
+        """Begin a file; the first of a run holds the summaries ``first``.
+
+        Files from which going back cut everything, these summaries too, are none of the run.
+        """
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         files = event_files(folder)
@@ -383,14 +386,14 @@ class _EventFile:
         with one_line_on_disk_trouble(self._path):
             self._handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if number == 0:
-            for summary in first:
-                self.add(0, summary)
-        else:
+        if files:
             # A TensorBoard that was watching drops what it read of this step and later before the run went back.
             self._write(
                 Event(wall_time=time.time(), step=from_step, session_log=SessionLog(status=SessionLog.START))
             )
+        if all(path.stat().st_size == 0 for path in files):
+            for summary in first:
+                self.add(0, summary)
 
     def add(self, env_steps: int, summary: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event

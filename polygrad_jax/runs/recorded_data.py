@@ -17,7 +17,7 @@ from polygrad_jax import config as configs
 from polygrad_jax.config import LARGEST_STORED, Config, ConfigError, EnvConfig, EnvSpec, Execution
 from polygrad_jax.data import minari_dataset, official_npy
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.recordings import replay_of
+from polygrad_jax.data.recordings import replay_of, transitions_of_record
 from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.envs import tasks
 from polygrad_jax.envs.mujoco_state import no_simulator_states
@@ -25,7 +25,7 @@ from polygrad_jax.envs.prediction_error import why_not_replayed
 from polygrad_jax.runs.checkpoints import load_npz
 from polygrad_jax.runs.run_folder import CONFIG_FILE, RunFolder, read_json
 from polygrad_jax.runs.saved_run import read_saved
-from polygrad_jax.types import Params, Transitions
+from polygrad_jax.types import Params
 
 POLICY_FILE = "policy.npz"
 """Beside a dataset of ``polygrad dataset``: the parameters of the policy that acted last, ``actor/...``."""
@@ -66,11 +66,7 @@ class RecordedData:
 
     def replay(self, window: int) -> replays.ReplayState:
         """Put all of it on the device, for windows of ``window`` states; row t is transition t."""
-        t = self.transitions
-        terminals, truncations = t.terminals.astype(np.float32), (t.truncations & ~t.terminals).astype(np.float32)
-        everything = np.ones(len(t), bool)
-        rows = Transitions(t.observations, t.actions, t.rewards, terminals, truncations, everything)
-        return replay_of(rows, window)
+        return replay_of(transitions_of_record(self.transitions), window)
 
     def executed_as(self, how: Execution) -> RecordedData:
         """Return the data with raw actions that ``how`` executes as they were executed.
@@ -122,9 +118,10 @@ def open_data(where: str | Path) -> RecordedData:
 
 def _opened(where: str | Path) -> RecordedData:
     path = Path(where)
+    holds_a_run = RunFolder(path).holds_a_run()  # first: it says in one line where one may not look
     if minari_dataset.is_minari_dataset(path):
         return _open_minari(path)
-    if RunFolder(path).holds_a_run():
+    if holds_a_run:
         return _open_run(path)
     if path.suffix in (".npz", ".npy"):
         return RecordedData(path.name, official_npy.read(path), None, None, None)

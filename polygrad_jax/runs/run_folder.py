@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from polygrad_jax.config import Config, ConfigError, from_dict, to_json
 from polygrad_jax.runs import physics
+from polygrad_jax.runs.console import announce
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -132,7 +133,7 @@ def write_bytes_atomically(path: Path | str, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner only
+            os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp's files are for their owner only
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -145,10 +146,8 @@ def write_text_atomically(path: Path | str, text: str) -> None:
     write_bytes_atomically(path, text.encode())
 
 
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
+UMASK = os.umask(0)  # the only way to read it is to set it; once, here, since threads write files later
+os.umask(UMASK)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -181,11 +180,24 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
     return saved
 
 
+@contextlib.contextmanager
+def _one_line_where_closed(folder: Path) -> Iterator[None]:
+    """Turns a folder that the system does not let one look into into a ConfigError of one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"{folder} cannot be looked into ({why}); allowed: a folder that one may enter") from error
+
+
 def step_folders(checkpoints: Path) -> list[int]:
     """Return the steps by which the folders of checkpoints are named, least first; none where there is no folder."""
-    if not checkpoints.is_dir():
-        return []
-    names = [path.name for path in checkpoints.iterdir() if path.is_dir()]
+    with _one_line_where_closed(checkpoints):
+        if not checkpoints.is_dir():
+            return []
+        names = [path.name for path in checkpoints.iterdir() if path.is_dir()]
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= 18)
 
 
@@ -310,11 +322,23 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether a run was started here, so that starting again means going on."""
-        return (self.path / CONFIG_FILE).is_file()
+        return self._has(CONFIG_FILE)
 
     def is_pretrained(self) -> bool:
         """Whether the run came with the package, without checkpoints."""
-        return (self.path / CARD_FILE).is_file()
+        return self._has(CARD_FILE)
+
+    def _has(self, name: str) -> bool:
+        """Whether there is a file of that name.
+
+        Raises:
+          ConfigError: one may not look (where ``Path.is_file`` raises or says no, depending on Python).
+        """
+        with _one_line_where_closed(self.path):
+            try:
+                return stat.S_ISREG((self.path / name).stat().st_mode)
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name has this character
+                return False
 
     def check_has_policy(self) -> None:
         """Nothing for a run of ``polygrad train``, and for what is none.
@@ -322,7 +346,7 @@ class RunFolder:
         Raises:
           ConfigError: a world model alone was trained here, on recorded transitions.
         """
-        if (self.path / DATA_FILE).is_file():
+        if self._has(DATA_FILE):
             raise ConfigError(
                 f"run folder {self.path} is of a world model alone ({DATA_FILE}); allowed: a folder of polygrad train"
             )
@@ -390,6 +414,8 @@ class RunFolder:
     def lock(self) -> IO[bytes]:
         """Keeps other processes from training here while the file that is returned is open.
 
+        A file system without locks, as some clusters have, costs a line of warning and the lock.
+
         Raises:
           ConfigError: another process does.
         """
@@ -398,11 +424,14 @@ class RunFolder:
             file = open(self.path / LOCK_FILE, "ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise ConfigError(
                 f"run folder {self.path} is being trained in by another process; allowed: another folder, or wait"
             ) from None
+        except OSError as error:
+            why = error.strerror or error
+            announce(f"warning: run folder {self.path} cannot be locked ({why}); let no other process train in it")
         return file
 
     def check(self, config: Config, environment: dict[str, Any], mixed_physics: bool = False) -> list[str]:
@@ -455,7 +484,8 @@ class RunFolder:
         if not self.path.is_dir():
             raise ConfigError(f"run folder {self.path} is a file; allowed: a folder, new, empty or of a run")
         # A program killed before config.json was complete leaves its lock and its temporary file.
-        left = [p.name for p in self.path.iterdir() if p.name != LOCK_FILE]
+        with _one_line_where_closed(self.path):
+            left = [p.name for p in self.path.iterdir() if p.name != LOCK_FILE]
         strangers = sorted(name for name in left if not (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)))
         if strangers:
             raise ConfigError(

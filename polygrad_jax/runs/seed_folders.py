@@ -31,12 +31,12 @@ def check_folder_of_seeds(folder: Path, seeds: Sequence[int]) -> None:
       ConfigError: it is a file, the folder of one run, or holds something else.
     """
     allowed = "allowed: a folder that is new, empty or of several seeds"
+    if RunFolder(folder).holds_a_run():  # first: it says in one line where one may not look
+        raise ConfigError(f"run folder {folder} holds one run, and {len(seeds)} seeds are asked for; {allowed}")
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ConfigError(f"run folder {folder} is a file; {allowed}")
-    if RunFolder(folder).holds_a_run():
-        raise ConfigError(f"run folder {folder} holds one run, and {len(seeds)} seeds are asked for; {allowed}")
     with one_line_on_disk_trouble(folder):
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if strangers := [name for name in names if not _NAME.fullmatch(name)]:

@@ -33,7 +33,14 @@ from polygrad_jax.runs.checkpoints import Checkpoints, export_npz, why_standardi
 from polygrad_jax.runs.console import Progress, announce, announced, clock_time
 from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
-from polygrad_jax.runs.run_folder import DATA_FILE, RunFolder, describe_environment, read_json, write_text_atomically
+from polygrad_jax.runs.run_folder import (
+    BEST_FILE,
+    DATA_FILE,
+    RunFolder,
+    describe_environment,
+    read_json,
+    write_text_atomically,
+)
 from polygrad_jax.runs.stop_signals import StopOnSignal
 from polygrad_jax.runs.tensorboard_page import hyperparameters
 from polygrad_jax.training.evaluating import beats
@@ -44,7 +51,6 @@ from polygrad_jax.types import Array, Metrics, Normaliser, Policy, Segment, Worl
 from polygrad_jax.world_models.model_table import SIMULATOR, make_world_model
 
 REPORT_EVERY_UPDATES = 100
-BEST_FILE = "best.npz"
 JUDGED_HORIZON = 5
 """Steps ahead at which the error decides (paper, Appendix C.1)."""
 PAPER_UPDATES = 1_000_000
@@ -152,7 +158,7 @@ def settle(
     context: Segment,
     normaliser: Normaliser,
     key: Array,
-    rounds: int = 300,
+    rounds: int = FIRST_SETTLING_ROUNDS,
 ) -> Any:
     """Return the state after ``rounds`` imaginations that are thrown away.
 

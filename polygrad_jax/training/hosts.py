@@ -12,7 +12,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -21,13 +24,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from polygrad_jax import config as configs
-from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.config import Config, ConfigError, EnvSpec
 from polygrad_jax.types import Transitions
 
 Tree = TypeVar("Tree")
 
 END, BEGIN, STATE, WARM_UP, LEARN = range(5)
 """What the first host tells the others."""
+WAIT_SECONDS, RETRY_SECONDS = 300.0, 0.5
+"""How long a host waits for the first one's address to answer (as long as JAX then waits), and between two tries."""
 
 
 def connect(hosts: int, host: int, coordinator: str) -> None:
@@ -36,8 +41,64 @@ def connect(hosts: int, host: int, coordinator: str) -> None:
     Args:
       host: which this is, from 0.
       coordinator: ADDRESS:PORT of the first host, as the others reach it.
+
+    Raises:
+      ConfigError: the port cannot be opened, or nothing answers at the address.
     """
-    jax.distributed.initialize(coordinator_address=coordinator, num_processes=hosts, process_id=host)
+    # JAX aborts the whole program, with the stack of its C++, where either is so: both are tried before.
+    with _listening(coordinator) if host == 0 else contextlib.nullcontext():
+        _wait_for_answer(coordinator)
+    try:
+        jax.distributed.initialize(coordinator_address=coordinator, num_processes=hosts, process_id=host)
+    except RuntimeError as error:
+        raise ConfigError(f"--coordinator is {coordinator}: {error}; allowed: ADDRESS:PORT of host 0") from error
+
+
+@contextlib.contextmanager
+def _listening(coordinator: str) -> Iterator[None]:
+    """Have the coordinator's port answer on this machine.
+
+    Raises:
+      ConfigError: it cannot be opened.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        server = socket.create_server(("", _place(coordinator)[1]), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error  # without the address, which the line has
+        raise ConfigError(
+            f"--coordinator is {coordinator}, whose port cannot be opened here ({why}); "
+            "allowed: ADDRESS:PORT with a free port of host 0"
+        ) from error
+    with server:
+        yield
+
+
+def _wait_for_answer(coordinator: str) -> None:
+    """Wait until something answers at an address: the first host may be the last to start, and unknown by name before.
+
+    Raises:
+      ConfigError: nothing did for :data:`WAIT_SECONDS`.
+    """
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return socket.create_connection(_place(coordinator), timeout=RETRY_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() < until:
+                time.sleep(RETRY_SECONDS)
+                continue
+            raise ConfigError(
+                f"--coordinator is {coordinator}, where nothing answers ({error.strerror or error}); "
+                "allowed: ADDRESS:PORT of host 0, as every host reaches it"
+            ) from error
+
+
+def _place(coordinator: str) -> tuple[str, int]:
+    """Return what ADDRESS:PORT names; an IPv6 address is in brackets."""
+    address, _, port = coordinator.rpartition(":")
+    return address.strip("[]"), int(port)
 
 
 def several() -> bool:

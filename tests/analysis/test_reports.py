@@ -307,6 +307,20 @@ def test_evaluations_are_one_table_whether_or_not_a_position_was_told(distances,
     assert path.read_text() == "mine,return_mean\n1,2\n"
 
 
+def test_what_cannot_be_added_to_the_table_is_told_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "evaluations.csv").mkdir()
+    row = {"env_steps": 5, "distance_mean": None, physics.COLUMN: physics.NO_MUJOCO}
+    row |= {"return_mean": 1.5, "return_std": 0.5, "length_mean": 10.0, "length_std": 0.0}
+    monkeypatch.setattr(reports, "evaluate", lambda *_: row)
+    monkeypatch.setattr(reports, "title", lambda run: "the run")
+    lines = reports.report_evaluation(SimpleNamespace(folder=tmp_path), 2, 0, tmp_path / "film.gif")
+    assert lines[1:3] == [
+        "return 1.5 ± 0.5 over 2 episodes, mean action", "length 10.0 ± 0.0 environment steps"
+    ]  # fmt: skip
+    why = f"{tmp_path}/evaluations.csv cannot be written: there is a folder in its place"
+    assert lines[3] == f"video {tmp_path}/film.gif" and lines[4].startswith(f"not added to evaluations.csv: {why}; ")
+
+
 def table_row(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
@@ -567,7 +581,7 @@ def complaint(capsys, name: str, *arguments: str) -> str:
         ("evaluate", ["{unfinished}"], "has no checkpoint yet; allowed: a run that has saved one"),
         ("evaluate", ["{unfinished}", "--which", "best"], "has no best.npz yet; allowed: --which newest"),
         ("evaluate", ["{run}", "--which", "worst"], "invalid choice: 'worst'"),
-        ("evaluate", ["{run}", "--episodes", "0"], "--episodes: '0'; allowed: a whole number, 1 or greater"),
+        ("evaluate", ["{run}", "--episodes", "0"], "--episodes: '0'; allowed: how many, from 1 to 1,000,000"),
         ("evaluate", ["{run}", "--seed", "-1"], "--seed"),
         ("evaluate", ["{run}", "--video", "out.avi"], "video is out.avi; allowed: a name that ends with .mp4 or .gif"),
         ("evaluate", [], "RUN"),

@@ -6,6 +6,7 @@ What needs the package ``minari`` (an optional extra) is skipped without it.
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from polygrad_jax.envs import mujoco_state, tasks
 from polygrad_jax.envs.collector import Collector, uniform_action
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.recorded_data import open_data
+from polygrad_jax.runs.run_folder import RunFolder
 from polygrad_jax.training import loop
 from polygrad_jax.training.step import make_steps
 
@@ -447,10 +449,46 @@ def test_the_command_trains_first_where_there_is_no_run(monkeypatch, capsys, tmp
     assert "go on with" in capsys.readouterr().err
 
 
-def test_a_run_folder_needs_no_other_option(monkeypatch, capsys, folder):
+@pytest.mark.parametrize("options", [[], ["--env", "walker2d", "--preset", "smoke"], ["--a2c.gamma", "0.9"]], ids=str)
+def test_an_interrupted_run_goes_on_by_the_words_that_are_said(options, monkeypatch, capsys, tmp_path):
+    """A run named alone is written as it is, unfinished; with what it was begun with it is trained to its end."""
+    run, trained, written = tmp_path / "run", [], []
+
+    def interrupted(words):
+        if not trained:
+            config = cli.build_config(*cli._train_parser().parse_known_args(words), "smoke")
+            RunFolder(run).record(config, {"mujoco": physics.installed_mujoco()})
+        trained.append(words)
+        return 130
+
     monkeypatch.setattr(minari_dataset, "require_minari", lambda: None)
-    assert cli.main(["dataset", "--run", str(folder), "--env", "hopper"]) == cli.BAD_INPUT
-    assert "no other option" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "_choose_preset", lambda: ("smoke", ""))
+    monkeypatch.setattr(cli, "train_command", interrupted)
+    monkeypatch.setattr(cli, "_export", lambda run, out: written.append(run) or 0)
+    assert cli.main(["dataset", "--run", str(run), *options]) == 130
+    again = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
+    assert cli.main(again[again.index("dataset") :]) == 130
+    assert len(trained) == 2 and not written
+    assert cli.main(["dataset", "--run", str(run), "--mixed-physics"]) == 130 and "--mixed-physics" in trained[2]
+    assert cli.main(["dataset", "--run", str(run)]) == 0 and written == [run]
+    assert cli.main(["dataset", "--run", str(run), "--env", "hopper", "--seed", "5"]) == cli.BAD_INPUT
+    assert "has another config in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [([], "exists already; allowed: another --out"), (["--agent", "dreamer"], "agent is dreamer, whose policy reads")],
+)
+def test_what_cannot_be_written_is_not_trained_first(fields, words, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(minari_dataset, "require_minari", lambda: None)
+    monkeypatch.setattr(cli, "train_command", lambda words: pytest.fail("was trained"))
+    monkeypatch.chdir(tmp_path)
+    if not fields:
+        (tmp_path / "datasets" / "polygrad" / "inverted_pendulum" / "smoke-seed0-v0").mkdir(parents=True)
+    model = ["--world-model", "dreamer", *fields] if fields else []
+    assert cli.main(["dataset", "--env", "inverted_pendulum", "--preset", "smoke", *model]) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.out == "" and not (tmp_path / "runs").exists()
 
 
 # --- the official code's arrays --------------------------------------------------------------------------------------

@@ -245,6 +245,20 @@ def test_truncate_to_before_the_first_row_and_of_nothing(tmp_path):
     assert read_events(tmp_path / "run").Tags()["scalars"] == []
 
 
+def test_what_is_shown_beside_curves_is_written_again_where_all_was_cut(tmp_path):
+    """As a training that was killed before its first checkpoint; one that was killed later has it already."""
+    for kept, step in ((None, 20), (-1, 20), (-1, 20), (20, 40)):
+        log = MetricsLog(tmp_path, hyperparameters={"seed": 3})
+        if kept is not None:
+            log.truncate(kept)
+        log.write(step, {"loss": float(step)})
+        log.close()
+        events = read_events(tmp_path)
+        assert [len(events.Tensors(tag)) for tag in ("x-axis/text_summary", "custom_scalars__config__")] == [1, 1]
+        assert events.SummaryMetadata("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
+    assert steps_and_values(tmp_path, "loss") == [(20, 20.0), (40, 40.0)]
+
+
 def test_full_disk_appends_nothing(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path)
     log.write(1, {"a": 1.0})

@@ -127,6 +127,31 @@ def test_two_runs_cannot_train_in_one_folder(tmp_path):
     assert folder.check(config, ENVIRONMENT) == []
 
 
+def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(rf.fcntl, "flock", no_locks)
+    RunFolder(tmp_path).lock().close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: run folder {tmp_path} cannot be locked (No locks available); ")
+
+
+@pytest.mark.parametrize("ask", [RunFolder.holds_a_run, RunFolder.is_pretrained, RunFolder.check_has_policy])
+def test_a_folder_that_one_may_not_enter_is_one_line(ask, tmp_path, monkeypatch):
+    found = os.stat
+
+    def closed(path, *given, **named):
+        if isinstance(path, os.PathLike) and Path(path).parent == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return found(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", closed)  # who runs the tests may enter every folder
+    with pytest.raises(ConfigError, match=r"cannot be looked into \(Permission denied\); allowed") as error:
+        ask(RunFolder(tmp_path))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_lock_alone_is_no_hindrance(tmp_path):
     RunFolder(tmp_path).lock().close()
     assert RunFolder(tmp_path).check(c.smoke("hopper"), ENVIRONMENT) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from polygrad_jax.config import EnvSpec, override, smoke
-from polygrad_jax.training import hosts
+from polygrad_jax import cli
+from polygrad_jax.config import ConfigError, EnvSpec, override, smoke
+from polygrad_jax.training import hosts, loop
 from polygrad_jax.training.collecting import empty_chunk
 
 FIELDS = [
@@ -105,6 +107,40 @@ def test_a_mistake_of_the_first_host_lets_the_second_go(tmp_path):
     (code, said), (other_code, other_said) = ended(*both)
     assert code == 2 and "horizon is 1; allowed: 2 or greater" in said, said
     assert other_code == 0 and "let this machine go" in other_said, other_said
+
+
+def test_a_port_in_use_is_one_line():
+    """JAX itself would end the program without a word of Python's."""
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = re.escape(f"--coordinator is {address}, whose port cannot be opened here (Address already in use)")
+        with pytest.raises(ConfigError, match=words):
+            hosts.connect(2, 0, address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", "no.such.host.invalid"])
+def test_where_nothing_answers_is_one_line(address, monkeypatch):
+    monkeypatch.setattr(hosts, "WAIT_SECONDS", 0.0)
+    address = f"{address}:{free_port()}"
+    with pytest.raises(ConfigError, match=re.escape(f"--coordinator is {address}, where nothing answers (")) as error:
+        hosts.connect(2, 1, address)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"), [(["--preallocate-gpu-memory"], "true"), (["--horizon", "x"], "false")], ids=str
+)
+def test_memory_preallocation_is_set_before_a_host_starts_jax(fields, expected, monkeypatch):
+    """The first one reads its configuration after joining the others, who do not wait for what it says."""
+    seen = []
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setattr(hosts, "connect", lambda *_: None)
+    monkeypatch.setattr(hosts, "lends", lambda: pytest.fail("started JAX"))
+    monkeypatch.setattr(loop, "follow", lambda: seen.append(os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]))
+    for host, lends in (("0", False), ("1", True)):
+        words = ["--hosts", "2", "--host", host, "--coordinator", "10.0.0.1:8476", *fields]
+        assert cli._join_hosts(*cli._train_parser().parse_known_args(words)) == lends
+    assert seen == [expected]
 
 
 def test_every_bit_of_a_message_arrives():
