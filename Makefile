@@ -7,7 +7,7 @@
 # make dataset ENV=hopper     a run as a Minari dataset (RUN=runs/name; trained first if there is none), in datasets/
 # make ablations ENV=hopper   the paper's ablations (Figure 7) beside its rule; SEEDS=3 PRESET=cpu_a2c RUN=runs/folder
 # make figures               draws the figures of results/ again from their CSV files
-# make report                makes report.html: every figure and table of results/ beside the paper's claims, in one file
+# make report                makes report.html: all results but the archive's early searches beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
 # make help, make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean

@@ -145,11 +145,6 @@ def _wait(child: subprocess.Popen, at_most: float, trains: bool) -> str:
 # --- what it comes to ------------------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table; none where its part wrote none."""
-    return grid.read_csv(path) if path.is_file() else []
-
-
 def keep_training(out: Path) -> None:
     """Keep evaluations against environment steps and seconds, and the curve, of the run; the run itself goes."""
     folder = out / f"{TRAINING}_run"
@@ -159,7 +154,7 @@ def keep_training(out: Path) -> None:
     }
     rows = [
         {"env_step": step, "seconds": round(seconds[step], 1), "return_mean": row["return_mean"]}
-        for row in read_rows(folder / "eval.csv")
+        for row in grid.read_if_there(folder / "eval.csv")
         if (step := int(row["env_steps"])) in seconds
     ]
     if rows:
@@ -206,8 +201,9 @@ def of_iterations(steps: str, rows: Sequence[dict[str, str]]) -> list[list[str]]
     for row in rows:
         rate, seeds = float(row["env_steps/s"]), int(row["seeds"])
         minutes = MILLION * seeds / rate / 60
+        share = f"{float(row['share_of_peak']):.2f}"
         beside = f"{float(row['of_runs_in_turn']):.2f}" if row.get("of_runs_in_turn") else "-"
-        lines.append([steps, str(seeds), f"{rate:.0f}", f"{minutes:.0f}", row["share_of_peak"][:4], beside])
+        lines.append([steps, str(seeds), f"{rate:.0f}", f"{minutes:.0f}", share, beside])
     return lines
 
 
@@ -227,17 +223,17 @@ def page(out: Path, done: Sequence[Part], device: str, rehearse: bool, command: 
     small = " **A rehearsal at small sizes: no number here says anything about speed.**" if rehearse else ""
     lines = ["# One accelerator", "", f"{device}.{small}", "", f"    {command}", ""]
     lines += table(("part", "how it ended", "seconds"), [[p.name, p.ended, f"{p.seconds:.0f}"] for p in done])
-    if rows := read_rows(out / f"{ROLLOUTS}.csv"):
+    if rows := grid.read_if_there(out / f"{ROLLOUTS}.csv"):
         lines += ["", "## A batch of imagined trajectories (Hopper, H = 10)", "", *of_rollouts(rows)]
     sampled = REHEARSED if rehearse else PAPER
-    every = of_iterations(sampled.all_steps, read_rows(out / f"{ITERATION}.csv"))
-    every += of_iterations(sampled.few_steps, read_rows(out / f"{OF_FEW}.csv"))
+    every = of_iterations(sampled.all_steps, grid.read_if_there(out / f"{ITERATION}.csv"))
+    every += of_iterations(sampled.few_steps, grid.read_if_there(out / f"{OF_FEW}.csv"))
     if every:
         header = ("K", "seeds", "environment steps per second, all seeds", "minutes per million steps of each",
                   "share of the peak", "in runs of one seed, in turn")  # fmt: skip
         sizes = "small sizes" if rehearse else "the paper's sizes"
         lines += ["", f"## Training at {sizes} (Hopper)", "", *table(header, every)]
-    if rows := read_rows(out / f"{TRAINING}.csv"):
+    if rows := grid.read_if_there(out / f"{TRAINING}.csv"):
         last = rows[-1]
         lines += ["", f"## A training of Hopper (preset `{'smoke' if rehearse else 'cpu'}`)", ""]
         lines += [f"Return {float(last['return_mean']):.0f} at {int(last['env_step']):,} environment steps, after "

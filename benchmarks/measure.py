@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -18,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.harness import grid
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.run_folder import describe_environment
+from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
 
 PRECISIONS = ("float32", "bfloat16")
 """That benchmarks compare, the reference first."""
@@ -170,15 +170,14 @@ def _cell(value: Any) -> str:
 
 
 def write(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
-    """``path`` ending in .csv: the rows, and the facts beside it in a .json; otherwise one .json with both."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """``path`` ending in .csv: the rows, and the facts beside it in a .json; otherwise one .json with both.
+
+    Each file is complete, or what it was before.
+    """
     if path.suffix == ".csv":
         if "env" in rows[0]:  # what steps a task depends on who simulates it
             rows = [row | {"mujoco": facts["packages"]["mujoco"]} for row in rows]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+        grid.write_csv(path, rows)
+        write_text_atomically(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
     else:
-        path.write_text(json.dumps({**facts, "rows": list(rows)}, indent=2) + "\n")
+        write_text_atomically(path, json.dumps({**facts, "rows": list(rows)}, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Do diffusion steps under a policy converge? The map from actions over states to the policy's means, its powers.
 
 Around trajectories that ``correlated`` returned, with the noise of a level put on their states: spectral radius, norms
-of powers, and the share of what acts backwards in time. ``guidance_error.py`` writes ``convergence.csv`` with it.
+of powers, and the share of what acts on its own time or backwards. ``guidance_error.py`` writes ``convergence.csv``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def turns(fitted: Fitted, raw_obs: np.ndarray) -> list[dict[str, float]]:
 
 
 def turn_measures(jacobians: np.ndarray) -> dict[str, float]:
-    """Measure maps ``[B, H, A, H, A]``: spectral radius, norms of powers, share of what acts backwards in time."""
+    """Measure maps ``[B, H, A, H, A]``: radius, norms of powers, share of what acts on its own time or backwards."""
     count, horizon, actions = jacobians.shape[:3]
     square = jacobians.reshape(count, horizon * actions, horizon * actions)
     times = np.repeat(np.arange(horizon), actions)
@@ -85,6 +85,7 @@ def keep_convergence(out: Path) -> None:
     left = sorted((out / "guidance_error.cells").glob(".*.convergence"))
     found = [row for f in left for row in json.loads(f.read_text())]
     measured, path = {(row["env"], str(row["seed"])) for row in found}, out / "convergence.csv"
-    before = grid.read_csv(path) if path.exists() else []
     if found:
-        grid.write_csv(path, [row for row in before if (row["env"], row["seed"]) not in measured] + found)
+        with grid.locked(out):
+            before = grid.read_if_there(path)
+            grid.write_csv(path, [row for row in before if (row["env"], row["seed"]) not in measured] + found)

@@ -36,7 +36,7 @@ import numpy as np
 
 from experiments.guidance.rules_tried import COLOURS, RANDOM_ACTIONS, TRIED, Setting, setting_of
 from experiments.harness import experiment, figures, gradient_error, grid, opened_runs, statistics
-from experiments.harness.gradient_error import Learning, absorbing, cosine
+from experiments.harness.gradient_error import Learning, before_end, cosine
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import ROUNDS, SETTLING_ACTIONS
 from experiments.harness.opened_runs import OfRun, begun_rows, fit
@@ -72,9 +72,7 @@ def truth_of(run: OpenedRun, config: Config, rows: np.ndarray) -> Truth:
 
 def earned(segment: Segment) -> float:
     """Return the mean reward of a step but the last, 0 behind an end."""
-    ended = absorbing(segment.terminals)
-    before = np.concatenate([np.zeros_like(ended[:, :1]), ended[:, :-1]], axis=1)
-    return float((np.asarray(segment.rewards) * (1.0 - before))[:, :-1].mean())
+    return float((np.asarray(segment.rewards) * before_end(segment.terminals))[:, :-1].mean())
 
 
 def imagined(run: OpenedRun, setting: Setting, state: Any, normaliser: Normaliser, rows: np.ndarray) -> Segment:

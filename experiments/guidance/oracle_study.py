@@ -62,6 +62,7 @@ RULES = {
     "score, causal": {"rule": "no_clipping", "causal": True},
     "correlated 1, causal": {"rule": "correlated", "rho": 1.0, "causal": True},
 }
+"""``score`` without its clip at 3 std, which would not be affine. ``causal``: the denoiser sees only the past."""
 RELAXED = {"rule": "correlated", "rho": 1.0, "relaxation": 0.5}
 LATER = {
     "correlated 1, relaxed": RELAXED,
@@ -72,7 +73,6 @@ LATER = {
 closer where little of it is left (``harness/schedules.py``)."""
 GROUPS = {"": RULES, "_relaxed": LATER}
 SPACED_STEPS, SPACING = (8, 16, 32), (0.1, 0.08)
-"""``score`` without its clip at 3 std, which would not be affine. ``causal``: the denoiser sees only the past."""
 
 
 def two_actions_system(process_std: float) -> System:
@@ -245,11 +245,17 @@ LEVELS = (1, 4, 16, 32, 64, 96, 128)
 """Diffusion steps at which the map is measured; 1 is the least noisy."""
 
 
+def backwards(turn: np.ndarray, horizon: int) -> float:
+    """Return the largest entry of a map ``[HA, HA]`` by which an action moves a mean of an earlier time."""
+    times = np.repeat(np.arange(horizon), len(turn) // horizon)
+    return float(np.abs(turn * (times[:, None] < times[None, :])).max())
+
+
 def convergence(cell: World) -> list[dict]:
     """The map actions -> states -> policy's means at several levels of noise: radius, and norms of its powers.
 
     Raw, over the policy's stds, of the optimal denoiser and of the one that sees only the past. ``acausal`` is the
-    largest effect of an action on a mean before it.
+    largest effect of an action on a mean of a time before its own.
     """
     rows = []
     for causal in (False, True):
@@ -258,8 +264,8 @@ def convergence(cell: World) -> list[dict]:
         for level in LEVELS:
             turn = world.action_to_action(problem, level - 1, denoiser) * scale[None] / scale[:, None]
             powers = [np.linalg.norm(np.linalg.matrix_power(turn, p), 2) for p in (1, 2, 4, 8, 16, 32)]
-            radius, later = np.abs(np.linalg.eigvals(turn)).max(), np.abs(np.triu(turn, 1)).max()
-            found = {"spectral_radius": radius, "acausal": later}
+            radius = np.abs(np.linalg.eigvals(turn)).max()
+            found = {"spectral_radius": radius, "acausal": backwards(turn, cell.horizon)}
             found |= {f"norm_of_power_{p}": n for p, n in zip((1, 2, 4, 8, 16, 32), powers, strict=True)}
             labels = dataclasses.asdict(cell) | {"causal": int(causal), "level": level}
             rows.append(labels | grid.rounded(found, digits=4))

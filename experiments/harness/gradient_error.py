@@ -2,9 +2,8 @@
 
 Two truths, from the same simulator states and with the same critic. The **closed loop**: the policy acts in MuJoCo; its
 gradient there is what imagination is for. The **open loop**: the imagined actions are replayed in MuJoCo, so that
-advantages compare one by one and parts of a trajectory (observations, rewards, terminals) can be exchanged, which shows
-the one that misleads. The open loop alone deceives: an unstable body falls under actions that were chosen for slightly
-other states, three times as often as under its policy.
+advantages compare one by one. The open loop alone deceives: an unstable body falls under actions that were chosen for
+slightly other states, three times as often as under its policy.
 """
 
 from __future__ import annotations
@@ -54,14 +53,18 @@ def played(env: EnvConfig, simulator_states: np.ndarray, policy: Policy, horizon
     return _segment(observations, actions, rewards, terminals)
 
 
-def _segment(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminals: np.ndarray) -> Segment:
+def before_end(terminals: np.ndarray) -> np.ndarray:
+    """``[B, H]``: 1 up to the first terminal, whose reward still counts, and 0 behind it."""
     ended = absorbing(terminals)
-    before = np.concatenate([np.zeros_like(ended[:, :1]), ended[:, :-1]], axis=1)
+    return 1.0 - np.concatenate([np.zeros_like(ended[:, :1]), ended[:, :-1]], axis=1)
+
+
+def _segment(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray, terminals: np.ndarray) -> Segment:
     return Segment(
         observations=observations[:, :-1].astype(np.float32),
         actions=np.asarray(actions, np.float32),
-        rewards=(rewards * (1.0 - before)).astype(np.float32),
-        terminals=ended,
+        rewards=(rewards * before_end(terminals)).astype(np.float32),
+        terminals=absorbing(terminals),
     )
 
 
@@ -115,67 +118,3 @@ def compare(ours: Learning, truth: Learning) -> dict[str, float]:
         "advantage_std_ratio": float(a.std() / b.std()),
         "gradient_cosine": cosine(ours.gradient, truth.gradient),
     }
-
-
-def terminal_errors(ours: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Of terminals ``[B, H]``, the last step not counted: shares of trajectories, and steps too late where both end."""
-    ours, truth = absorbing(ours)[:, :-1] > 0.5, absorbing(truth)[:, :-1] > 0.5
-    ends, should = ours[:, -1], truth[:, -1]
-    both = ends & should
-    late = (np.argmax(ours, axis=1) - np.argmax(truth, axis=1))[both]
-    return {
-        "terminals_true": float(should.mean()),
-        "terminals_missed": float((should & ~ends).mean()),
-        "terminals_false": float((ends & ~should).mean()),
-        "terminals_steps_late": float(late.mean()) if len(late) else float("nan"),
-        "terminals_steps_off": float(np.abs(late).mean()) if len(late) else float("nan"),
-    }
-
-
-def closed_errors(
-    learner: a2c.A2CState, imagined: Segment, closed: tuple[Segment, Segment], config: A2CConfig, spec: EnvSpec
-) -> dict[str, float]:
-    """Of the imagined batch against two of the closed loop from the same states under other draws.
-
-    ``closed_cosine`` is between its gradient and that of both together; ``closed_ceiling`` between theirs, which is
-    what a perfect model of this size of batch would have against one of them. ``ends``: share of trajectories that end.
-    """
-    imagined = imagined.replace(terminals=absorbing(imagined.terminals), rows=None)
-    ours = learning(learner, imagined, config, spec)
-    first, second = (learning(learner, segment, config, spec) for segment in closed)
-    return {
-        "closed_cosine": cosine(ours.gradient, first.gradient + second.gradient),
-        "closed_ceiling": cosine(first.gradient, second.gradient),
-        "closed_norm_ratio": float(np.linalg.norm(ours.gradient) / np.linalg.norm(first.gradient)),
-        "ends_imagined": float(imagined.terminals[:, -2].mean()),
-        "ends_closed": float(np.mean([segment.terminals[:, -2].mean() for segment in closed])),
-    }
-
-
-def gradient_errors(
-    learner: a2c.A2CState, imagined: Segment, truth: Segment, config: A2CConfig, spec: EnvSpec
-) -> dict[str, float]:
-    """The measures above for the imagined batch, and for it with one part of the truth put in.
-
-    ``halves_cosine`` is the cosine between the gradients of the two halves of the truth: what sampling alone costs.
-    """
-    imagined = imagined.replace(terminals=absorbing(imagined.terminals), rows=None)
-    real = learning(learner, truth, config, spec)
-    half = len(truth.rewards) // 2
-    first, second = (jax.tree.map(lambda x, s=s: x[s], truth) for s in (slice(half), slice(half, 2 * half)))
-    halves = [learning(learner, part, config, spec).gradient for part in (first, second)]
-    exchanged = {
-        "true_observations": imagined.replace(observations=truth.observations),
-        "true_terminals": imagined.replace(terminals=truth.terminals),
-        "true_rewards": imagined.replace(rewards=truth.rewards),
-    }
-    with_parts = {
-        f"gradient_cosine_{name}": compare(learning(learner, segment, config, spec), real)["gradient_cosine"]
-        for name, segment in exchanged.items()
-    }
-    return (
-        compare(learning(learner, imagined, config, spec), real)
-        | with_parts
-        | {"halves_cosine": cosine(*halves)}
-        | terminal_errors(imagined.terminals, truth.terminals)
-    )

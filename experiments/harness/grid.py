@@ -19,7 +19,9 @@ a process of its own; ``learning/training_runs.py`` makes cells that are whole t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +133,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_if_there(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none where there is no such file."""
+    return read_csv(path) if path.is_file() else []
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask from a folder's tables, so that none writes between a reading and its writing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself, which leaves no file among the results
+    try:
+        with contextlib.suppress(OSError):  # a network's file system may not lock folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 class Grid:
     """Hold the state of one grid, on disk and in flight."""
 
@@ -142,7 +162,7 @@ class Grid:
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self.stopped = False
-        self.others = self._adopt()
+        self._adopt()
         self._cores: queue.SimpleQueue[set[int] | None] = queue.SimpleQueue()
         for share in core_shares(jobs, threads):
             self._cores.put(share)
@@ -151,17 +171,23 @@ class Grid:
         """Return where a cell's rows are once it has ended."""
         return self.folder / f"{cell.name}.json"
 
-    def _adopt(self) -> list[Row]:
-        """Take over the rows of a CSV whose cells' own files are gone; return those of cells that are not ours."""
-        found = read_csv(self.csv_path) if self.csv_path.exists() else []
-        rows = [{name: value for name, value in row.items() if value != ""} for row in found]
-        ours = {cell.name for cell in self.cells}
+    def _recorded(self) -> list[Row]:
+        """Return what the CSV says now; a cell of it that is empty is no column of its row."""
+        return [{k: value for k, value in row.items() if value != ""} for row in read_if_there(self.csv_path)]
+
+    def _adopt(self) -> None:
+        """Take over the rows of a CSV whose cells' own files are gone."""
+        rows = self._recorded()
         for cell in self.cells:
             there = [row for row in rows if row.get("cell") == cell.name]
             if there and not self.rows_path(cell).exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text_atomically(self.rows_path(cell), json.dumps(there))
-        return [row for row in rows if row.get("cell") not in ours]
+
+    def others(self) -> list[Row]:
+        """Return the rows of the CSV that are of cells of other grids, which may be running now."""
+        ours = {cell.name for cell in self.cells}
+        return [row for row in self._recorded() if row.get("cell") not in ours]
 
     def run_one(self, cell: Cell) -> None:
         """Run a cell as a process of its own and keep what it measured."""
@@ -191,6 +217,8 @@ class Grid:
                     start_new_session=True,
                 )
                 self._children.add(child)
+                if self.stopped:  # since we looked: stop() may not have seen the child
+                    child.send_signal(signal.SIGTERM)
             code = child.wait()
             with self._lock:
                 self._children.discard(child)
@@ -220,9 +248,8 @@ class Grid:
         write_text_atomically(self.rows_path(cell), json.dumps(rows))
         self._fresh(cell).unlink(missing_ok=True)
         with self._lock:
-            done = self.done()
-            mixed = self.join(done)
-            print(f"{len(done)}/{len(self.cells)} {cell.name}: {OUTCOMES[code]}", flush=True)
+            mixed = self.join()
+            print(f"{len(self.done())}/{len(self.cells)} {cell.name}: {OUTCOMES[code]}", flush=True)
         if mixed is not None:
             self._complain(f"{cell.name} is kept, but not in {self.csv_path.name}: {mixed}")
 
@@ -234,21 +261,22 @@ class Grid:
         """Return the rows that cells have left."""
         return [row for cell in cells for row in json.loads(self.rows_path(cell).read_text())]
 
-    def join(self, done: Sequence[Cell]) -> str | None:
+    def join(self) -> str | None:
         """Write the CSV, of all rows; or say why they may not be mixed."""
-        rows = self.rows_of(done) + self.others
-        try:
-            self.refuse_mixed(rows)
-        except ConfigError as error:
-            return str(error)
-        write_csv(self.csv_path, rows)
+        with locked(self.csv_path.parent):
+            rows = self.rows_of(self.done()) + self.others()
+            try:
+                self.refuse_mixed(rows)
+            except ConfigError as error:
+                return str(error)
+            write_csv(self.csv_path, rows)
         return None
 
     def join_kept(self) -> None:
         """Write the CSV where cells are kept that it lacks, since their physics were refused when they ended."""
-        joined = {row.get("cell") for row in (read_csv(self.csv_path) if self.csv_path.exists() else [])}
+        joined = {row.get("cell") for row in read_if_there(self.csv_path)}
         if any(cell.name not in joined for cell in self.done()):
-            self.join(self.done())
+            self.join()
 
     def refuse_mixed(self, rows: Sequence[Row], to_run: Iterable[str] = ()) -> None:
         """Raise ConfigError where one task's rows, or they and those that will be run, are of several physics.
@@ -318,6 +346,17 @@ def thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads)) if threads else {}
 
 
+def check(cells: Sequence[Cell], options: argparse.Namespace) -> None:
+    """Raise ConfigError where two cells would write one file, or where there is nothing to run them on."""
+    for name, least in (("jobs", 1), ("threads", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; allowed: {least} or more")
+    names = [cell.name for cell in cells]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"cells are asked for twice: {' '.join(twice)}; allowed: each once")
+
+
 def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_task: bool = False) -> int:
     """Run all cells that have no rows yet; return the exit code (130 where interrupted, 1 where a cell failed).
 
@@ -325,14 +364,16 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_
       one_task: all rows of the CSV are of the task that is run.
 
     Raises:
-      ConfigError: what is recorded and what would be run are of different physics, and ``--mixed-physics`` was not
-        asked for.
+      ConfigError: two cells have one name, there are no jobs, or what is recorded and what would be run are of
+        different physics, and ``--mixed-physics`` was not asked for.
     """
+    check(cells, options)
     grid = Grid(cells, csv_path, options.jobs, options.threads, options.mixed_physics)
     remaining = [c for c in chosen(cells, options.only) if options.again or not grid.rows_path(c).exists()]
     kept = grid.rows_of(cell for cell in grid.done() if cell not in remaining)
-    of_the_task = kept + (grid.others if one_task else [])
-    grid.refuse_mixed(kept + grid.others, {task_of(row) for row in of_the_task} - {None} if remaining else ())
+    others = grid.others()
+    of_the_task = kept + (others if one_task else [])
+    grid.refuse_mixed(kept + others, {task_of(row) for row in of_the_task} - {None} if remaining else ())
     print(f"{len(remaining)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
     began = time.monotonic()
     stopped_by: list[int] = []
@@ -365,7 +406,7 @@ def run_on_ray(grid: Grid, remaining: Sequence[Cell], threads: int) -> None:
     try:
         import ray
     except ImportError:
-        raise SystemExit("grid: --ray needs the package ray; install the extra: pip install -e .[ray]") from None
+        raise ConfigError("this Python has no ray; type: pip install -e .[ray]") from None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(address=os.environ.get("RAY_ADDRESS"))
     for number, handler in handlers.items():  # Ray puts its own in their place

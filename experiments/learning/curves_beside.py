@@ -32,13 +32,11 @@ from experiments.learning.training_runs import (
     curves_of,
     draw_setting,
     draw_step_axis,
-    read_if_there,
     task_in_words,
 )
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 
-BAD_INPUT = 2
 PUBLISHED = in_venv.CLONE / "results" / "published_curves" / "v4.csv"
 
 
@@ -67,13 +65,13 @@ def refuse_mixed(options: argparse.Namespace, rows: list[grid.Row], baselines: l
     """Raise ConfigError where curves of one task are of several physics; others' are of other versions of the task."""
     of_both = [(options.experiment, rows), (options.beside, baselines)]
     used = [used for name, own in of_both for used in grid.used(own, Path(f"{name}.csv"))]
-    published = [row for row in read_if_there(PUBLISHED) if row["env_name"] == rows[0]["env_name"]]
+    published = [row for row in grid.read_if_there(PUBLISHED) if row["env_name"] == rows[0]["env_name"]]
     physics.refuse_mixed([*used, *grid.used(published, PUBLISHED)], options.mixed_physics)
 
 
 def published_of(task: str) -> list[grid.Row]:
     """Return the published curves of a task, their names marked with the environment's version."""
-    rows = [row for row in read_if_there(PUBLISHED) if task_and_version(row)[0] == task]
+    rows = [row for row in grid.read_if_there(PUBLISHED) if task_and_version(row)[0] == task]
     return [row | {"exp_name": f"{row['exp_name']} {task_and_version(row)[1]}"} for row in rows]
 
 
@@ -145,7 +143,7 @@ def main() -> int:
         refuse_mixed(options, rows, baselines)
     except ConfigError as error:
         print(f"curves_beside: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     published = published_of(task_and_version(rows[0])[0])
     draw(rows, baselines, published, options.out / f"{options.experiment}_beside.png")
     return 0

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from experiments.harness import in_venv  # noqa: F401
+from experiments.harness import in_venv
 
 # isort: split
 import argparse
@@ -40,7 +40,6 @@ from polygrad_jax.runs.run_folder import (
     write_text_atomically,
 )
 
-BAD_INPUT = 2
 TRANSITIONS = 2_000
 """Of the newest, to imagine from."""
 EPISODES, SEED = 20, 10_000
@@ -125,7 +124,7 @@ def main() -> int:
         card = export(open_run(options.run, "best"), options.out / options.name)
     except ConfigError as error:
         print(f"export_pretrained: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps(card, indent=2))
     return 0

@@ -133,7 +133,7 @@ def command_of(options: argparse.Namespace, folder: Path) -> list[str]:
 
 def total_steps(options: argparse.Namespace) -> int:
     """Return the environment steps of both runs."""
-    return 300 + STEPS_PER_KILL * max(options.kills, 1)
+    return 300 + STEPS_PER_KILL * options.kills
 
 
 def environment_of(options: argparse.Namespace) -> dict[str, str]:
@@ -273,7 +273,13 @@ def comparison(whole: Path, killed: Path) -> Iterator[grid.Row]:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Make both runs, compare them, write the tables; return 1 where anything differs or more was lost."""
+    """Make both runs, compare them, write the tables; return 1 where anything differs or more was lost.
+
+    Raises:
+      ConfigError: no kill was asked for, or a run failed.
+    """
+    if options.kills < 1:
+        raise ConfigError(f"--kills is {options.kills}; allowed: 1 or more")
     whole, killed = options.runs / "uninterrupted", options.runs / "killed"
     options.runs.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(killed, ignore_errors=True)

@@ -81,7 +81,7 @@ def run_grid(options: argparse.Namespace) -> int:
 def refuse_other_steps(options: argparse.Namespace) -> None:
     """Raise ConfigError where recorded runs of an algorithm have another length or other evaluations."""
     names = [algorithm.upper() for algorithm in options.algorithms]
-    for row in training_runs.read_if_there(options.out / f"{training_runs.RUNS}.csv"):
+    for row in grid.read_if_there(options.out / f"{training_runs.RUNS}.csv"):
         if row["experiment"] == options.experiment and row["exp_name"] in names:
             words = shlex.split(row["command"])
             usual = str(stable_baselines.EVAL_EVERY_ENV_STEPS)
@@ -94,12 +94,13 @@ def refuse_other_steps(options: argparse.Namespace) -> None:
                     )
 
 
+def draw(options: argparse.Namespace) -> None:
+    """Draw the experiment from its CSV files."""
+    training_runs.draw_experiment(options.out, options.experiment)
+
+
 def main() -> int:
-    options = parse()
-    if options.figure_only:
-        training_runs.draw_experiment(options.out, options.experiment)
-        return 0
-    return training_runs.run_and_draw("model_free_runs", options, run_grid)
+    return training_runs.run_and_draw("model_free_runs", parse(), run_grid, draw)
 
 
 if __name__ == "__main__":

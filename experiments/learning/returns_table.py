@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from experiments.harness import in_venv  # noqa: F401
+from experiments.harness import in_venv
 
 # isort: split
 import argparse
@@ -37,7 +37,6 @@ from experiments.learning.curves_beside import rows_of
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 
-BAD_INPUT = 2
 LAST = 3
 """Evaluations whose mean is a run's return: one alone is one sample of a deterministic gait."""
 RETURN, DISTANCE = "return_mean", "distance_mean"
@@ -180,7 +179,7 @@ def main() -> int:
         print("\n".join(table(settings_of(options), options.against, options.metric)))
     except ConfigError as error:
         print(f"returns_table: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     return 0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+from experiments.harness import in_venv  # first of all: it continues in the clone's .venv
 
 # isort: split
 import argparse
@@ -46,7 +46,6 @@ from polygrad_jax.runs.run_folder import (
 )
 from polygrad_jax.training.evaluating import evaluation_row, evaluation_seed
 
-BAD_INPUT = 2
 EVAL_EVERY_ENV_STEPS = 5_000
 """As in the ``cpu`` preset."""
 
@@ -205,7 +204,7 @@ def main() -> int:
         train(Training(options.algorithm, env, options.seed, options.steps, options.eval_every), options.run)
     except ConfigError as error:
         print(f"stable_baselines: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     return 0
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
+from experiments.harness import in_venv  # first of all: it continues in the clone's .venv
 
 # isort: split
 import argparse
@@ -48,7 +48,6 @@ from polygrad_jax.envs.tasks import gymnasium_id
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.metrics_log import read_rows
 
-BAD_INPUT = 2
 RUNS = "runs"
 """The stem of the table of all runs, which no experiment may have."""
 LAST_EVALUATIONS = 3
@@ -126,11 +125,7 @@ def cell_of(options: argparse.Namespace, setting: str, fields: list[str], seed: 
 
 def evaluations(folder: Path) -> list[dict[str, str]]:
     """Return the rows of a run's ``eval.csv``; none where there is no such file."""
-    return read_if_there(folder / "eval.csv")
-
-
-def read_if_there(path: Path) -> list[dict[str, str]]:
-    return grid.read_csv(path) if path.exists() else []
+    return grid.read_if_there(folder / "eval.csv")
 
 
 def summary(folder: Path, command: str, code: int) -> list[grid.Row]:
@@ -183,19 +178,18 @@ def run_cells(options: argparse.Namespace, cells: list[grid.Cell]) -> int:
     """
     if options.experiment == RUNS:
         raise ConfigError(f"--experiment is {RUNS}; allowed: any other name, {RUNS}.csv is the table of all runs")
-    recorded = read_if_there(options.out / f"{RUNS}.csv")
+    recorded = grid.read_if_there(options.out / f"{RUNS}.csv")
     ours = [row for row in recorded if row["experiment"] == options.experiment]
     refuse_another_task(options, ours)
-    options.runs.mkdir(parents=True, exist_ok=True)
     table = options.runs / f"{RUNS}.csv"
-    rows = read_if_there(table)
-    missing = [named_as_cell(row) for row in ours if key_of(row) not in map(key_of, rows)]
-    if missing:
-        grid.write_csv(table, rows + missing)
+    with grid.locked(options.runs):
+        rows = grid.read_if_there(table)
+        missing = [named_as_cell(row) for row in not_among(ours, rows)]
+        if missing:
+            grid.write_csv(table, rows + missing)
     code = grid.run(cells, table, options, one_task=True)
-    ended = in_order(read_if_there(table))
-    if ended:
-        record(options, ended, recorded)
+    if grid.read_if_there(table):
+        record(options, table)
     return code
 
 
@@ -212,6 +206,12 @@ def key_of(row: grid.Row) -> tuple[str, str]:
     return row["exp_name"], row["seed"]
 
 
+def not_among(rows: list[grid.Row], others: list[grid.Row]) -> list[grid.Row]:
+    """Return the rows of the runs that the others have none of."""
+    known = {key_of(row) for row in others}
+    return [row for row in rows if key_of(row) not in known]
+
+
 def named_as_cell(row: grid.Row) -> grid.Row:
     """Return a recorded row as the grid keeps it, under its cell's name."""
     return {"cell": run_name(row["exp_name"], row["seed"]), **row}
@@ -223,22 +223,30 @@ def in_order(rows: list[grid.Row]) -> list[grid.Row]:
     return sorted(rows, key=lambda row: (settings.index(row["exp_name"]), int(row["seed"])))
 
 
-def record(options: argparse.Namespace, ended: list[grid.Row], recorded: list[grid.Row]) -> None:
-    """Write the experiment's learning curves, and its runs in their place among the recorded ones of ``runs.csv``."""
-    path = options.out / f"{options.experiment}.csv"
-    kept = read_if_there(path)
-    curves = [row for run in ended for row in curve_of(options.runs, run, kept)]
-    if curves:  # a run may diverge before its first evaluation
-        grid.write_csv(path, curves)
+def record(options: argparse.Namespace, table: Path) -> None:
+    """Write the experiment's learning curves, and the runs of its table in their place in ``runs.csv``.
+
+    Both files are read now, under a lock: hours may have passed, in which other experiments recorded theirs.
+    """
+    path, of_all = options.out / f"{options.experiment}.csv", options.out / f"{RUNS}.csv"
+    with grid.locked(options.out):
+        of_experiment: dict[str, list[grid.Row]] = {}
+        for row in grid.read_if_there(of_all):
+            of_experiment.setdefault(row["experiment"], []).append(row)
+        ended = grid.read_if_there(table)
+        ended = in_order(ended + not_among(of_experiment.get(options.experiment, []), ended))
+        kept = grid.read_if_there(path)
+        curves = [row for run in ended for row in curve_of(options.runs, run, kept)]
+        if curves:  # a run may diverge before its first evaluation
+            grid.write_csv(path, curves)
+        of_experiment[options.experiment] = [as_recorded(run) for run in ended]
+        grid.write_csv(of_all, [row for rows in of_experiment.values() for row in rows])
+
+
+def as_recorded(run: grid.Row) -> grid.Row:
+    """Return a run's row of the grid as ``runs.csv`` has it."""
     first = ("experiment", "exp_name", "env_name", "seed", "preset", "outcome")
-    of_experiment: dict[str, list[grid.Row]] = {}
-    for row in recorded:
-        of_experiment.setdefault(row["experiment"], []).append(row)
-    of_experiment[options.experiment] = [
-        {name: run[name] for name in first} | {name: value for name, value in run.items() if name != "cell"}
-        for run in ended
-    ]
-    grid.write_csv(options.out / f"{RUNS}.csv", [row for rows in of_experiment.values() for row in rows])
+    return {name: run[name] for name in first} | {name: value for name, value in run.items() if name != "cell"}
 
 
 def curve_of(runs: Path, run: grid.Row, kept: list[grid.Row]) -> list[grid.Row]:
@@ -285,7 +293,7 @@ def draw_all(out: Path) -> None:
 def draw_experiment(out: Path, experiment: str) -> None:
     """Draw ``EXPERIMENT.png`` and, where the settings are values of one field, ``EXPERIMENT_along.png``."""
     runs = [row for row in grid.read_csv(out / f"{RUNS}.csv") if row["experiment"] == experiment]
-    rows = read_if_there(out / f"{experiment}.csv")
+    rows = grid.read_if_there(out / f"{experiment}.csv")
     if rows:
         draw_curves(rows, runs, out / f"{experiment}.png")
     if runs:
@@ -443,24 +451,35 @@ def draw_along(runs: list[grid.Row], path: Path) -> None:
         figure.suptitle(f"{about}:\n{seeds} seed(s) (dots; crosses diverged) and their mean", fontsize=9)
 
 
-def run_and_draw(script: str, options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+def run_and_draw(
+    script: str,
+    options: argparse.Namespace,
+    run: Callable[[argparse.Namespace], int],
+    draw_again: Callable[[argparse.Namespace], None],
+) -> int:
     """Run an experiment's grid and draw its figures; return the exit code, 2 after one line for bad input."""
     try:
+        if options.figure_only:
+            require_runs(options.out)
+            draw_again(options)
+            return 0
         code = run(options)
     except ConfigError as error:
         print(f"{script}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     if (options.out / f"{RUNS}.csv").exists():
         draw_experiment(options.out, options.experiment)
     return code
 
 
+def require_runs(out: Path) -> None:
+    """Raise ConfigError where there is nothing to draw from."""
+    if not (out / f"{RUNS}.csv").is_file():
+        raise ConfigError(f"--out is {out}; allowed with --figure-only: a folder with a {RUNS}.csv")
+
+
 def main() -> int:
-    options = parse()
-    if options.figure_only:
-        draw_all(options.out)
-        return 0
-    return run_and_draw("training_runs", options, run_grid)
+    return run_and_draw("training_runs", parse(), run_grid, lambda options: draw_all(options.out))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""One page that shows everything: every figure and table of the results beside the paper's claim, in one HTML file.
+"""One page that shows every figure and table of the results beside the paper's claim, in one HTML file.
 
-Made from the files under ``results/`` alone. Learning curves are interactive: hover shows seed and value, a click on a
-name hides it, buttons pick the task. What stands beside a claim is the README of its folder, so that the page says what
-the folders say. The file needs no server and no network.
+Of the archive it shows the search that led to today's preset, and no earlier one. Made from the files under
+``results/`` alone. Learning curves are interactive: hover shows seed and value, a click on a name hides it, buttons
+pick the task. What stands beside a claim is the README of its folder, so that the page says what the folders say. The
+file needs no server and no network.
 
     python experiments/report/build.py --out report.html
 """
@@ -34,7 +35,6 @@ from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.run_folder import write_text_atomically
 
-BAD_INPUT = 2
 RESULTS = in_venv.CLONE / "results"
 TEMPLATE = Path(__file__).with_name("page.html")
 PACKAGES = ("plotly", "markdown")
@@ -225,7 +225,7 @@ def main() -> int:
         write_text_atomically(options.out, text)
     except ConfigError as error:
         print(f"report: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return in_venv.BAD_INPUT
     print(f"written: {options.out} ({len(text) / 1e6:.1f} MB)")
     return 0
 

@@ -81,10 +81,11 @@ def gather(options: argparse.Namespace) -> None:
         said = ", ".join(missing) or "empty"
         raise ConfigError(f"trainings is {said}; allowed: folders of trainings on recorded data")
     named = {folder.name for folder in options.trainings}
-    kept = [r for r in (grid.read_csv(path) if path.exists() else []) if r["training"] not in named]
-    rows = kept + [row for folder in options.trainings for row in rows_of(folder)]
-    physics.refuse_mixed(grid.used(rows, path), options.mixed_physics)
-    grid.write_csv(path, rows)
+    found = [row for folder in options.trainings for row in rows_of(folder)]
+    with grid.locked(options.out):
+        rows = [row for row in grid.read_if_there(path) if row["training"] not in named] + found
+        physics.refuse_mixed(grid.used(rows, path), options.mixed_physics)
+        grid.write_csv(path, rows)
 
 
 def least_so_far(rows: list[dict[str, str]]) -> tuple[list[float], np.ndarray]:

@@ -43,8 +43,9 @@ def take(env: CheckedTask) -> RandomSteps:
     """
     observations, rewards, lengths, returns = [], [], [], []
     terminated, open_length, open_return = 0, 0, 0.0
-    size, began = tasks.spec_of(env).action_size, time.perf_counter()
+    size = tasks.spec_of(env).action_size
     env.reset(seed=episode_seed(SEED, PREFILL_STREAM, 0))
+    began = time.perf_counter()  # after it: a reset may take longer than all the steps may
     while len(rewards) < MOST_STEPS and time.perf_counter() - began < MOST_SECONDS:
         observation, reward, terminal, truncated, _ = env.step(uniform_action(SEED, len(rewards), size))
         observations.append(np.array(observation, np.float32))

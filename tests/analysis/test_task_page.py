@@ -1,5 +1,7 @@
 """``polygrad check``: what the page says of a task is what its definition says, and what is refused is refused."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -49,6 +51,12 @@ class InThousands(Clock):
 class Unclosable(Clock):
     def close(self):
         raise OSError("the port is gone")
+
+
+class Slow(Clock):
+    def reset(self, *, seed=None, options=None):
+        time.sleep(0.2)
+        return super().reset(seed=seed)
 
 
 class Offset(Clock):
@@ -157,6 +165,12 @@ def test_random_steps_count_what_happens():
     seen = random_steps.take(env)
     assert (len(seen.rewards), seen.lengths.tolist(), seen.terminated) == (70, [7] * 10, 10)
     assert seen.observations.shape == (70, 2) and seen.returns.tolist() == [3.5] * 10
+
+
+def test_a_reset_that_takes_all_the_time_leaves_steps(monkeypatch):
+    monkeypatch.setattr(random_steps, "MOST_SECONDS", 0.1)
+    seen = random_steps.take(tasks.make(EnvConfig(name=register(Slow, max_episode_steps=20))))
+    assert 1 <= len(seen.rewards) <= 7
 
 
 def test_statistics_of_the_page_do_not_round(capsys, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +133,33 @@ def test_a_grid_goes_on_from_the_csv_alone_and_keeps_rows_of_other_cells(tmp_pat
     ]
 
 
+def test_rows_that_another_grid_joins_meanwhile_stay(tmp_path):
+    """Two grids of one CSV: neither knows when it begins what the other will measure."""
+    path = tmp_path / "grid.csv"
+    ours, theirs = writes("a", [{"x": 1}]), writes("z", [{"x": 9}])
+    one, other = (grid.Grid([own], path, jobs=1, threads=0, mixed_physics=False) for own in (ours, theirs))
+    one.run_one(ours)
+    other.run_one(theirs)
+    one.run_one(ours)
+    assert sorted((r["cell"], r["x"]) for r in grid.read_csv(path)) == [("a", "1"), ("z", "9")]
+
+
+def test_a_folder_is_locked_by_one_at_a_time_and_nothing_is_left_in_it(tmp_path):
+    order = []
+
+    def second():
+        with grid.locked(tmp_path):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with grid.locked(tmp_path):
+        waiting.start()
+        time.sleep(0.2)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"] and not list(tmp_path.iterdir())
+
+
 def test_a_cell_with_other_fields_is_another_cell():
     assert grid.with_fields("hopper-seed0", "") == "hopper-seed0"
     named = grid.with_fields("hopper-seed0", "--denoiser.width 512 --a2c.gamma 0.9 ")
@@ -141,6 +169,20 @@ def test_a_cell_with_other_fields_is_another_cell():
 def test_a_name_that_no_cell_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--only is c; allowed: a, b"):
         grid.run([writes("a", []), writes("b", [])], tmp_path / "grid.csv", options(tmp_path, "--only", "c"))
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "line"),
+    [
+        ("aba", [], "cells are asked for twice: a; allowed: each once"),
+        ("ab", ["--jobs", "0"], "--jobs is 0; allowed: 1 or more"),
+        ("ab", ["--threads", "-1"], "--threads is -1; allowed: 0 or more"),
+    ],
+)
+def test_what_no_grid_can_run_is_refused_before_anything_is_written(names, words, line, tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        grid.run([writes(name, []) for name in names], tmp_path / "grid.csv", options(tmp_path, *words))
+    assert str(refused.value) == line and not list(tmp_path.iterdir())
 
 
 def test_a_command_that_knows_nothing_of_rows_has_them_collected(tmp_path):
@@ -214,6 +256,22 @@ def started(tmp_path: Path, *arguments: str) -> tuple[list[str], subprocess.Pope
     return command, running
 
 
+def test_a_signal_reaches_a_cell_that_is_just_being_started(tmp_path, monkeypatch):
+    """It comes when the cell was found to be wanted and is not yet among those to be told."""
+    slow = cell("a", "import time; time.sleep(20)")
+    one = grid.Grid([slow], tmp_path / "grid.csv", jobs=1, threads=0, mixed_physics=False)
+    pinned = grid.pinned
+
+    def stopped_meanwhile(*given):
+        one.stop(signal.SIGINT)
+        return pinned(*given)
+
+    monkeypatch.setattr(grid, "pinned", stopped_meanwhile)
+    began = time.monotonic()
+    one.run_one(slow)
+    assert time.monotonic() - began < 10 and not one.done() and not one.wrong
+
+
 def test_sigterm_reaches_the_cells_and_the_same_command_goes_on(tmp_path):
     """The cell that runs saves and ends with 130; the one that waits never begins; then both are run."""
     command, running = started(tmp_path)
@@ -241,7 +299,7 @@ def test_a_grid_on_ray_is_stopped_saved_and_goes_on(tmp_path):
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SystemExit, match=r"extra: pip install -e \.\[ray\]"):
+    with pytest.raises(ConfigError, match=r"no ray; type: pip install -e \.\[ray\]"):
         grid.run([writes("a", [])], tmp_path / "grid.csv", options(tmp_path, "--ray"))
 
 

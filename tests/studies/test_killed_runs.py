@@ -1,6 +1,7 @@
 """What is counted of killed runs: bits that differ, rows that differ, steps that were lost."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_a_kill_lost_what_the_next_session_does_again():
     rows = [{"session_began_at": 300, "env_step": 370}, {"session_began_at": 360, "env_step": 381}]
     lost = killed_runs.losses(rows, 360)
     assert [(row["resumed_from"], row["lost_env_steps"]) for row in lost] == [(360, 10), (360, 21)]
+
+
+def test_no_kill_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["killed_runs.py", "--kills", "0", "--runs", str(tmp_path / "runs")])
+    monkeypatch.setattr(killed_runs, "finish", lambda *_: pytest.fail("trained"))
+    assert killed_runs.main() == 2
+    assert capsys.readouterr().err == "killed_runs: --kills is 0; allowed: 1 or more\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_session_marks_its_phase_and_its_step(tmp_path, monkeypatch):

@@ -99,6 +99,15 @@ def test_one_cell_names_its_settings_and_leaves_out_what_no_delta_reaches(monkey
     assert found["correlated 1", 0.1]["variance_last"] > 100  # K < H
 
 
+def test_only_effects_on_an_earlier_time_are_acausal():
+    """Two times of two actions: on its own time an action does 5, on the later one 7, on the earlier one 0.3."""
+    turn = np.block([[np.full((2, 2), 5.0), np.full((2, 2), -0.3)], [np.full((2, 2), 7.0), np.full((2, 2), 5.0)]])
+    assert study.backwards(turn, 2) == 0.3
+    rows = study.convergence(study.World("two actions", 0.05, "closed 1", 10))
+    assert {row["acausal"] == 0 for row in rows if row["causal"]} == {True}
+    assert min(row["acausal"] for row in rows if not row["causal"]) > 0
+
+
 def test_spaced_steps_are_those_of_the_sampler(monkeypatch):
     """The cell's schedule at K = 16 has the coefficients with which ``guidance_error.py`` samples."""
     seen = []

@@ -17,6 +17,7 @@ from polygrad_jax import config as configs
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import flops
 import limits
+import measure
 import scaling
 import training_speed
 
@@ -53,6 +54,21 @@ def test_every_point_is_one_change_of_the_preset_or_of_how_it_is_run():
         assert args.out.name == f"{axis}_{value}.speed.json"
     simulated = "XLA_FLAGS=--xla_force_host_platform_device_count=8"
     assert scaling.cell("devices", 1, 2.0, Path()).command[:2] == ("env", simulated)
+
+
+def test_a_table_is_written_whole_with_the_line_ends_of_all_tables(tmp_path):
+    """The earlier file is replaced, not opened: a link to it keeps what it said."""
+    path, earlier = tmp_path / "x.csv", tmp_path / "earlier"
+    facts = {"packages": {"mujoco": "4.0.0"}}
+    for value in (1, 2):
+        measure.write(path, [{"env": "hopper", "x": value, "y": None}], facts)
+        if not earlier.exists():
+            earlier.hardlink_to(path)
+    assert earlier.read_bytes() == b"env,x,y,mujoco\nhopper,1,,4.0.0\n"
+    assert path.read_bytes() == b"env,x,y,mujoco\nhopper,2,,4.0.0\n"
+    assert json.loads((tmp_path / "x.json").read_text()) == facts
+    measure.write(tmp_path / "both.json", [{"x": 1}], facts)
+    assert json.loads((tmp_path / "both.json").read_text()) == facts | {"rows": [{"x": 1}]}
 
 
 def test_a_point_keeps_what_was_measured_and_where(tmp_path):

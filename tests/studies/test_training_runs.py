@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.harness import grid
-from experiments.learning import training_runs
+from experiments.learning import model_free_runs, training_runs
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 
@@ -163,6 +163,43 @@ def test_experiments_share_the_table_of_runs(trained, tmp_path):
     assert [(r["experiment"], r["seed"]) for r in after] == [("e", "0"), ("e", "1"), ("e", "2"), *others]
     assert [r for r in after if (r["experiment"], r["seed"]) != ("e", "2")] == runs
     assert returns_of(opts, "2") == [300.0] and returns_of(opts, "0") == [100.0, 200.0]
+
+
+@pytest.mark.parametrize(("experiment", "seed"), [("other", 0), ("e", 1)])
+def test_runs_recorded_while_the_grid_ran_stay(experiment, seed, trained, tmp_path, monkeypatch):
+    """Another experiment, or the same one from another folder, begins and ends between our reading and our writing."""
+    trained |= {0: (0, (100.0, 200.0)), 1: (0, (300.0, 400.0))}
+    ours = options(tmp_path)
+    theirs = options(tmp_path, experiment=experiment, seeds=[seed], runs=tmp_path / "theirs")
+    run = grid.run
+
+    def with_another(*given, **named):
+        monkeypatch.setattr(grid, "run", run)
+        assert training_runs.run_grid(theirs) == 0
+        return run(*given, **named)
+
+    monkeypatch.setattr(grid, "run", with_another)
+    assert training_runs.run_grid(ours) == 0
+    assert {(r["experiment"], r["seed"]) for r in table(ours.out / "runs.csv")} == {("e", "0"), (experiment, str(seed))}
+    assert {r["seed"] for r in table(ours.out / f"{experiment}.csv")} >= {str(seed)}
+    assert returns_of(ours, "0") == [100.0, 200.0]
+    assert not [path for path in ours.out.iterdir() if path.suffix != ".csv"]
+
+
+def test_a_seed_twice_is_refused(trained, tmp_path):
+    trained |= {0: (0, (100.0,))}
+    with pytest.raises(ConfigError, match="cells are asked for twice: score-seed0; allowed: each once"):
+        training_runs.run_grid(options(tmp_path, seeds=[0, 0]))
+
+
+@pytest.mark.parametrize("script", [training_runs, model_free_runs])
+def test_figures_of_a_folder_without_runs_are_one_line(script, tmp_path, monkeypatch, capsys):
+    grid.write_csv(tmp_path / "e.csv", [dict.fromkeys(SCHEMA, "")])
+    name = script.__name__.rpartition(".")[2]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path), "--figure-only"])
+    assert script.main() == 2
+    expected = f"{name}: --out is {tmp_path}; allowed with --figure-only: a folder with a runs.csv\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("recorded", ["3.4.0", ""])
