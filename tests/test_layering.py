@@ -20,6 +20,7 @@ FLOORS = {
     "diffusion": 3,
     "networks": 2,
     "data": 2,
+    "optimising": 2,
     "envs": 2,
     "config": 1,
     "types": 1,

@@ -25,7 +25,9 @@ from polygrad_jax.agents.line_search import search
 from polygrad_jax.agents.minibatches import shuffled_minibatches
 from polygrad_jax.config import A2CConfig, Config, EnvSpec
 from polygrad_jax.data.normaliser import normalise_for_policy
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.networks.actor_critic import Actor, Critic
+from polygrad_jax.optimising import exponential_average
 from polygrad_jax.types import (
     Agent,
     Array,
@@ -235,11 +237,6 @@ def target_change_at(config: A2CConfig, progress: Array) -> Array | float:
     return config.target_change + progress * (config.final_target_change - config.target_change)
 
 
-def exponential_average(target: Params, source: Params, decay: float) -> Params:
-    """Return the exponential average ``decay * target + (1 - decay) * source``."""
-    return jax.tree.map(lambda t, s: decay * t + (1.0 - decay) * s, target, source)
-
-
 def _average(averaged: Params, newest: Params, decay: float) -> Params:
     """Average what is learnt; statistics are the newest ones."""
     return newest | exponential_average(learnt(averaged), learnt(newest), decay)
@@ -255,8 +252,8 @@ def _refresh_observation_statistics(state: A2CState, normaliser: Normaliser) -> 
 
     DEVIATION from paper and official code, whose networks read raw observations. The statistics move at the end of an
     update: the update itself is made under those that the trajectories were imagined under. What the networks make of
-    an observation moves with them, the policy included, beyond any bound on the change of an update; with a growing
-    replay ever less.
+    an observation moves with them, the policy included, beyond any bound on the change of an update: little with a
+    long replay, more when episodes of another kind come in.
     """
     newest = normaliser.observations
 
@@ -277,10 +274,8 @@ def reality_weights(terminals: Array, train_terminal_transitions: bool) -> Array
     The terminal transition itself has weight 0, as in the official code. With ``train_terminal_transitions`` only the
     transitions behind it have.
     """
-    alive = jnp.cumprod(1.0 - terminals, axis=1)
-    if train_terminal_transitions:
-        return jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
-    return alive
+    taken = happened(terminals)
+    return taken if train_terminal_transitions else taken * (1.0 - terminals)
 
 
 def standardise(advantages: Array) -> Array:

@@ -22,6 +22,7 @@ from polygrad_jax.config import Config, ConfigError, DreamerAgentConfig, EnvSpec
 from polygrad_jax.networks.latent_actor_critic import LatentActor
 from polygrad_jax.networks.silu_mlp import SiluHead
 from polygrad_jax.networks.symlog import BINS, two_hot, two_hot_mean
+from polygrad_jax.optimising import exponential_average, stepped
 from polygrad_jax.types import Agent, Array, Experience, Memory, Metrics, Normaliser, Params, Segment, WorldModel
 
 RETURN_LAMBDA = 0.95
@@ -222,7 +223,7 @@ def update(
     return LatentPolicyState(
         actor=actor,
         critic=new_critic,
-        slow_critic=polyak_step(state.slow_critic, new_critic, SLOW_CRITIC_RATE),
+        slow_critic=exponential_average(state.slow_critic, new_critic, 1.0 - SLOW_CRITIC_RATE),
         actor_optimiser=actor_optimiser,
         critic_optimiser=critic_optimiser,
         low_return=low,
@@ -318,11 +319,6 @@ def critic_loss(
     return weighted_mean(-jnp.sum(lax.stop_gradient(target) * log_probs, axis=-1), weights, real)
 
 
-def polyak_step(slow: Params, params: Params, rate: float) -> Params:
-    """Return ``slow + rate * (params - slow)``."""
-    return jax.tree.map(lambda s, p: s + rate * (p - s), slow, params)
-
-
 def _critic(config: DreamerAgentConfig, precision: str) -> SiluHead:
     return SiluHead(BINS, config.layers, config.units, zero=True, precision=precision)
 
@@ -334,7 +330,4 @@ def _optimiser(config: DreamerAgentConfig) -> optax.GradientTransformation:
 
 def _step(gradients: Params, params: Params, optimiser: Any, config: DreamerAgentConfig) -> tuple[Params, Any, Array]:
     """Take one clipped step of Adam: parameters, optimiser's state, and the gradients' norm before clipping."""
-    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, optimiser = _optimiser(config).update(gradients, optimiser)
-    return optax.apply_updates(params, updates), optimiser, optax.tree.norm(gradients)
+    return *stepped(_optimiser(config), gradients, params, optimiser), optax.tree.norm(gradients)

@@ -9,7 +9,8 @@ The actor climbs V, through the states; the Q functions learn their target at (s
 value expansion, Feinberg et al. 2018; SAC's soft values, Haarnoja et al. 2018; the least of a random pair of target
 networks, Chen et al. 2021). The scheme is that of DHMBPO (Kubo et al. 2025), which showed that start states must be
 on-policy; PolyGRAD makes such states. Unlike there, values begin at 0 and their bounds hold 0, ends are learnt and
-weigh by their probability, and the model learns a little at every step.
+weigh by their probability (along imagined trajectories an end is what was imagined, without a gradient), and the model
+learns a little at every step.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import optax
 from jax import lax
 
 from polygrad_jax.agents import gaussian
-from polygrad_jax.agents.a2c import evaluated_actor, exponential_average
+from polygrad_jax.agents.a2c import evaluated_actor
 from polygrad_jax.config import Config, ConfigError, EnvSpec, Execution, ValueGradientConfig
 from polygrad_jax.data.normaliser import executed, normalise_for_policy
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.networks.state_gaussian_and_q import QFunction, StateGaussian
+from polygrad_jax.optimising import exponential_average, stepped
 from polygrad_jax.types import (
     Agent,
     Array,
@@ -253,8 +256,7 @@ def start_states(
     """
     if config.starts == "imagined":
         observations, terminals = experience.imagined.observations, experience.imagined.terminals
-        reached = jnp.concatenate([jnp.ones_like(terminals[:, :1]), 1.0 - terminals[:, :-1]], axis=1)
-        return lax.stop_gradient(observations).reshape(-1, observations.shape[-1]), reached.reshape(-1)
+        return lax.stop_gradient(observations).reshape(-1, observations.shape[-1]), happened(terminals).reshape(-1)
     raw_obs = experience.windows.observations[:, 0]
     alive = jnp.ones(raw_obs.shape[0])
     if config.starts == "replay":
@@ -318,13 +320,12 @@ def walk_along(actor: Params, imagined: Segment, key: Array, setting: Setting) -
     given = (by_time.actions[:-1], by_time.observations[1:], by_time.rewards[:-1], jnp.stack(keys))
     end, (observations, actions, log_probs, rewards) = lax.scan(go, by_time.observations[0], given, unroll=True)
     raw, log_prob = choose(actor, end, last_key, setting)
-    alive = jnp.concatenate([jnp.ones_like(by_time.terminals[:1]), 1.0 - by_time.terminals[:-1]])
     return Path(
         observations=jnp.concatenate([observations, end[None]]),
         actions=jnp.concatenate([actions, executed(raw, setting.how)[None]]),
         log_probs=jnp.concatenate([log_probs, log_prob[None]]),
         rewards=rewards,
-        alive=alive,
+        alive=happened(imagined.terminals).T,
     )
 
 
@@ -419,13 +420,12 @@ def update(
     temperature_gradient = temperature * (entropy - config.target_entropy * setting.action_size)
 
     adam = optax.adam(config.learning_rate)
-    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        actor_change, actor_adam = adam.update(gradients, state.actor_adam)
-        critic_change, critic_adam = adam.update(q_gradients, state.critic_adam)
-        temperature_change, temperature_adam = adam.update(temperature_gradient, state.temperature_adam)
-    actor = state.actor | {"network": optax.apply_updates(state.actor["network"], actor_change)}
-    critic = optax.apply_updates(state.critic, critic_change)
+    network, actor_adam = stepped(adam, gradients, state.actor["network"], state.actor_adam)
+    actor = state.actor | {"network": network}
+    critic, critic_adam = stepped(adam, q_gradients, state.critic, state.critic_adam)
+    log_temperature, temperature_adam = stepped(
+        adam, temperature_gradient, state.log_temperature, state.temperature_adam
+    )
     averaged = state.averaged_actor
     if averaged is not None:  # the statistics of observations are the newest: they are no parameters
         averaged = actor | {"network": exponential_average(averaged["network"], actor["network"], config.actor_ema)}
@@ -434,7 +434,7 @@ def update(
         averaged_actor=averaged,
         critic=critic,
         target_critic=exponential_average(state.target_critic, critic, 1.0 - config.target_rate),
-        log_temperature=state.log_temperature + temperature_change,
+        log_temperature=log_temperature,
         value_bounds=bounds,
         updates=state.updates + 1,
         actor_adam=actor_adam,

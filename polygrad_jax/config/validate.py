@@ -186,6 +186,11 @@ def _contradictions_of_passes(config: Config) -> Iterator[str]:
             f"a2c.clip_ratio is {a2c.clip_ratio}; allowed: 0.0 with a2c.epochs 1 and a2c.minibatches 1, where the only "
             "step begins at the ratio 1"
         )
+    if a2c.learning_rates != "adapted" and a2c.epochs > 1 and a2c.clip_ratio == 0:
+        yield (
+            f"a2c.epochs is {a2c.epochs} with a2c.clip_ratio 0.0, so that nothing bounds how improbable later passes "
+            "make an action; allowed: 1, or a2c.clip_ratio above 0"
+        )
     transitions = a2c.trajectories * (config.horizon - 1)
     if transitions % a2c.minibatches != 0 or transitions < 2 * a2c.minibatches:
         yield (

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from polygrad_jax.config import EnvSpec
 from polygrad_jax.data import normaliser
 from polygrad_jax.data.normaliser import RunningMoments
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.types import Array, Segment, Transitions
 
 MAX_ROWS = 2**31 - 1
@@ -177,7 +178,7 @@ def draw_padded_actions(state: ReplayState, key: Array, windows: Segment) -> Seg
     steps = jnp.arange(horizon, dtype=jnp.int32)
     first = jax.random.randint(key, (batch, 1), 0, jnp.maximum(stored, 1), jnp.int32)
     rows = state.total - stored + (first + steps[None, :]) % jnp.maximum(stored, 1)
-    padded = jnp.cumsum(windows.terminals, axis=1) > 1  # the action of the terminal step was taken
+    padded = happened(windows.terminals) == 0  # the action of the terminal step was taken
     actions = jnp.where(padded[..., None], state.actions[rows % capacity], windows.actions)
     return windows.replace(actions=actions)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from polygrad_jax.config import DenoiserOutput
 from polygrad_jax.data.normaliser import normalise, unnormalise
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, clean_from_noise
 from polygrad_jax.types import Array, MeanStd, Metrics, Normaliser, Params, Segment
 
@@ -43,11 +44,6 @@ def padding_is_far(normaliser: Normaliser) -> Array:
     return jnp.abs(rewards.mean[0]) > FAR_PADDING * rewards.std[0]
 
 
-def behind_ends(terminals: Array) -> Array:
-    """Mark the steps ``[B, H]`` behind the first terminal."""
-    return jnp.cumsum(terminals, axis=1) > terminals
-
-
 def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
     """Convert a raw segment to ``(normed_traj [B, H, O+2], normed_actions [B, H, A])``.
 
@@ -56,7 +52,7 @@ def pack(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
     mean there, 0 normalised; :func:`with_padding_rewards` writes the 0 that is known into what is imagined.
     """
     normed_rewards = normalise(segment.rewards[..., None], normaliser.rewards)
-    padded = behind_ends(segment.terminals)
+    padded = happened(segment.terminals) == 0
     if segment.observed is not None:
         padded = padded | ~segment.observed
     normed_rewards = jnp.where(padded[..., None] & padding_is_far(normaliser), 0.0, normed_rewards)
@@ -84,7 +80,7 @@ def unpack(normed_traj: Array, normed_actions: Array, normaliser: Normaliser) ->
 
 def with_padding_rewards(segment: Segment, normaliser: Normaliser) -> Segment:
     """Set rewards behind the ends of an imagined segment to 0 where :func:`pack` shows none; else they are diffused."""
-    known = behind_ends(segment.terminals) & padding_is_far(normaliser)
+    known = (happened(segment.terminals) == 0) & padding_is_far(normaliser)
     return segment.replace(rewards=jnp.where(known, 0.0, segment.rewards))
 
 

@@ -1,4 +1,7 @@
-"""Actor and critic (paper, Table 1; Appendix A): raw observations in, raw actions and raw returns out."""
+"""Actor and critic (paper, Table 1; Appendix A): raw observations in, raw actions and raw returns out.
+
+Under options of A2C the observations come in standardised, and returns go out in units of their own.
+"""
 
 from __future__ import annotations
 

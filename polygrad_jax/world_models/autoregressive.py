@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from polygrad_jax.config import Config, EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients
@@ -52,7 +53,7 @@ def single_steps(windows: Segment, key: Array) -> Segment:
     batch = windows.terminals.shape[0]
     padded = jax.tree.map(lambda x: x[:, [1, 1]], windows)
     padded = padded.replace(rewards=padded.rewards.at[:, 1].set(0.0))
-    ended = terminal_classifier.happened(windows.terminals)[:, 1] * windows.terminals[:, 1]
+    ended = happened(windows.terminals)[:, 1] * windows.terminals[:, 1]
     there = jnp.concatenate([jnp.ones(batch), ended])
     _, chosen = jax.lax.top_k(there + jax.random.uniform(key, there.shape), batch)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b])[chosen], windows, padded)

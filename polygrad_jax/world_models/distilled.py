@@ -24,6 +24,7 @@ from polygrad_jax.config import Config, DenoiserOutput, EnvSpec
 from polygrad_jax.data.normaliser import executed
 from polygrad_jax.diffusion.denoising_loss import Denoise, clean_from_output, set_initial_state, with_terminal_std
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, coefficients, posterior_mean, strided_steps
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Prediction, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.autoregressive import (
@@ -147,10 +148,7 @@ def make_distilled(config: Config, spec: EnvSpec) -> WorldModel:
             return jnp.square(clean_at(distilling, params, *asked, False) - targets).mean()
 
         value, gradients = jax.value_and_grad(loss)(state.params)
-        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            changes, adam_state = adam.update(gradients, state.adam)
-        params = optax.apply_updates(state.params, changes)
+        params, adam_state = stepped(adam, gradients, state.params, state.adam)
         ema_params = average(state.ema_params, params, state.teacher.updates, config.denoiser.ema_decay)
         return DistilledState(teacher, params, ema_params, adam_state), metrics | {
             "world_model/distillation_loss": value

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import optax
 
 from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.networks.rssm import DreamerNetwork, Latent, draw, features
 from polygrad_jax.networks.symlog import BINS, symexp, symlog, two_hot, two_hot_mean
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, LatentModel, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
 from polygrad_jax.world_models.rollout import Choose, begin, roll_out, under
-from polygrad_jax.world_models.terminal_classifier import happened
 
 Ask = Callable[..., Any]
 """``(params, method name, *arguments)`` of :class:`DreamerNetwork`."""
@@ -230,11 +231,9 @@ def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
             return total, {f"world_model/{name}_loss": x for name, x in means.items()}
 
         (total, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimiser_state = optimiser.update(gradients, state.optimiser)
+        learnt = DreamerState(*stepped(optimiser, gradients, state.params, state.optimiser))
         metrics |= {"world_model/loss": total, "world_model/gradient_norm": optax.tree.norm(gradients)}
-        return DreamerState(optax.apply_updates(state.params, updates), optimiser_state), metrics
+        return learnt, metrics
 
     def imagine(
         state: DreamerState, policy: Policy, context: Segment, normaliser: Normaliser, key: Array

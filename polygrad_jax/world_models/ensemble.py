@@ -35,10 +35,11 @@ import optax
 
 from polygrad_jax.config import Config, ConfigError, EnsembleConfig, EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.networks.probabilistic_mlp import GaussianPrediction, ProbabilisticMLP
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
 from polygrad_jax.world_models.rollout import begin, roll_out, under
-from polygrad_jax.world_models.terminal_classifier import happened
 
 WINDOW = 2
 """States per training window: one whole transition each, drawn uniformly as MBPO does; longer ones would fill a batch
@@ -234,14 +235,12 @@ def make_ensemble(config: Config, spec: EnvSpec, chunk: int | None = None) -> Wo
 
         learn_all = jax.vmap(jax.grad(learn, has_aux=True), in_axes=(0, 0, each, each))
         gradients, (metrics, errors) = learn_all(state.params, counts, lesson, held)
-        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            changes, adam_state = adam.update(gradients, state.adam)
+        params, adam_state = stepped(adam, gradients, state.params, state.adam)
         decay, heldout_steps = HELDOUT_DECAY, (held * lesson.known[..., 0]).sum()
         if chunk is not None:
             heldout_steps /= members  # their mean: halves differ by little
         state = EnsembleState(
-            params=optax.apply_updates(state.params, changes),
+            params=params,
             adam=adam_state,
             heldout_error=decay * state.heldout_error + errors,
             heldout_steps=decay * state.heldout_steps + heldout_steps,

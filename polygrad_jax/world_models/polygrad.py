@@ -36,6 +36,7 @@ from polygrad_jax.diffusion.guidance import (
 from polygrad_jax.diffusion.sampler import Given, Sampler, sample, sample_given_actions
 from polygrad_jax.diffusion.schedule import Coefficients, sampling_coefficients, training_coefficients
 from polygrad_jax.networks.denoisers import make_denoiser
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.terminal_classifier import ClassifierState
@@ -170,10 +171,7 @@ def make_gradient_step(
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, adam_state = adam.update(gradients, state.adam)
-        params = optax.apply_updates(state.params, updates)
+        params, adam_state = stepped(adam, gradients, state.params, state.adam)
         classifier = state.classifier
         if classifier is not None:
             classifier, more = terminal_classifier.update(classifier, segment, normaliser, config.env.actions)
@@ -202,7 +200,6 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
     gradient_step = make_gradient_step(config, diffused_length(config), config.diffusion, context_length)
     sampler = make_sampler(config)
     rule = RULES[config.guidance.rule]
-    classifies = config.diffusion.terminals == "classified"
 
     def init(key: Array) -> PolyGRADState:
         return PolyGRADState(
@@ -225,15 +222,7 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         given = given_context(state, policy, normaliser, context, context_length)
         traj, actions, _ = sample(sampler, given, sampling_schedule, key, diffused_length(config), spec.action_size)
-        segment = _last(unpack(traj, actions, normaliser), config.horizon)
-        if classifies:
-            params, how = state.classifier.params, config.env.actions
-            terminals = terminal_classifier.classify(params, segment, normaliser, how)
-        else:
-            # DEVIATION from the official code, whose imagined terminals may return to 0: imagined terminals are
-            # absorbing. What follows an end has weight 0 either way, but counts where advantages are standardised.
-            terminals = jax.lax.cummax(segment.terminals, axis=1)
-        segment = with_padding_rewards(segment.replace(terminals=terminals), normaliser)
+        segment = with_ends(_last(unpack(traj, actions, normaliser), config.horizon), config, state, normaliser)
 
         # The last state only bootstraps: its action is not trained on and does not count here either.
         gaussian = Gaussian(*policy(segment.observations[:, :-1]))
@@ -250,13 +239,26 @@ def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None =
     return WorldModel(init, update, imagine, adapt, context_length=context_length, history=context_length - 1)
 
 
+def with_ends(segment: Segment, config: Config, state: PolyGRADState, normaliser: Normaliser) -> Segment:
+    """Let a diffused segment end where it does, for good, and write the rewards behind the end that are known."""
+    if state.classifier is not None:
+        params, how = state.classifier.params, config.env.actions
+        terminals = terminal_classifier.classify(params, segment, normaliser, how)
+    else:
+        # DEVIATION from the official code, whose imagined terminals may return to 0: imagined terminals are absorbing.
+        # What follows an end has weight 0 either way, but counts where advantages are standardised.
+        terminals = jax.lax.cummax(segment.terminals, axis=1)
+    return with_padding_rewards(segment.replace(terminals=terminals), normaliser)
+
+
 def imagine_given_actions(
     config: Config, state: PolyGRADState, actions: Array, context: Segment, normaliser: Normaliser, key: Array
 ) -> Segment:
     """``[B, H]`` imagined steps behind ``context [B, C', ...]`` under raw ``actions [B, H, A]``, unguided.
 
     All of the actions are shown in every diffusion step, as in training: where a trajectory of Algorithm 2 is
-    further from the environment than this one under the same actions, that is its guidance's doing.
+    further from the environment than this one under the same actions, that is the doing of its guidance, and of
+    clipped state changes where ``guidance.state_change_clip`` is on.
     """
     normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
     given = given_context(state, None, normaliser, context, config.denoiser.context_length)
@@ -267,11 +269,7 @@ def imagine_given_actions(
     schedule = sampling_coefficients(config.diffusion)
     shape = (schedule.step.shape[0] + 1, *normed_actions.shape[:2], given.initial.shape[-1] + 2)
     traj = sample_given_actions(sampler, given, schedule, normed_actions, jax.random.normal(key, shape))
-    segment = _last(unpack(traj, normed_actions, normaliser), config.horizon)
-    if state.classifier is not None:
-        params, how = state.classifier.params, config.env.actions
-        segment = segment.replace(terminals=terminal_classifier.classify(params, segment, normaliser, how))
-    return segment
+    return with_ends(_last(unpack(traj, normed_actions, normaliser), config.horizon), config, state, normaliser)
 
 
 def _last(segment: Segment, horizon: int) -> Segment:

@@ -16,7 +16,9 @@ import optax
 
 from polygrad_jax.config import EnvSpec, Execution
 from polygrad_jax.data.normaliser import executed, normalise
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.networks.actor_critic import MLP
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Segment
 
 HIDDEN_SIZE = 64
@@ -47,12 +49,6 @@ def logits(params: Params, segment: Segment, normaliser: Normaliser, how: Execut
     return _NETWORK.apply({"params": params}, x)[..., 0]
 
 
-def happened(terminals: Array) -> Array:
-    """``[B, H]``: 1 for the steps of a window that were taken, 0 for what pads it behind its terminal."""
-    alive = jnp.cumprod(1.0 - terminals, axis=1)
-    return jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
-
-
 def loss(params: Params, segment: Segment, normaliser: Normaliser, how: Execution) -> Array:
     """Cross-entropy, in nats per step, over the steps that were taken."""
     weights = happened(segment.terminals)
@@ -65,10 +61,8 @@ def update(
 ) -> tuple[ClassifierState, Metrics]:
     """One gradient step of Adam on real windows ``[B, H]``, raw units."""
     value, gradients = jax.value_and_grad(loss)(state.params, segment, normaliser, how)
-    # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, adam = _ADAM.update(gradients, state.adam)
-    return ClassifierState(optax.apply_updates(state.params, updates), adam), {"world_model/classifier_loss": value}
+    learnt = ClassifierState(*stepped(_ADAM, gradients, state.params, state.adam))
+    return learnt, {"world_model/classifier_loss": value}
 
 
 def classify(params: Params, segment: Segment, normaliser: Normaliser, how: Execution) -> Array:

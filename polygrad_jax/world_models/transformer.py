@@ -16,10 +16,12 @@ import optax
 
 from polygrad_jax.config import Config, EnvSpec, Execution, TransformerConfig
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.diffusion.denoising_loss import pack, with_terminal_std
 from polygrad_jax.networks.batch_parts import in_parts
 from polygrad_jax.networks.causal_transformer import KeysValues
 from polygrad_jax.networks.transformer_dynamics import TransformerDynamics
+from polygrad_jax.optimising import stepped
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Prediction, Segment, WorldModel
 from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.rollout import Predict, begin, roll_out, under
@@ -65,10 +67,10 @@ def prediction_loss(outputs: Array, segment: Segment, normaliser: Normaliser) ->
     """
     normed_traj, _ = pack(segment, normaliser)
     targets = jnp.concatenate([normed_traj[:, 1:, :-2], normed_traj[:, :-1, -2:]], axis=-1)
-    happened = terminal_classifier.happened(segment.terminals)[..., None]
+    taken = happened(segment.terminals)[..., None]
     observations = outputs.shape[-1] - 2
     weights = jnp.concatenate(
-        [jnp.repeat(happened[:, 1:], observations, axis=-1), jnp.repeat(happened[:, :-1], 2, axis=-1)], axis=-1
+        [jnp.repeat(taken[:, 1:], observations, axis=-1), jnp.repeat(taken[:, :-1], 2, axis=-1)], axis=-1
     )
     errors = weights * jnp.square(outputs - targets)
 
@@ -161,14 +163,11 @@ def make_transformer(config: Config, spec: EnvSpec) -> WorldModel:
             return prediction_loss(outputs, segment, normaliser)
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-        # optax raises its decay rates to an integer power, which the strict dtype promotion of our tests forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, adam_state = adam.update(gradients, state.adam)
+        params, adam_state = stepped(adam, gradients, state.params, state.adam)
         classifier = state.classifier
         if classifies:
             classifier, more = terminal_classifier.update(classifier, segment, normaliser, how)
             metrics |= more
-        params = optax.apply_updates(state.params, updates)
         return TransformerState(params, adam_state, state.updates + 1, classifier), metrics
 
     def imagine(

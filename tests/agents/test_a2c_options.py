@@ -248,11 +248,16 @@ def test_every_pass_has_every_transition_once_and_in_another_order():
 
 
 def test_one_pass_of_one_minibatch_is_the_step_without_search_and_rates_fall_on_a_line():
-    """A single step is linear in its learning rates: a quarter through the run it is three quarters as long."""
+    """A single step is linear in its learning rates: a quarter through the run it is three quarters as long.
+
+    Where nothing ends: of what lies behind an end the searched step standardises the advantages too.
+    """
     falling, state = replace(PLAIN, learning_rates="falling"), fresh(PLAIN)
-    plain, expected = updated(PLAIN, state, segment_of())
+    segment = segment_of()
+    segment = segment.replace(terminals=jnp.zeros_like(segment.terminals))
+    plain, expected = updated(PLAIN, state, segment)
     for progress, share in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (1.5, 0.0)):
-        ours, metrics = updated(falling, state, segment_of(), progress)
+        ours, metrics = updated(falling, state, segment, progress)
         for name in ("actor", "critic"):
             steps = (jax.tree.map(jnp.subtract, getattr(x, name), getattr(state, name)) for x in (ours, plain))
             moved, whole = steps
@@ -291,7 +296,7 @@ class NumPyAdamW:
 def test_passes_are_steps_in_turn_on_what_was_computed_once():
     """A loop in NumPy: advantages and targets of the critic before, ratios to the policy before, then step by step.
 
-    Kills: standardising over the batch, ratios to the policy of the last step, gradients on other rows, Adam anew in
+    Kills: standardising over the batch or over what lies behind ends, ratios to the policy of the last step, gradients on other rows, Adam anew in
     every pass, targets computed again.
     """
     config, segment, state = PASSES, segment_of(5), fresh(PLAIN)
@@ -327,8 +332,9 @@ def test_passes_are_steps_in_turn_on_what_was_computed_once():
     before = density(actor, obs, actions)[0]
     adams = NumPyAdamW(config.max_actor_lr, "network"), NumPyAdamW(config.critic_lr, "")
     for rows in np.asarray(shuffled_minibatches(jax.random.key(7), 24, 2, 3)):
-        part = advantages[rows]
-        part = (part - part.mean()) / part.std(ddof=1)
+        part, counted = advantages[rows], advantages[rows][weights[rows] > 0]
+        assert 2 < len(counted) < len(part)
+        part = (part - counted.mean()) / counted.std(ddof=1)
         critic = adams[1].step(critic, critic_gradient(critic, obs[rows], targets[rows], weights[rows]))
         gradient = actor_gradient(actor, obs[rows], actions[rows], part, weights[rows], before[rows])
         actor = adams[0].step(actor, gradient)

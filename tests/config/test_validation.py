@@ -61,6 +61,11 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             "at the ratio 1",
         ),
         (
+            {"a2c.epochs": 4, **UNSEARCHED},
+            "a2c.epochs is 4 with a2c.clip_ratio 0.0, so that nothing bounds how improbable later passes make an "
+            "action; allowed: 1, or a2c.clip_ratio above 0",
+        ),
+        (
             {"a2c.minibatches": 5, **UNSEARCHED},
             "a2c.minibatches is 5; allowed: a number of equal parts, of two or more each, of a2c.trajectories times "
             "horizon - 1 (1152)",
@@ -122,7 +127,7 @@ def test_names_of_open_tables_pass(values):
     assert configs.validate(config) == config
 
 
-@pytest.mark.parametrize("values", [{}, {"a2c.epochs": 3}, {"a2c.minibatches": 4, "a2c.clip_ratio": 0.2}])
+@pytest.mark.parametrize("values", [{}, {"a2c.epochs": 3, "a2c.clip_ratio": 0.2}, {"a2c.minibatches": 4}])
 def test_passes_in_minibatches_need_no_search(values):
     config = override(CPU, UNSEARCHED | values)
     assert configs.validate(config) == config

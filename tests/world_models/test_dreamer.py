@@ -415,7 +415,7 @@ def test_the_critic_is_drawn_to_its_returns_and_to_its_average(monkeypatch):
 
 
 def test_the_averaged_critic_follows():
-    found = learner.polyak_step({"w": jnp.ones(2)}, {"w": jnp.full(2, 3.0)}, 0.02)
+    found = learner.exponential_average({"w": jnp.ones(2)}, {"w": jnp.full(2, 3.0)}, 0.98)
     np.testing.assert_allclose(found["w"], 1.04, rtol=1e-6)  # 1 + 0.02 * 2
 
 

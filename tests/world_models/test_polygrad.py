@@ -22,7 +22,8 @@ from polygrad_jax.config import (
     GuidanceRule,
 )
 from polygrad_jax.data.normaliser import Moments, RunningMoments, to_normaliser
-from polygrad_jax.diffusion.denoising_loss import behind_ends, with_padding_rewards
+from polygrad_jax.data.segment_masks import happened
+from polygrad_jax.diffusion.denoising_loss import with_padding_rewards
 from polygrad_jax.types import MeanStd, Normaliser, Policy, Segment
 from polygrad_jax.world_models import polygrad, terminal_classifier
 from polygrad_jax.world_models.polygrad import average, make_polygrad
@@ -130,7 +131,7 @@ def test_the_reward_of_padding_never_drowns_the_others(mean, std):
     """
     terminals = jnp.tile(jnp.array([0.0, 0.0, 1.0, 1.0, 1.0]), (B, 1))
     observed = jnp.tile(jnp.array([False, True, True, True, True]), (B, 1))
-    rewards = jnp.where(observed & ~behind_ends(terminals), mean + 3 * std, 0.0)
+    rewards = jnp.where(observed & (happened(terminals) > 0), mean + 3 * std, 0.0)
     raw = segment(0, 5).replace(terminals=terminals, observed=observed, rewards=rewards)
     normaliser = NORMALISER.replace(rewards=MeanStd(jnp.full(1, mean), jnp.full(1, std)))
     normed = polygrad.pack(raw, normaliser)[0][..., -2]
