@@ -17,6 +17,8 @@ from polygrad_jax.types import Array, Metrics
 
 LEAST_DELTA_SHARE = 1e-6
 """Smallest delta, as a share of the largest."""
+TAIL = 2.9
+"""Standardised actions beyond this are counted: ``score`` clips to 3, and what it clips looks moderate to sigma."""
 
 
 class States(NamedTuple):
@@ -158,7 +160,7 @@ def update_log_delta(log_delta: Array, sigma: Array, largest: Array, config: Gui
 
 
 def action_metrics(standardised: Array) -> Metrics:
-    """Return the metrics of standardised actions ``[B, T, A]``: sigma, mean, excess kurtosis and a histogram."""
+    """Return the metrics of standardised actions ``[B, T, A]``: sigma, mean, excess kurtosis, tails and a histogram."""
     z = standardised - standardised.mean((0, 1), keepdims=True)
     variance = jnp.square(z).mean((0, 1))
     kurtosis = (jnp.square(jnp.square(z)).mean((0, 1)) / jnp.square(variance) - 3.0).mean()
@@ -167,5 +169,6 @@ def action_metrics(standardised: Array) -> Metrics:
         "guidance/sigma": sigma_of(standardised),
         "guidance/standardised_mean": standardised.mean(),
         "guidance/excess_kurtosis": kurtosis,
+        "guidance/tail_share": (jnp.abs(standardised) > TAIL).mean(),
         "guidance/standardised_histogram": jnp.zeros(40, jnp.int32).at[bins].add(1),
     }

@@ -542,6 +542,14 @@ def test_sigma_by_hand():
     np.testing.assert_allclose(z, 1.2, rtol=1e-6)
 
 
+def test_the_share_of_the_tails_by_hand():
+    """What a clip at 3 has gathered counts, on either side; the last standardised action within 2.9 does not."""
+    z = jnp.array([[[3.0, -3.0], [2.95, 2.85]], [[0.0, -2.8], [1.0, -2.95]]])
+    np.testing.assert_allclose(guidances.action_metrics(z)["guidance/tail_share"], 4 / 8, rtol=1e-6)
+    drawn = guidances.action_metrics(jax.random.normal(jax.random.key(0), (1_000, 100, 2)))["guidance/tail_share"]
+    np.testing.assert_allclose(drawn, 0.0037, atol=5e-4)
+
+
 @pytest.mark.parametrize(("std", "ratio"), [(1.0, 1.0), (0.1, 1.0), (0.5, 0.2)])
 def test_delta_is_never_above_its_bound_nor_below_a_millionth_of_it(std, ratio):
     high = ratio * std**2
