@@ -120,7 +120,8 @@ figures: $(INSTALLED)
 	    echo "$$path"; $(BIN)/python experiments/$$subject/$$file.py --out "$$(dirname "$$path")" --figure-only; \
 	  done; \
 	done
-	@for folder in results/learning_curves results/archive/former_preset results/archive/value_gradient_search; do \
+	@for folder in results/learning_curves results/archive/former_preset results/archive/value_gradient_search \
+	  results/archive/a2c_options_search; do \
 	  $(BIN)/python experiments/learning/training_runs.py --out $$folder --figure-only || exit; \
 	done
 	@for benchmark in limits scaling; do \
