@@ -296,8 +296,8 @@ class NumPyAdamW:
 def test_passes_are_steps_in_turn_on_what_was_computed_once():
     """A loop in NumPy: advantages and targets of the critic before, ratios to the policy before, then step by step.
 
-    Kills: standardising over the batch or over what lies behind ends, ratios to the policy of the last step, gradients on other rows, Adam anew in
-    every pass, targets computed again.
+    Kills: standardising over the batch or over what lies behind ends, ratios to the policy of the last step, gradients
+    on other rows, Adam anew in every pass, targets computed again.
     """
     config, segment, state = PASSES, segment_of(5), fresh(PLAIN)
     (actor, unflatten_actor), (critic, unflatten_critic) = named(state.actor), named(state.critic)
