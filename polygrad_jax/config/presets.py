@@ -160,6 +160,34 @@ _CPU: dict[str, Any] = {
     "loop.prefill_env_steps": 2_500,
 }
 
+_CPU_A2C_PASSES: dict[str, Any] = {
+    "preset": "cpu_a2c_passes",
+    "diffusion.prediction": "change",
+    "guidance.rule": "correlated",
+    "guidance.relaxation": 0.5,
+    "denoiser.num_blocks": 3,
+    "denoiser.shown_actions": "executed",
+    "model_training.updates_per_env_step": 2.0,
+    "a2c.trajectories": 256,
+    "a2c.gamma": 0.995,
+    "a2c.entropy_weight": 3e-4,
+    "a2c.initial_std": 0.8,
+    "a2c.min_std": 0.3,
+    "a2c.normalise_observations": True,
+    "a2c.value_scale": "running",
+    "a2c.search": False,
+    "a2c.learning_rates": "falling",
+    "a2c.minibatches": 4,
+    "a2c.clip_ratio": 0.2,
+    "a2c.grad_clip": 0.5,
+    "a2c.weight_decay": 0.0,
+    "a2c.critic_lr": 3e-4,
+    "a2c.critic_updates": 1,
+    "a2c.target_critic_ema": 0.0,
+    "a2c.actor_ema": 0.99,
+    "loop.env_steps_per_policy_update": 16,
+}
+
 _SMOKE: dict[str, Any] = {
     "preset": "smoke",
     "diffusion.num_steps": 8,
@@ -220,6 +248,25 @@ def cpu_a2c(env: str) -> Config:
     """
     hopper = override(paper(env), _CPU_A2C)
     return override(hopper, _CPU_A2C_PENDULUM) if task_of(env) == "inverted_pendulum" else hopper
+
+
+def cpu_a2c_passes(env: str) -> Config:
+    """A2C in clipped passes on two cores, in about three quarters of an hour of one: what PPO does, on imagined data.
+
+    Command: ``make train ENV=hopper PRESET=cpu_a2c_passes``. Found on Hopper, and measured there alone. What differs
+    from ``cpu_a2c``, and why:
+
+    - The discount's horizon is 200 steps. With 100 Hopper leaps once and falls, for 450; with 200 it stands, then hops.
+    - The agent takes a step for each of four minibatches under a clipped ratio, at rates that fall to 0. Observations
+      and values are standardised. The policy begins and stays wide, for one that narrows soon stays with its first
+      leap.
+    - Guidance is ``correlated``, relaxed by half: such a policy is steep, and ``score`` puts a tenth of its actions at
+      the clip, or more.
+    - World model: that of ``cpu``, with two gradient steps per environment step.
+
+    One list of settings serves all tasks.
+    """
+    return override(override(paper(env), _CPU_A2C), _CPU_A2C_PASSES)
 
 
 def cpu(env: str) -> Config:
@@ -298,6 +345,7 @@ PRESETS: dict[str, Callable[[str], Config]] = {
     "cpu_long": cpu_long,
     "smoke": smoke,
     "cpu_a2c": cpu_a2c,
+    "cpu_a2c_passes": cpu_a2c_passes,
     "paper_transformer": paper_transformer,
     **{f"paper_{rule}": _ablation(rule) for rule in ABLATIONS},
 }

@@ -106,6 +106,34 @@ CPU = {
     "loop.prefill_env_steps": 2_500,
 }
 """Differences between cpu and what cpu_a2c is on Hopper."""
+CPU_A2C_PASSES = {
+    "preset": "cpu_a2c_passes",
+    "diffusion.prediction": "change",
+    "guidance.rule": "correlated",
+    "guidance.relaxation": 0.5,
+    "denoiser.num_blocks": 3,
+    "denoiser.shown_actions": "executed",
+    "model_training.updates_per_env_step": 2.0,
+    "a2c.trajectories": 256,
+    "a2c.gamma": 0.995,
+    "a2c.entropy_weight": 0.0003,
+    "a2c.initial_std": 0.8,
+    "a2c.min_std": 0.3,
+    "a2c.normalise_observations": True,
+    "a2c.value_scale": "running",
+    "a2c.search": False,
+    "a2c.learning_rates": "falling",
+    "a2c.minibatches": 4,
+    "a2c.clip_ratio": 0.2,
+    "a2c.grad_clip": 0.5,
+    "a2c.weight_decay": 0.0,
+    "a2c.critic_lr": 0.0003,
+    "a2c.critic_updates": 1,
+    "a2c.target_critic_ema": 0.0,
+    "a2c.actor_ema": 0.99,
+    "loop.env_steps_per_policy_update": 16,
+}
+"""Differences between cpu_a2c_passes and what cpu_a2c is on Hopper."""
 SMOKE = {
     "preset": "smoke",
     "diffusion.num_steps": 8,
@@ -176,6 +204,7 @@ def test_cpu_a2c_and_smoke_are_as_pinned(env):
 @pytest.mark.parametrize("env", TASKS)
 def test_cpu_differs_from_cpu_a2c_on_hopper_by_one_list_for_all_tasks(env):
     for_hopper = configs.override(configs.cpu_a2c("hopper"), {"env.name": env})
+    assert differences(configs.cpu_a2c_passes(env), for_hopper) == CPU_A2C_PASSES
     assert differences(configs.cpu(env), for_hopper) == CPU
     assert differences(configs.cpu_long(env), configs.cpu(env)) == {
         "preset": "cpu_long",
