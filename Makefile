@@ -131,6 +131,8 @@ figures: $(INSTALLED)
 	  $(BIN)/python experiments/learning/curves_beside.py --experiment $$curves --beside $${curves%_long}_model_free \
 	    --out results/learning_curves || exit; \
 	done
+	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper_a2c_options --beside hopper_model_free \
+	  --out results/learning_curves
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done
