@@ -585,7 +585,7 @@ def complaint(capsys, name: str, *arguments: str) -> str:
         ("evaluate", ["{run}", "--seed", "-1"], "--seed"),
         ("evaluate", ["{run}", "--video", "out.avi"], "video is out.avi; allowed: a name that ends with .mp4 or .gif"),
         ("evaluate", [], "RUN"),
-        ("imagine", ["{run}", "--trajectories", "many"], "--trajectories: 'many'; allowed: how many, from 1 to 1,000,000"),
+        ("imagine", ["{run}", "--trajectories", "many"], "--trajectories: 'many'; allowed: how many, from 1 to 1,000"),
         ("imagine", ["{run}", "--video", "--gif"], "not allowed with argument"),
         ("imagine", ["{run}", "--out", "{file}"], "which is a file; allowed: a folder"),
         ("imagine", ["{foreign}"], "has no config.json; allowed: the folder of a run"),
