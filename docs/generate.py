@@ -41,9 +41,9 @@ config = override(preset("cpu", "hopper"), {{"value_gradient.path_length": 3, "l
 ```
 
 On the command line underscores may be written as hyphens, and a switch is turned off by `no-` before its name. Set
-the task with `--env`. `polygrad train --help` prints the fields with the values of the preset. An unknown field, a
-value outside its range, or two fields that contradict each other stop the program with a one-line message before any
-work is done. A run saves its configuration in `config.json`.
+the task with `--env`. `polygrad train --help` prints the fields with the values of preset `paper`, or of the one that
+`--preset` names. An unknown field, a value outside its range, or two fields that contradict each other stop the program
+with a one-line message before any work is done. A run saves its configuration in `config.json`.
 
 Each table below lists one group of the {count} fields: the value under preset `paper`, the value under preset `cpu`
 where it differs (both for Hopper), the allowed values, and what the field does. `WORLD_MODELS`, `AGENTS` and `RULES`

@@ -37,6 +37,8 @@ BAD_INPUT = 2
 DIVERGED = 3
 FAILED = 1
 DEFAULT_ENV = "hopper"
+ENVS = "hopper, walker2d, halfcheetah, inverted_pendulum, a Gymnasium id, or module:id, which imports the module first"
+PRESET_HELP = ", ".join(configs.PRESETS)
 RUNS, DATASETS = Path("runs"), Path("datasets")
 MOST_COUNTED = 1_000_000
 """Episodes and trajectories that a verb is asked for."""
@@ -49,7 +51,7 @@ LONGEST_LINE = 900
 FIT_DELTA_LR = 3e-2
 """Of log delta where a model is trained alone (official code): it must settle within an evaluation."""
 ALL_POINTS = ("--samples_per_plugin", "scalars=1000000,images=1000")
-"""For TensorBoard, which unasked keeps a random 10,000 points of a series: more points than a run has. Asked for 0 it
+"""For TensorBoard, which unasked keeps a random 1,000 points of a series: more points than a run has. Asked for 0 it
 keeps none, although its Python reader takes 0 for all."""
 SAVING = ("train", "fit", "dataset")
 """Commands that train in a run folder, which keeps its last checkpoint when they are interrupted."""
@@ -127,10 +129,10 @@ def _policy_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("run", type=_path, nargs="?", metavar="RUN", help="folder of a run")
     shipped = f"a run that comes with the package, copied to {RUNS}: {', '.join(pretrained.names())}"
     parser.add_argument("--pretrained", metavar="NAME", help=shipped)
-    parser.add_argument(
-        "--which", choices=("newest", "best"), help="newest checkpoint (default), or best.npz (of pretrained runs)"
-    )
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of all random numbers (default 0)")
+    which = "parameters of the newest checkpoint (default) or of the best evaluation (pretrained runs: always these)"
+    parser.add_argument("--which", choices=("newest", "best"), help=which)
+    seed = f"seed of all random numbers, from 0 to {LARGEST_SEED} (default 0)"
+    parser.add_argument("--seed", type=_seed, default=0, help=seed)
     return parser
 
 
@@ -327,19 +329,26 @@ def train_command(arguments: Sequence[str]) -> int:
     parser = _train_parser()
     options, fields = parser.parse_known_args(arguments)
     if options.help:
+        shown = "paper" if options.preset is None else options.preset
         print(
             f"usage: polygrad train [--env ENV] [--preset {'|'.join(configs.PRESETS)}] [--seed SEED] [--seeds COUNT] "
             "[--devices COUNT] [--hosts COUNT --host INDEX --coordinator ADDRESS:PORT] [--run FOLDER] [--show-config] "
             "[--mixed-physics] [--FIELD VALUE ...]\n\n"
-            "--seeds trains SEED, SEED + 1 and so on as one program, each in a folder of its own, FOLDER/seed0.\n"
-            "--devices shares trajectories and batches, or seeds, out among the devices of this machine.\n"
+            f"--env is {ENVS} (default {DEFAULT_ENV}).\n"
+            "--preset is by default cpu, and paper where JAX finds an accelerator.\n"
+            f"--seed is from 0 to {LARGEST_SEED} (default 0).\n"
+            f"--run is by default {RUNS}/<env>-<preset>-seed<seed>. A run in it is resumed; named alone, with the "
+            "folder's own configuration.\n"
+            "--seeds trains SEED, SEED + 1 and so on as one program, each in a folder of its own, FOLDER/seed0: "
+            f"from 1 to {MOST_SEEDS}.\n"
+            "--devices shares trajectories and batches, or seeds, out among the devices of this machine (default 1).\n"
             "--hosts shares them out among all devices of several machines, each given the same command with its own "
             "--host from 0 up; host 0, at ADDRESS, keeps the run folder.\n"
             "--show-config prints the whole configuration, and neither trains nor writes anything.\n"
             "--mixed-physics resumes a run that another version of MuJoCo simulated.\n"
-            "The fields, with the values of the preset:\n"
+            f"The fields, with the values of the preset {shown} (those of another: --preset NAME --help):\n"
         )
-        override(configs.preset("paper" if options.preset is None else options.preset, _env_of(options)), ["--help"])
+        override(configs.preset(shown, _env_of(options)), ["--help"])
     if _join_hosts(options, fields):
         return 0
     with _others_let_go_on_error(options):
@@ -477,8 +486,8 @@ def check_command(arguments: Sequence[str]) -> int:
         description="Step a task for some seconds and say what it is, and whether and how it can be trained on.",
         epilog="All further options are fields of the configuration, as for polygrad train.",
     )
-    parser.add_argument("env", metavar="ENV", help="hopper, walker2d, halfcheetah, inverted_pendulum, a Gymnasium id")
-    parser.add_argument("--preset", default=None, help="of the run (cpu; paper with an accelerator)")
+    parser.add_argument("env", metavar="ENV", help=ENVS)
+    parser.add_argument("--preset", default=None, help=f"{PRESET_HELP} (default cpu; paper with an accelerator)")
     options, fields = parser.parse_known_args(arguments)
     options.seed = options.run = None
     config, _, why = _config_to_train(options, fields)
@@ -511,18 +520,23 @@ def _fit_parser() -> argparse.ArgumentParser:
         "--dataset", type=_dataset, required=True, metavar="DATA",
         help="folder of a run or of a Minari dataset, id of a local Minari dataset, or the official code's .npy",
     )  # fmt: skip
-    parser.add_argument("--preset", default=None, help="of the world model (cpu; paper with an accelerator)")
-    parser.add_argument("--seed", type=int, default=0)
-    out = "default runs/<dataset>-<world model>-<preset>-seed<seed>"
-    parser.add_argument("--out", type=_path, default=None, metavar="RUNFOLDER", help=out)
+    parser.add_argument("--preset", default=None, help=f"{PRESET_HELP} (default cpu; paper with an accelerator)")
+    parser.add_argument("--seed", type=int, default=0, help=f"from 0 to {LARGEST_SEED} (default 0)")
+    out = "folder of the fit (default runs/<dataset>-<world model>-<preset>-seed<seed>)"
+    parser.add_argument("--out", type=_path, default=None, metavar="FOLDER", help=out)
     parser.add_argument("--updates", type=int, default=None, help="gradient steps at most")
     parser.add_argument("--seconds", type=float, default=None, help="seconds of gradient steps at most")
-    parser.add_argument("--no-early-stopping", dest="early_stopping", action="store_false")
-    parser.add_argument("--patience", type=int, default=10, help="evaluations without a better error before it stops")
-    parser.add_argument("--evaluate-every-updates", type=int, default=5_000)
-    parser.add_argument("--contexts", type=int, default=500, help="initial states of the error")
-    parser.add_argument("--log-every-updates", type=int, default=500)
-    parser.add_argument("--checkpoint-every-seconds", type=float, default=300.0)
+    on = "train to --updates or --seconds, although the error no longer falls"
+    parser.add_argument("--no-early-stopping", dest="early_stopping", action="store_false", help=on)
+    patience = "evaluations without a better error before it stops (default 10)"
+    parser.add_argument("--patience", type=int, default=10, help=patience)
+    every = "gradient steps from one measurement of the error to the next (default 5000)"
+    parser.add_argument("--evaluate-every-updates", type=int, default=5_000, metavar="UPDATES", help=every)
+    parser.add_argument("--contexts", type=int, default=500, help="initial states of the error (default 500)")
+    rows = "gradient steps from one row of metrics.jsonl to the next (default 500)"
+    parser.add_argument("--log-every-updates", type=int, default=500, metavar="UPDATES", help=rows)
+    saved = "seconds from one checkpoint to the next (default 300)"
+    parser.add_argument("--checkpoint-every-seconds", type=float, default=300.0, metavar="SECONDS", help=saved)
     return parser
 
 
@@ -587,9 +601,9 @@ def dataset_command(arguments: Sequence[str]) -> int:
         print(
             "usage: polygrad dataset [--run FOLDER] [--out FOLDER] [--env ENV] [--preset PRESET] [--seed SEED] "
             "[--mixed-physics] [--FIELD VALUE ...]\n\n"
-            f"Writes below --out ({DATASETS}) what the run in --run left so far, as a Minari dataset. "
-            "Where there is\nno run, or further options say which, it is first trained to its end, as by polygrad "
-            "train. Needs the extra\npolygrad_jax[minari]."
+            f"Writes below --out (default {DATASETS}) what the run in --run left so far, as a Minari dataset. Where "
+            "there is no\nrun, or further options say which, it is first trained to its end, as by polygrad train, "
+            "whose defaults and fields\nhold here too (polygrad train --help). Needs the extra polygrad_jax[minari]."
         )
         return 0
     from polygrad_jax.data.minari_dataset import require_minari
@@ -662,8 +676,9 @@ def _open(options: argparse.Namespace) -> OpenedRun:
 def evaluate_command(arguments: Sequence[str]) -> int:
     """``polygrad evaluate RUN`` or ``--pretrained NAME``: whole episodes with the mean action, and a video."""
     parser = _policy_parser("evaluate", "Whole episodes with the policy's mean action.")
-    parser.add_argument("--episodes", type=_count, default=20)
-    parser.add_argument("--video", type=_path, default=None, help="film of the first episode, .mp4 or .gif")
+    parser.add_argument("--episodes", type=_count, default=20, help="how many are played (default 20)")
+    film = "file for a film of the first episode, .mp4 or .gif (default: no film)"
+    parser.add_argument("--video", type=_path, default=None, help=film)
     options = _parse_policy(parser, arguments)
     if options.video is not None:
         from polygrad_jax.analysis.films import check_film_path
@@ -684,7 +699,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 def imagine_command(arguments: Sequence[str]) -> int:
     """``polygrad imagine RUN`` or ``--pretrained NAME``: imagined trajectories beside the simulator."""
     parser = _policy_parser("imagine", "Imagined trajectories beside the simulator replaying the same actions.")
-    parser.add_argument("--trajectories", type=_count, default=100)
+    parser.add_argument("--trajectories", type=_count, default=100, help="how many are imagined (default 100)")
     parser.add_argument("--out", type=_path, default=None, help="folder for figures and tables (default RUN/imagined)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--video", dest="film", action="store_const", const="mp4", help="the film as .mp4")
@@ -721,7 +736,8 @@ def plot_command(arguments: Sequence[str]) -> int:
     """``polygrad plot RUN``: the training curves."""
     parser = _Parser(prog="polygrad plot", description="Training curves of a run.", allow_abbrev=False)
     parser.add_argument("run", type=_path, metavar="RUN", help="folder of a run")
-    parser.add_argument("-o", "--out", type=_path, default=None, help="default RUN/training_curves.png")
+    out = "file of the figure, .png, .pdf or .svg (default RUN/training_curves.png)"
+    parser.add_argument("-o", "--out", type=_path, default=None, help=out)
     options = parser.parse_args(arguments)
     require_extra("figures", "polygrad plot")
 

@@ -1,9 +1,9 @@
 """Declare every field of the configuration: its type, default, description and allowed range.
 
-The dataclasses are frozen. A description stands in the metadata of its field under ``help``, where the command line
-(tyro), ``docs/configuration.md`` and the tests read it; a range stands beside it under ``range``, where
-:func:`polygrad_jax.config.validate` reads it. Nothing here imports jax, so a mistake on the command line is reported
-at once.
+The dataclasses are frozen. The metadata of a field hold its description under ``doc``, where ``docs/configuration.md``
+reads it; its range under ``range``, where :func:`polygrad_jax.config.validate` reads it; and both in words under
+``help``, where the command line (tyro) reads them. Nothing here imports jax, so a mistake on the command line is
+reported at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Range(NamedTuple):
 
 def option(default: Any, doc: str, allowed: Range | None = None) -> Any:
     """Declare one field. ``help`` is the metadata key from which tyro takes the text of ``--help``."""
-    return field(default=default, metadata={"help": doc, "range": allowed})
+    shown = doc if allowed is None else f"{doc} Allowed: {allowed.words}."
+    return field(default=default, metadata={"help": shown, "doc": doc, "range": allowed})
 
 
 POSITIVE = Range(lambda x: x > 0, "greater than 0")

@@ -49,7 +49,7 @@ def declared_fields(kind: type = Config, prefix: str = "") -> dict[str, Field]:
         if dataclasses.is_dataclass(hint):
             declared |= declared_fields(hint, f"{prefix}{f.name}.")
         else:
-            declared[f"{prefix}{f.name}"] = Field(hint, f.default, f.metadata["help"], f.metadata["range"])
+            declared[f"{prefix}{f.name}"] = Field(hint, f.default, f.metadata["doc"], f.metadata["range"])
     return declared
 
 

@@ -34,7 +34,7 @@ def test_a_field_has_a_description_and_a_range(name):
     assert declared.range is None or declared.range.holds(declared.default)
 
 
-def test_the_help_shows_every_field_with_its_description():
+def test_the_help_shows_every_field_with_its_description_and_its_range():
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as stop:
         tyro.cli(Config, args=["--help"])
@@ -42,7 +42,8 @@ def test_the_help_shows_every_field_with_its_description():
     text = squeezed(shown.getvalue())
     for name, declared in FIELDS.items():
         assert "--" + name.replace("_", "-") in text, name
-        assert squeezed(declared.doc) in text, name
+        allowed = "" if declared.range is None else f" Allowed: {declared.range.words}."
+        assert squeezed(declared.doc + allowed) in text, name
 
 
 def squeezed(text: str) -> str:
