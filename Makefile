@@ -1,4 +1,4 @@
-# make train ENV=hopper       trains; PRESET=paper|cpu|cpu_long|cpu_a2c|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
+# make train ENV=hopper       trains; PRESET=paper|cpu|cpu_long|cpu_a2c|cpu_a2c_passes|smoke SEED=0 RUN=runs/name ARGS="--value-gradient.path-length 3"
 #                             WORLD_MODEL=polygrad|autoregressive|distilled|transformer|ensemble|dreamer|simulator
 # make train ENV=hopper SEEDS=5   trains seeds 0 to 4 (SEED=10: 10 to 14) as one program, in RUN/seed0 and so on
 # make install JAX=cuda13     picks the build of JAX: cpu (default), cuda13 or tpu; remembered afterwards
@@ -11,7 +11,7 @@
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
 # make help, make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
-# make lock                  renews the pins of requirements*.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
+# make lock                  renews the pins of requirements{,-dev,-docs}.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
 ENV =

@@ -13,7 +13,7 @@ from polygrad_jax.envs import tasks
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment
 from polygrad_jax.runs.seed_folders import seed_folder
 
-SHOWN_PRESETS = ("paper", "cpu", "cpu_long", "cpu_a2c", "smoke")
+SHOWN_PRESETS = ("paper", "cpu", "cpu_long", "cpu_a2c", "cpu_a2c_passes", "smoke")
 
 
 def describe(config: Config, spec: EnvSpec, folder: Path, why: str, seeds: Sequence[int] = ()) -> str:

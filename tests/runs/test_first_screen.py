@@ -14,7 +14,8 @@ def test_six_lines_and_the_fields_that_differ():
     lines = first_screen.describe(config, HOPPER, Path("runs/here"), "JAX found no accelerator").splitlines()
     assert [line.split()[0] for line in lines[:6]] == ["task", "preset", "device", "work", "folder", "look"]
     assert "Hopper-v5: 11 observations, 3 actions" in lines[0] and "polygrad" in lines[0]
-    assert "cpu (JAX found no accelerator)" in lines[1] and "PRESET=paper|cpu|cpu_long|cpu_a2c|smoke" in lines[1]
+    assert "cpu (JAX found no accelerator)" in lines[1]
+    assert "PRESET=paper|cpu|cpu_long|cpu_a2c|cpu_a2c_passes|smoke" in lines[1]
     assert "runs/here" in lines[4] and "polygrad tensorboard runs/here" in lines[5]
     assert sorted(lines[7:]) == ["  a2c.gamma = 0.9", "  horizon = 7"]
     plain = first_screen.describe(configs.cpu("hopper"), HOPPER, Path("runs/here"), "asked for")
