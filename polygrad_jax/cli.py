@@ -526,7 +526,7 @@ def _fit_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=_path, default=None, metavar="FOLDER", help=out)
     parser.add_argument("--updates", type=int, default=None, help="gradient steps at most")
     parser.add_argument("--seconds", type=float, default=None, help="seconds of gradient steps at most")
-    on = "train to --updates or --seconds, although the error no longer falls"
+    on = "train to --updates or --seconds whatever the error, also where it cannot be measured"
     parser.add_argument("--no-early-stopping", dest="early_stopping", action="store_false", help=on)
     patience = "evaluations without a better error before it stops (default 10)"
     parser.add_argument("--patience", type=int, default=10, help=patience)

@@ -299,9 +299,10 @@ def cpu_long(env: str) -> Config:
 
 
 def smoke(env: str) -> Config:
-    """Ends in seconds: the parts of ``cpu_a2c`` at a tiny size. Proves that the installation works; learns nothing.
+    """Ends in about a minute: ``cpu_a2c`` at a tiny size. Proves that the installation works; learns nothing.
 
-    Not those of ``cpu``, whose gradients through a model take longer to compile than all of this takes to run.
+    Most of the minute is compiling, which the compilation cache spares later runs. It is made from ``cpu_a2c`` because
+    the gradients through a model of ``cpu`` take longer to compile than all of this takes to run.
     """
     return override(cpu_a2c(env), _SMOKE)
 
