@@ -399,8 +399,8 @@ class ValueGradientConfig:
     starts: Literal["imagined", "model", "replay"] = option(
         "imagined",
         "States from which paths begin: those of the world model's imagined trajectories, those of a roll-out of the "
-        "differentiable step, or stored ones. World model polygrad makes the first alone: with the others it learns, "
-        "and nothing is learnt from it.",
+        "differentiable step, or stored ones. World model polygrad makes the first alone: with the others it is "
+        "trained and not used.",
     )
     path: Literal["model", "imagined"] = option(
         "model",
@@ -415,9 +415,9 @@ class ValueGradientConfig:
     )
     updates: int = option(8, "Gradient steps per policy update.", AT_LEAST_1)
     batch_size: int = option(256, "Paths per gradient step.", AT_LEAST_1)
-    critics: int = option(5, "Q functions.", AT_LEAST_2)
+    critics: int = option(5, "Number of Q functions.", AT_LEAST_2)
     hidden_size: int = option(256, "Width of the hidden layers of policy and Q functions.", AT_LEAST_1)
-    hidden_layers: int = option(3, "Their number.", AT_LEAST_1)
+    hidden_layers: int = option(3, "Number of hidden layers of policy and Q functions.", AT_LEAST_1)
     gamma: float = option(0.995, "Discount factor.", BELOW_1)
     final_gamma: float = option(
         0.0,
@@ -460,8 +460,8 @@ class LoopConfig:
     eval_episodes: int = option(20, "Episodes per evaluation, under the policy's mean action.", AT_LEAST_1)
     film_checkpoints: bool = option(
         True,
-        "Film the first ten seconds of the first evaluation after each checkpoint for TensorBoard, where pictures can "
-        "be drawn.",
+        "Film the first ten seconds of the first evaluation after each checkpoint, and of the last, for TensorBoard, "
+        "where pictures can be drawn.",
     )
     error_trajectories: int = option(
         100, "Imagined trajectories compared with the simulator at each evaluation. 0 skips the comparison.", AT_LEAST_0
