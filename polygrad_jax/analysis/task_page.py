@@ -107,7 +107,7 @@ def _episodes(env: CheckedTask, seen: RandomSteps) -> str:
 def _time(config: Config, seen: RandomSteps) -> str:
     """Estimate how long a run takes where one was measured, by how fast matrix products are here and there."""
     if config.preset not in ("cpu", "cpu_long") or jax.default_backend() != "cpu":
-        return "the time they take is told after the first 20 iterations of polygrad train"
+        return "the time they take is shown after the first 20 iterations of polygrad train"
     per_step = 1e-3 * MEASURED_MS * MEASURED_GFLOPS / matrix_gflops() + 1.0 / seen.steps_per_second
     minutes = config.loop.total_env_steps * per_step / 60.0
     return f"about {minutes:,.0f} minutes (estimated)"

@@ -158,7 +158,7 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
 
     Raises:
       ConfigError: minari is not installed, the folder is damaged, a space is not a flat Box (finite for actions), or
-        the episodes are not those that the metadata tell of.
+        the episodes are not those of the metadata.
     """
     minari = require_minari()
     try:
@@ -180,7 +180,7 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
     read = len(parts), sum(len(part) for part in parts)
     if read != (told := (len(told), total)):
         raise ConfigError(
-            f"dataset {folder} has {read[0]} episodes of {read[1]} steps, its metadata tell of {told[0]} of {told[1]}; "
+            f"dataset {folder} has {read[0]} episodes of {read[1]} steps, its metadata say {told[0]} of {told[1]}; "
             "allowed: a whole dataset"
         )
     if not moves:  # Minari's collector keeps references: of an array that the task fills again, all are its last value
@@ -220,14 +220,14 @@ def to_unit(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 
 def _check_lengths(folder: Path, episode: Any, metadata: dict[str, Any], data_format: str) -> None:
-    """Refuse an episode that is not as long as its metadata tell, or whose arrays differ in length."""
+    """Refuse an episode that is not as long as its metadata say, or whose arrays differ in length."""
     steps = int(metadata.get("total_steps", len(episode.rewards)))
     wanted = dict.fromkeys(("rewards", "actions", "terminations", "truncations"), steps) | {"observations": steps + 1}
     for name, length in wanted.items():
         if (found := len(getattr(episode, name))) != length:
             cut = "" if data_format == "hdf5" else f" (Minari cuts episodes of more than 32,767 steps in {data_format})"
             raise ConfigError(
-                f"dataset {folder}: episode {episode.id} has {found} {name}, its metadata tell of {steps} steps{cut}; "
+                f"dataset {folder}: episode {episode.id} has {found} {name}, its metadata say {steps} steps{cut}; "
                 f"allowed: {length} {name}, e.g. of a dataset written as hdf5"
             )
 

@@ -83,7 +83,7 @@ def _work(config: Config, resumed_at: int) -> str:
     loop, training = config.loop, config.model_training
     if resumed_at:
         text = f"resumes at environment step {resumed_at:,} of {loop.total_env_steps:,}"
-        return f"{text}; the time left is told after the first iterations"
+        return f"{text}; the time left is shown after the first iterations"
     left = loop.total_env_steps - loop.prefill_env_steps
     warmup = min(training.warmup_env_steps, left)
     parts = [f"{loop.prefill_env_steps:,} random steps"]
@@ -92,4 +92,4 @@ def _work(config: Config, resumed_at: int) -> str:
     per_update = loop.env_steps_per_policy_update
     steps = f"of {per_update} environment step{'s' if per_update > 1 else ''}"
     parts.append(f"{(left - warmup) // per_update:,} iterations {steps}")
-    return ", then ".join(parts) + "; the time they take is told after the first 20"
+    return ", then ".join(parts) + "; the time they take is shown after the first 20"

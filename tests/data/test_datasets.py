@@ -337,7 +337,7 @@ def test_a_dimension_of_one_value_is_read_as_0(minari, tmp_path):
 
 
 class Theirs:
-    """What Minari gives of a dataset: episodes of these lengths, and what the metadata tell of them."""
+    """What Minari gives of a dataset: episodes of these lengths, and what the metadata say of them."""
 
     def __init__(self, lengths, told=None, total=None, data_format="arrow", **changes):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
@@ -361,12 +361,12 @@ class Theirs:
     ("theirs", "words"),
     [
         # Of episodes of 9 and 3 steps, what reads 5 rows at a time makes episodes of 4 and 4.
-        (Theirs([4, 4], [9, 3]), r"episode 0 has 4 rewards, its metadata tell of 9 steps \(Minari cuts .* in arrow\)"),
+        (Theirs([4, 4], [9, 3]), r"episode 0 has 4 rewards, its metadata say 9 steps \(Minari cuts .* in arrow\)"),
         (Theirs([3, 4], [3, 9], data_format="parquet"), r"episode 1 has 4 rewards, .* in parquet\); allowed: 9"),
-        (Theirs([4], [9], data_format="hdf5"), "its metadata tell of 9 steps; allowed: 9 rewards"),
-        (Theirs([9], [4]), "episode 0 has 9 rewards, its metadata tell of 4"),
-        (Theirs([3, 2], [3, 2, 4]), "has 2 episodes of 5 steps, its metadata tell of 3 of 9; allowed: a whole"),
-        (Theirs([3, 2], total=99), "has 2 episodes of 5 steps, its metadata tell of 2 of 99"),
+        (Theirs([4], [9], data_format="hdf5"), "its metadata say 9 steps; allowed: 9 rewards"),
+        (Theirs([9], [4]), "episode 0 has 9 rewards, its metadata say 4"),
+        (Theirs([3, 2], [3, 2, 4]), "has 2 episodes of 5 steps, its metadata say 3 of 9; allowed: a whole"),
+        (Theirs([3, 2], total=99), "has 2 episodes of 5 steps, its metadata say 2 of 99"),
         (Theirs([3, 2], observations=np.zeros((3, 2))), "episode 0 has 3 observations, .* allowed: 4 observations"),
         (Theirs([3, 2], actions=np.zeros((4, 1))), "episode 0 has 4 actions, .* allowed: 3 actions"),
         (Theirs([3, 2], truncations=np.zeros(2, bool)), "episode 0 has 2 truncations"),
