@@ -759,6 +759,13 @@ def _is_folder(text: str) -> bool:
 
 def tensorboard_command(arguments: Sequence[str]) -> int:
     """``polygrad tensorboard [RUN]``: TensorBoard on a run, or on all of ``runs``, with every point of every series."""
+    if list(arguments) in (["-h"], ["--help"]):
+        print(
+            "usage: polygrad tensorboard [RUN]\n\n"
+            f"Shows the curves of the run folder RUN, or of all runs in {RUNS} (default), in the browser, with every "
+            "point\nof every series. Ctrl-C ends it. Needs the extra polygrad_jax[tensorboard]."
+        )
+        return 0
     if len(arguments) > 1 or (arguments and not _is_folder(arguments[0])):
         raise ConfigError(f"tensorboard was given {shlex.join(arguments)}; allowed: one run folder, or nothing")
     require_extra("tensorboard", "polygrad tensorboard")
@@ -796,7 +803,7 @@ USAGE = "\n".join(
     [
         "usage: polygrad COMMAND ...\n",
         *(f"  {name:<13}{about}" for name, about in ABOUT.items()),
-        "\nEach but tensorboard knows --help. A mistake is one line and the exit code 2.",
+        "\nEach has a --help. A mistake is one line and the exit code 2.",
     ]
 )
 

@@ -1,7 +1,9 @@
 """The command line: a mistake is one line, exit code 2, and nothing is written."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +149,20 @@ def test_the_help_names_every_command(capsys):
     shown = capsys.readouterr().out
     assert list(cli.ABOUT) == list(cli.COMMANDS)
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "train"])
+def test_the_help_of_a_command_says_every_default(command, capsys):
+    """Of what takes a value; fit's budgets have theirs below. The fields of train: ``tests/config/test_schema.py``."""
+    with contextlib.suppress(SystemExit):
+        assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: polygrad {command}") and "default" in shown
+    options = shown.partition("options:\n")[2].partition("\n\n")[0]
+    for entry in re.split(r"\n(?=  -)", options):
+        takes_a_value = re.match(r" *(?:-\w \w+, )?--[\w-]+ [A-Z{]", entry)
+        without = ("  --pretrained ", "  --dataset ", "  --updates ", "  --seconds ")
+        assert not takes_a_value or "default" in entry or entry.startswith(without), entry
 
 
 @pytest.mark.parametrize(
