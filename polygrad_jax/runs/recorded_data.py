@@ -126,15 +126,22 @@ def _opened(where: str | Path) -> RecordedData:
     if path.suffix in (".npz", ".npy"):
         return RecordedData(path.name, official_npy.read(path), None, None, None)
     if not path.exists():
-        with contextlib.suppress(ConfigError, ValueError):
-            minari_dataset.require_minari()
-            from minari.storage import get_dataset_path
-
-            if minari_dataset.is_minari_dataset(local := Path(get_dataset_path(str(where)))):
-                return _open_minari(local)
+        if (local := _local_minari(str(where))) is not None:
+            return _open_minari(local)
         raise ConfigError(f"dataset {where} is not there; allowed: {FORMATS}")
     kind = "a folder of something else" if path.is_dir() else f"a file that is not read ({path.suffix or 'no suffix'})"
     raise ConfigError(f"dataset {where} is {kind}; allowed: {FORMATS}")
+
+
+def _local_minari(dataset_id: str) -> Path | None:
+    """Return the folder of the local Minari dataset of that id; None where there is none."""
+    with contextlib.suppress(ConfigError, OSError, ValueError):  # no Minari, no folder for it, no such name
+        minari_dataset.require_minari()
+        from minari.storage import get_dataset_path  # which makes the folder that holds all datasets
+
+        local = Path(get_dataset_path(dataset_id))
+        return local if minari_dataset.is_minari_dataset(local) else None
+    return None
 
 
 def _open_run(folder: Path) -> RecordedData:

@@ -394,6 +394,21 @@ def test_a_dataset_that_adds_up_is_read(monkeypatch, tmp_path):
         assert np.flatnonzero(read.truncations).tolist() == ends.tolist()
 
 
+def test_a_local_dataset_by_its_id_is_refused_for_what_is_wrong_with_it(minari, monkeypatch, tmp_path):
+    """And one of no name is not there, even where Minari can have no folder."""
+    box, unbounded = (gym.spaces.Box(-x, x, (1,), np.float64) for x in (1.0, np.inf))
+    arrays = {"observations": np.zeros((2, 1)), "actions": np.zeros((1, 1)), "rewards": [0.0]}
+    episode = minari.data_collector.EpisodeBuffer(**arrays, terminations=[True], truncations=[False])
+    path = others(minari, tmp_path, box, unbounded, [episode])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"dataset {path}: action space has infinite bounds"):
+        open_data("theirs-v0")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="dataset theirs-v0 is not there"):
+        open_data("theirs-v0")
+
+
 def test_spaces_that_are_not_flat_boxes_are_refused(minari, tmp_path):
     episode = minari.data_collector.EpisodeBuffer(
         observations=np.zeros((2, 3)), actions=np.array([1]), rewards=[0.0], terminations=[True], truncations=[False]
