@@ -149,12 +149,15 @@ def is_minari_dataset(folder: Path) -> bool:
     return (Path(folder) / "data" / "metadata.json").is_file()
 
 
-def read(folder: Path) -> tuple[TransitionRecord, str | None]:
+def read(folder: Path, sampled: bool = False) -> tuple[TransitionRecord, str | None]:
     """Read all transitions of a dataset, and the Gymnasium id of its task where the dataset names one.
 
     Episodes follow one another; the last step of each is terminal or truncated (truncated too where the recording just
     stops). Actions are rescaled to [-1, 1], the bounds of our environments, from other bounds of the dataset's action
     space. Only datasets of ours have simulator states; for others S = 0.
+
+    Args:
+      sampled: take the actions as sampled, where a dataset of ours has them.
 
     Raises:
       ConfigError: minari is not installed, the folder is damaged, a space is not a flat Box (finite for actions), or
@@ -168,7 +171,7 @@ def read(folder: Path) -> tuple[TransitionRecord, str | None]:
         for episode, metadata in zip(dataset.iterate_episodes(), told, strict=False):
             _check_lengths(folder, episode, metadata, dataset.storage.FORMAT)
             moves |= len(episode.rewards) < 2 or bool(np.any(episode.observations[1:] != episode.observations[-1]))
-            parts.append(_record(folder, episode, low, high))
+            parts.append(_record(folder, episode, low, high, sampled))
         total, spec = dataset.total_steps, dataset.env_spec
     except ConfigError:
         raise
@@ -232,14 +235,14 @@ def _check_lengths(folder: Path, episode: Any, metadata: dict[str, Any], data_fo
             )
 
 
-def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray) -> TransitionRecord:
+def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray, sampled: bool) -> TransitionRecord:
     """Return the transitions of one episode, without the observation behind the last."""
     count, infos = len(episode.rewards), episode.infos or {}
     terminals, truncations = np.array(episode.terminations, bool), np.array(episode.truncations, bool)
     if count == 0 or (terminals | truncations)[:-1].any():
         raise ConfigError(f"dataset {folder}: episode {episode.id} is empty or ends before its last step; allowed: not")
     truncations[-1] = not terminals[-1]
-    if SAMPLED_ACTIONS in infos:
+    if sampled and SAMPLED_ACTIONS in infos:
         actions = np.asarray(infos[SAMPLED_ACTIONS])[:count]
     else:
         actions = to_unit(episode.actions, low, high)

@@ -154,8 +154,6 @@ def _open_run(folder: Path) -> RecordedData:
 
 def _open_minari(folder: Path) -> RecordedData:
     metadata = read_json(folder / "data" / "metadata.json")  # before minari reads it, whatever it is
-    transitions, env_id = minari_dataset.read(folder)
-    env = None if env_id is None else EnvConfig(name=env_id)
     collector, actor = None, None
     if "polygrad_config" in metadata:  # which says how the sampled actions were executed, whatever is beside the data
         try:
@@ -163,10 +161,13 @@ def _open_minari(folder: Path) -> RecordedData:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"dataset {folder}: polygrad_config cannot be read ({error}); allowed: JSON") from error
         collector = configs.validate(configs.from_dict(told))
-        env = collector.env
     if (folder / CONFIG_FILE).is_file() and (folder / POLICY_FILE).is_file():
         collector = configs.validate(configs.from_dict(RunFolder(folder).saved_config()))
-        env, actor = collector.env, load_npz(folder / POLICY_FILE).get("actor")
+        actor = load_npz(folder / POLICY_FILE).get("actor")
+    # What Minari combined of several has their sampled actions too, and nothing that says how they were executed.
+    transitions, env_id = minari_dataset.read(folder, sampled=collector is not None)
+    named = None if env_id is None else EnvConfig(name=env_id)
+    env = named if collector is None else collector.env
     # The folder's own name is only the last part of the id, without the task.
     name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
     return RecordedData(name, transitions, env, collector, actor)

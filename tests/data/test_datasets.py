@@ -274,6 +274,24 @@ def test_our_reader_gives_the_run_back(exported, folder):
     np.testing.assert_array_equal(from_run.transitions.simulator_states, data.transitions.simulator_states)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Minari recommends an author, an e-mail address and so on
+def test_what_minari_combined_of_our_datasets_has_the_actions_as_executed(minari, monkeypatch, tmp_path):
+    """It keeps the sampled actions, but no configuration that says that tanh squashed them: 2 was executed as 0.96."""
+    config = configs.override(configs.smoke("hopper"), {"env.actions": "squashed"})
+    raw, zeros = np.full((3, 1), 2.0, np.float32), np.zeros(3, np.float32)
+    observations = np.arange(4, dtype=np.float32)[:, None]
+    episode = minari_dataset.RecordedEpisode(observations, np.tanh(raw), raw, zeros, True, False, np.zeros((4, 0)))
+    spaces = gym.spaces.Box(-9.0, 9.0, (1,)), gym.spaces.Box(-1.0, 1.0, (1,))
+    told = {"polygrad_config": json.dumps(configs.to_dict(config))}
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    one = minari_dataset.write(tmp_path, "ours-v0", [episode], None, spaces, told, {})
+    minari.combine_datasets([minari.load_dataset("ours-v0")] * 2, "combined-v0")
+    for data, stored in ((open_data(one), raw), (open_data("combined-v0"), np.tanh([*raw, *raw]))):
+        np.testing.assert_allclose(data.transitions.actions, stored)
+        squashed = data.executed_as("squashed").transitions.actions
+        np.testing.assert_allclose(squashed, 2.0, rtol=1e-5)
+
+
 def test_an_existing_dataset_is_left_alone(exported, folder):
     root, written = exported
     before = (written / "data" / "main_data.hdf5").read_bytes()
