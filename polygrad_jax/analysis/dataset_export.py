@@ -27,7 +27,7 @@ from polygrad_jax.runs import physics
 from polygrad_jax.runs.checkpoints import npz_bytes
 from polygrad_jax.runs.console import announce
 from polygrad_jax.runs.recorded_data import POLICY_FILE
-from polygrad_jax.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder
+from polygrad_jax.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, RunFolder, one_line_on_disk_trouble
 from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
 NAMESPACE = "polygrad"
@@ -135,7 +135,7 @@ def check_before_training(config: Config, spec: EnvSpec, root: Path) -> None:
     """Refuse a run of hours of which :func:`export` would refuse to write a dataset.
 
     Raises:
-      ConfigError: the dataset exists, or the agent's policy reads latents.
+      ConfigError: the dataset exists, ``root`` is a file, or the agent's policy reads latents.
     """
     _check_is_new(config, root)
     world_model = make_world_model_for_agent(config, spec)
@@ -144,8 +144,10 @@ def check_before_training(config: Config, spec: EnvSpec, root: Path) -> None:
 
 
 def _check_is_new(config: Config, root: Path) -> None:
-    """Refuse to write a dataset where there is one of its name."""
-    target = Path(root) / dataset_id(config)
+    """Refuse to write a dataset where there is one of its name, or a file in place of the folder of all."""
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"out is {root}, which is a file; allowed: a folder")
+    target = root / dataset_id(config)
     if target.exists():
         raise ConfigError(f"dataset {target} exists already; allowed: another --out, or remove it first")
 
@@ -157,7 +159,8 @@ def export(folder: Path, root: Path) -> Path:
     ``environment.json`` of the run.
 
     Raises:
-      ConfigError: minari is not installed, the folder is not a run's or has nothing saved, or the dataset exists.
+      ConfigError: minari is not installed, the folder is not a run's or has nothing saved, the dataset exists, or it
+        cannot be written.
     """
     minari_dataset.require_minari()
     _check_is_new(configs.from_dict(RunFolder(folder).saved_config()), root)
@@ -174,29 +177,30 @@ def export(folder: Path, root: Path) -> Path:
     env = tasks.make(config.env)
     environment = RunFolder(folder).saved_environment()
     packages = environment.get("packages", {})
-    written = minari_dataset.write(
-        Path(root),
-        dataset_id(config),
-        recorded_episodes(t, ends, config.env.actions),
-        env_spec,
-        (env.observation_space, env.action_space),
-        {
-            "algorithm_name": f"PolyGRAD's loop with world model {config.world_model}",
-            "description": DESCRIPTION,
-            "requirements": [f"{name}=={packages[name]}" for name in ("mujoco", "gymnasium") if packages.get(name)],
-            "final_observations": ends.how,
-            "mujoco": physics.version_of_run(environment),
-            **({} if missing is None else {"no_environment": missing}),
-            "polygrad_config": json.dumps(configs.to_dict(config)),
-            "polygrad_environment": json.dumps(environment),
-            "policy": f"{POLICY_FILE}: parameters of the policy after {run.env_steps} environment steps",
-        },
-        {
-            POLICY_FILE: npz_bytes({"actor": acting.params}),
-            CONFIG_FILE: configs.to_json(config).encode(),
-            ENVIRONMENT_FILE: (json.dumps(environment, indent=2) + "\n").encode(),
-        },
-    )
+    with one_line_on_disk_trouble(Path(root)):
+        written = minari_dataset.write(
+            Path(root),
+            dataset_id(config),
+            recorded_episodes(t, ends, config.env.actions),
+            env_spec,
+            (env.observation_space, env.action_space),
+            {
+                "algorithm_name": f"PolyGRAD's loop with world model {config.world_model}",
+                "description": DESCRIPTION,
+                "requirements": [f"{name}=={packages[name]}" for name in ("mujoco", "gymnasium") if packages.get(name)],
+                "final_observations": ends.how,
+                "mujoco": physics.version_of_run(environment),
+                **({} if missing is None else {"no_environment": missing}),
+                "polygrad_config": json.dumps(configs.to_dict(config)),
+                "polygrad_environment": json.dumps(environment),
+                "policy": f"{POLICY_FILE}: parameters of the policy after {run.env_steps} environment steps",
+            },
+            {
+                POLICY_FILE: npz_bytes({"actor": acting.params}),
+                CONFIG_FILE: configs.to_json(config).encode(),
+                ENVIRONMENT_FILE: (json.dumps(environment, indent=2) + "\n").encode(),
+            },
+        )
     env.close()
     return written
 

@@ -300,6 +300,13 @@ def test_an_existing_dataset_is_left_alone(exported, folder):
     assert (written / "data" / "main_data.hdf5").read_bytes() == before
 
 
+def test_where_no_dataset_can_be_written_is_one_line(folder, minari, tmp_path, monkeypatch):
+    (tmp_path / "polygrad").touch()
+    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be written: .*file.*; allowed: a folder with room"):
+        dataset_export.export(folder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["polygrad"]
+
+
 def others(minari, root, observation_space, action_space, episodes):
     """A dataset as someone else writes it; its folder."""
     os.environ["MINARI_DATASETS_PATH"] = str(root)
@@ -510,12 +517,17 @@ def test_an_interrupted_run_goes_on_by_the_words_that_are_said(options, monkeypa
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [([], "exists already; allowed: another --out"), (["--agent", "dreamer"], "agent is dreamer, whose policy reads")],
+    [
+        ([], "exists already; allowed: another --out"),
+        (["--agent", "dreamer"], "agent is dreamer, whose policy reads"),
+        (["--out", "file"], "out is file, which is a file; allowed: a folder"),
+    ],
 )
 def test_what_cannot_be_written_is_not_trained_first(fields, words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(minari_dataset, "require_minari", lambda: None)
     monkeypatch.setattr(cli, "train_command", lambda words: pytest.fail("was trained"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     if not fields:
         (tmp_path / "datasets" / "polygrad" / "inverted_pendulum" / "smoke-seed0-v0").mkdir(parents=True)
     model = ["--world-model", "dreamer", *fields] if fields else []
