@@ -48,8 +48,8 @@ def read(path: Path) -> TransitionRecord:
     if not np.isin(arrays["terminals"][rows], (0, 1)).all():  # nor is NaN
         raise ConfigError(f"{path}: terminals are not all 0 or 1; allowed: 0 and 1")
     terminals = arrays["terminals"][rows].reshape(-1) > 0
-    if (terminals.sum() != terminals[ends].sum()) or not len(lengths):
-        raise ConfigError(f"{path} has terminals inside of episodes, or no episode; allowed: only last steps terminal")
+    if terminals.sum() != terminals[ends].sum():
+        raise ConfigError(f"{path} has terminals inside of episodes; allowed: only last steps terminal")
     truncations = np.zeros_like(terminals)
     truncations[ends] = ~terminals[ends]
     return TransitionRecord(
@@ -73,8 +73,8 @@ def _lengths(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
         shape = arrays[name].shape
         width = widths.get(name, shape[2:])
         if len(shape) != 3 or shape != (episodes, longest, *width) or 0 in shape:
-            wanted = f"[{episodes}, {longest}, {1 if name in widths else '1 or more'}]"
-            raise ConfigError(f"{path}: {name} have shape {list(shape)}; allowed: {wanted}")
+            wanted = [episodes or "1 or more", longest or "1 or more", 1 if name in widths else "1 or more"]
+            raise ConfigError(f"{path}: {name} have shape {list(shape)}; allowed: [{', '.join(map(str, wanted))}]")
     lengths = arrays["path_lengths"]
     counts = lengths.dtype.kind != "b" and lengths.shape == (episodes,)
     if not (counts and np.isin(lengths, np.arange(1, longest + 1)).all()):

@@ -68,6 +68,8 @@ def read(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
         if not isinstance(dictionary, dict):
             raise NotArrays("it holds no dictionary")
         calls = {name: _checked(name, call) for name, call in dictionary.items()}
+        if lacking := [name for name in names if name not in calls]:
+            raise NotArrays(f"it has no {', '.join(lacking)}")
         return {name: _array(name, calls[name]) for name in names}
     except NotArrays:
         raise

@@ -753,6 +753,8 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
         ("rewards", np.zeros((2, 4, 2)), r"allowed: \[2, 4, 1\]"),
         ("terminals", np.zeros((2, 4, 0)), r"allowed: \[2, 4, 1\]"),
         ("observations", np.zeros((2, 10**12, 0)), "observations have shape"),
+        ("observations", np.zeros((0, 4, 2)), r"shape \[0, 4, 2\]; allowed: \[1 or more, 4, 1 or more\]"),
+        ("observations", np.zeros((2, 0, 2)), r"shape \[2, 0, 2\]; allowed: \[2, 1 or more, 1 or more\]"),
         ("observations", np.zeros(3), "observations have shape"),
         ("observations", np.float32(1), "observations have shape"),
         ("actions", np.full((2, 4, 1), "left"), "actions are of type <U4"),
@@ -768,5 +770,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, name, value, words):
     arrays = official()
     del arrays["rewards"]
     np.savez(tmp_path / "official.npz", **arrays)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        official_npy.read(tmp_path / "official.npz")
+    np.save(tmp_path / "official.npy", arrays)
+    for file in ("official.npz", "official.npy"):
+        with pytest.raises(ConfigError, match=r"cannot be read \(it has no rewards\); allowed: "):
+            official_npy.read(tmp_path / file)
