@@ -325,6 +325,8 @@ def test_fitting_is_the_updates_of_the_protocol_one_by_one(padded_actions, monke
         (episodes_of([3, 2], [False, False]), 1, r"\(horizon 4\): .* cut off after 3 steps; allowed: horizon"),
         ([Episode(np.zeros((5, 2)), np.zeros((4, 1)), np.zeros(5))], 1, r"episode 0: actions have shape \(4, 1\)"),
         ([Episode(np.zeros((5, 2)), np.zeros(5), np.zeros(5))], 1, r"episode 0: actions have shape \(5,\)"),
+        ([Episode(np.zeros((5, 2)), np.zeros((5, 0)), np.zeros(5))], 1, r"episode 0: actions have shape \(5, 0\)"),
+        ([Episode(np.zeros((5, 0)), np.zeros((5, 1)), np.zeros(5))], 1, r"observations .*, T, O and A of 1 or more"),
         ([Episode(np.full((5, 2), np.nan), np.zeros((5, 1)), np.zeros(5))], 1, "observations are not all finite"),
         ([Episode(np.zeros((5, 2)), np.zeros((5, 1)), np.full(5, 1e39))], 1, "rewards are not all finite"),
         (

@@ -96,8 +96,8 @@ def _checked(number: int, episode: Episode, first: Episode) -> Episode:
         "rewards": (length,),
     }
     for name, array in arrays.items():
-        if array.shape != wanted[name] or array.ndim != (1 if name == "rewards" else 2) or length == 0:
-            shapes = "[T, O], [T, A] and [T] with T of 1 or more, O and A as in the first episode"
+        if array.shape != wanted[name] or array.ndim != (1 if name == "rewards" else 2) or 0 in array.shape:
+            shapes = "[T, O], [T, A] and [T], T, O and A of 1 or more, O and A as in the first episode"
             raise ConfigError(f"episode {number}: {name} have shape {array.shape}; allowed: {shapes}")
         if not (np.abs(array) <= LARGEST_STORED).all():  # nor is NaN
             allowed = f"finite numbers up to {LARGEST_STORED:.0e}"
