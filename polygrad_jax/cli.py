@@ -166,8 +166,9 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
     known = ["--" + name.replace("_", "-") for name, _ in configs.flatten(config)]
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
-        if name == "--env.name":  # the preset depends on it
-            raise ConfigError("env.name is set by a field; allowed: --env NAME, which the preset is chosen for")
+        if name in ("--env", "--env.name"):  # the preset depends on it
+            allowed = "--env NAME of train and dataset, ENV of check; fit takes the task of its dataset"
+            raise ConfigError(f"{name} is no field that can be set; allowed: {allowed}")
         # A switch is turned off by --group.no-switch.
         positive = ".".join(part.removeprefix("no-") for part in name.split(".")).replace("--no-", "--")
         if name.startswith("--") and not {name, positive} & {*known, "--help"}:
