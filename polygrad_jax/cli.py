@@ -483,6 +483,7 @@ def check_command(arguments: Sequence[str]) -> int:
     """``polygrad check ENV``: one page on a task in some seconds, before anything is trained; nothing is written."""
     parser = _Parser(
         prog="polygrad check",
+        usage="polygrad check ENV [--preset PRESET] [--FIELD VALUE ...]",  # a field's value before ENV is taken for it
         allow_abbrev=False,
         description="Step a task for some seconds and say what it is, and whether and how it can be trained on.",
         epilog="All further options are fields of the configuration, as for polygrad train.",

@@ -168,6 +168,13 @@ def test_the_help_of_a_command_says_every_default(command, capsys):
         assert not takes_a_value or "default" in entry or entry.startswith(without), entry
 
 
+def test_the_help_of_check_puts_the_task_before_fields(capsys):
+    """In ``--horizon 5 hopper`` the 5 is taken for the task, since argparse knows no field."""
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--help"])
+    assert capsys.readouterr().out.startswith("usage: polygrad check ENV [--preset PRESET] [--FIELD VALUE ...]")
+
+
 @pytest.mark.parametrize(
     ("started", "again"),
     [("/bin/polygrad", ["/bin/polygrad"]), (cli.__file__, [sys.executable, "-m", "polygrad_jax.cli"])],
