@@ -149,7 +149,8 @@ def _open_run(folder: Path) -> RecordedData:
     run = read_saved(folder)
     # A policy that reads latents cannot act in another world model.
     actor = run.arrays["agent"]["actor"] if run.config.agent in ("a2c", "value_gradient") else None
-    return RecordedData(folder.name, run.transitions, run.config.env, run.config, actor)
+    name = folder.absolute().name  # that of ``.`` too
+    return RecordedData(name, run.transitions, run.config.env, run.config, actor)
 
 
 def _open_minari(folder: Path) -> RecordedData:
@@ -169,5 +170,5 @@ def _open_minari(folder: Path) -> RecordedData:
     named = None if env_id is None else EnvConfig(name=env_id)
     env = named if collector is None else collector.env
     # The folder's own name is only the last part of the id, without the task.
-    name = str(metadata.get("dataset_id", folder.name)).replace("/", "-")
+    name = str(metadata.get("dataset_id", folder.absolute().name)).replace("/", "-")
     return RecordedData(name, transitions, env, collector, actor)

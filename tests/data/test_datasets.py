@@ -257,7 +257,7 @@ def test_minari_reads_what_a_run_left(exported, folder, minari, monkeypatch):
     assert any(line.startswith("mujoco==") for line in metadata["requirements"])
 
 
-def test_our_reader_gives_the_run_back(exported, folder):
+def test_our_reader_gives_the_run_back(exported, folder, monkeypatch):
     run, data = open_run(folder), open_data(str(exported[1]))
     for name in FIELDS:
         ours, stored = getattr(run.transitions, name).copy(), getattr(data.transitions, name)
@@ -270,6 +270,8 @@ def test_our_reader_gives_the_run_back(exported, folder):
     assert jax.tree.structure(actor) == jax.tree.structure(data.actor)
     for ours, stored in zip(jax.tree.leaves(actor), jax.tree.leaves(data.actor), strict=True):
         np.testing.assert_array_equal(ours, stored)
+    monkeypatch.chdir(folder)
+    assert open_data(".").name == "pendulum"  # after which fit names a folder of its own
     from_run = open_data(str(folder))
     np.testing.assert_array_equal(from_run.transitions.simulator_states, data.transitions.simulator_states)
 
