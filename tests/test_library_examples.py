@@ -281,6 +281,18 @@ def test_every_window_of_the_episodes_can_be_drawn_and_no_other():
     assert np.asarray(replay.starts)[: int(replays.num_windows(replay))].tolist() == [0, 1, 2, 3, 5, 6, 7]
 
 
+@pytest.mark.parametrize(("capacity", "kept"), [(7, 7), (None, 14), (3, 4)])
+def test_of_the_episodes_the_last_are_kept(capacity, kept):
+    """Rows 7 to 13 hold all windows of 4 that begin in them; a replay holds a window at least."""
+    transitions = transitions_of(episodes_of([5, 9], [False, True]))
+    replay = replay_of(transitions, horizon=4, capacity=capacity)
+    rows = np.arange(14 - kept, 14)
+    starts = np.asarray(replay.starts)[np.arange(int(replay.head), int(replay.tail)) % len(replay.starts)]
+    assert starts.tolist() == [row for row in [0, 1, *range(5, 13)] if row in rows]
+    stored = np.asarray(replay.observations)[rows % len(replay.observations)]
+    np.testing.assert_array_equal(stored, transitions.observations[rows])
+
+
 def test_the_normaliser_is_numpys_mean_and_standard_deviation():
     episodes = episodes_of([700, 900, 1200], [False, True, False])
     found = normalisers.to_normaliser(replay_of(transitions_of(episodes), horizon=4).moments)

@@ -15,7 +15,7 @@ from polygrad_jax.data.transition_log import TransitionRecord
 from polygrad_jax.types import Segment, Transitions
 
 CHUNK = 1024
-"""Transitions sent to the replay at a time."""
+"""Transitions sent to the replay at a time; fewer where it keeps fewer."""
 
 
 class Episode(NamedTuple):
@@ -112,16 +112,18 @@ def replay_of(transitions: Transitions, horizon: int, capacity: int | None = Non
     """
     total = len(transitions.rewards)
     spec = EnvSpec(transitions.observations.shape[1], transitions.actions.shape[1])
-    capacity = max(min(total, capacity or total), horizon, CHUNK)
+    chunk = min(CHUNK, capacity or CHUNK)
+    capacity = max(min(total, capacity or total), horizon, chunk)
     state = jax.jit(replays.init, static_argnums=(0, 1, 2))(spec, capacity, horizon)  # one program, not one per array
     add = jax.jit(replays.add, static_argnums=2, donate_argnums=0)
-    for start in range(0, total, CHUNK):
-        state = add(state, jax.tree.map(lambda x, start=start: _padded(x[start : start + CHUNK]), transitions), horizon)
+    for start in range(0, total, chunk):
+        rows = jax.tree.map(lambda x, start=start: _padded(x[start : start + chunk], chunk), transitions)
+        state = add(state, rows, horizon)
     return state
 
 
-def _padded(rows: np.ndarray) -> np.ndarray:
-    """Pad ``[T, ...]`` by zeros to ``[CHUNK, ...]``; the zeros of ``valid`` mark padding."""
-    padded = np.zeros((CHUNK, *rows.shape[1:]), rows.dtype)
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """Pad ``[T, ...]`` by zeros to ``[length, ...]``; the zeros of ``valid`` mark padding."""
+    padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
     padded[: len(rows)] = rows
     return padded
