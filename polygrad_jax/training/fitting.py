@@ -81,6 +81,7 @@ def fit(
     Raises:
       ConfigError: episodes that do not fit together, hold numbers that are not finite, or are all too short; actions
         beyond [-1, 1] where ``env.actions`` is ``squashed`` (else a warning).
+      NonFiniteError: learning diverged.
     """
     if updates < 1:
         raise ConfigError(f"updates is {updates}; allowed: 1 or greater")
@@ -93,11 +94,13 @@ def fit(
     normaliser = normalisers.to_normaliser(replay.moments)
     init_key, update_key = jax.random.split(key)
     state = jax.jit(world_model.init)(init_key)
-    several = jax.jit(make_model_updates(world_model, config), donate_argnums=0)
+    several, finite = jax.jit(make_model_updates(world_model, config), donate_argnums=0), jax.jit(all_finite)
     zeros = zero_sums(world_model, config, state, replay, normaliser)
     for first in range(0, updates, REPORT_EVERY_UPDATES):
         end = min(first + REPORT_EVERY_UPDATES, updates)
         state, sums = several(state, zeros, replay, normaliser, update_key, jnp.int32(first), jnp.int32(end))
+        if not finite((state, sums)):
+            raise NonFiniteError(f"not finite after update {end}: world model")
         if report is not None:
             report(end, {name: x / (end - first) for name, x in scalars_of(sums).items()})
     return state, normaliser

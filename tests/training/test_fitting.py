@@ -22,8 +22,9 @@ from recorded import record
 from polygrad_jax import cli
 from polygrad_jax import config as configs
 from polygrad_jax.analysis.opened_run import open_run, open_trained
-from polygrad_jax.config import ConfigError, EnvConfig
+from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.data import replay as replays
+from polygrad_jax.data.recordings import Episode
 from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.runs import recorded_data
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
@@ -344,6 +345,13 @@ def test_chunks_end_where_something_is_due():
     assert chunks.end(Progressing(updates=20)) == 23  # the budget
     assert chunks.end(Progressing(updates=8, training_seconds=9.965)) == 11  # 0.035 s are three updates
     assert chunks.end(Progressing(updates=8, training_seconds=9.999)) == 9
+
+
+def test_the_library_says_that_learning_diverged():
+    config = configs.override(configs.smoke("own"), {"horizon": 4})
+    episode = Episode(np.arange(12.0).reshape(6, 2), np.zeros((6, 1)), np.zeros(6))
+    with pytest.raises(NonFiniteError, match="not finite after update 7: world model"):
+        fitting.fit(drifting(1e30)(config, EnvSpec(2, 1)), [episode], config, jax.random.key(0), 7)
 
 
 def test_divergence_leaves_the_last_good_checkpoint(data, tmp_path):
