@@ -104,7 +104,7 @@ def read_saved(folder: Path | str, which: Which = "newest") -> SavedRun:
 def read_evaluations(folder: Path | str) -> dict[str, np.ndarray]:
     """Read the columns of numbers of ``eval.csv``: ``[rows]`` float64 each, NaN where a cell is empty.
 
-    None without the file.
+    Without the file there are no columns: an empty dictionary.
 
     Raises:
       ConfigError: it cannot be read, or a cell is no number.

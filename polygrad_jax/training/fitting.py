@@ -349,7 +349,7 @@ class Training:
         schedule: Schedule,
         judged_from: RecordedData | None = None,
     ):
-        """Checks everything and compiles; writes nothing before all is accepted.
+        """Checks everything, and opens the folder; writes nothing before all is accepted.
 
         ``judged_from``: whose states the five-step error begins in, where those of ``data`` are too few to do without
         others: what a model has learnt by heart it predicts best.
