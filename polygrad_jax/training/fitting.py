@@ -35,7 +35,9 @@ from polygrad_jax.runs.metrics_log import MetricsLog
 from polygrad_jax.runs.recorded_data import RecordedData
 from polygrad_jax.runs.run_folder import (
     BEST_FILE,
+    CONFIG_FILE,
     DATA_FILE,
+    ENVIRONMENT_FILE,
     RunFolder,
     describe_environment,
     read_json,
@@ -405,6 +407,9 @@ class Training:
         """Refuses a folder where another dataset was learnt from, or a run of the loop is."""
         file = self.folder / DATA_FILE
         if not RunFolder(self.folder).holds_a_run():
+            return
+        there = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+        if there <= {CONFIG_FILE, ENVIRONMENT_FILE}:  # killed before it could write the third
             return
         try:
             before = read_json(file)

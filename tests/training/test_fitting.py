@@ -31,6 +31,7 @@ from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
 from polygrad_jax.runs.console import Progress
 from polygrad_jax.runs.metrics_log import event_files, read_rows
 from polygrad_jax.runs.recorded_data import open_data
+from polygrad_jax.runs.run_folder import RunFolder
 from polygrad_jax.training import fitting, loop
 from polygrad_jax.training.fitting import Judge, Judged, Progressing, Schedule, Training
 from polygrad_jax.training.step import NonFiniteError
@@ -256,6 +257,17 @@ def test_killed_and_resumed_is_bit_for_bit_the_uninterrupted_training(whole, dat
     # Finished already: nothing more is done, and a larger budget goes on.
     assert trained(data, folder).at.updates == 60
     assert trained(data, folder, updates=70).at.updates == 70
+
+
+def test_killed_before_it_wrote_what_it_learns_from_it_begins_again(data, tmp_path):
+    """``config.json`` is there and ``data.json`` is not; with anything else beside it, it is no such folder."""
+    RunFolder(tmp_path).record(config_of(data, "still"), {})
+    (tmp_path / "eval.csv").touch()
+    with pytest.raises(ConfigError, match="has no data.json"):
+        Training(data, config_of(data, "still"), tmp_path, SCHEDULE)
+    (tmp_path / "eval.csv").unlink()
+    Training(data, config_of(data, "still"), tmp_path, SCHEDULE).lock.close()
+    assert json.loads((tmp_path / "data.json").read_text())["transitions"] == len(data.transitions)
 
 
 def test_another_dataset_or_schedule_is_refused(whole, data):
