@@ -48,8 +48,11 @@ class RecordedData:
 
     @functools.cached_property
     def _why_not_replayed(self) -> str | None:
-        reason = why_not_replayed(self.collector.env, self.transitions)
-        return None if reason is None else no_simulator_states(self.collector.env, reason)
+        try:
+            reason = why_not_replayed(self.collector.env, self.transitions)
+            return None if reason is None else no_simulator_states(self.collector.env, reason)
+        except ConfigError as error:  # a program may have registered it that is not here
+            return f"its task cannot be made ({error})"
 
     @property
     def spec(self) -> EnvSpec:

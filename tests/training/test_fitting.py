@@ -33,7 +33,7 @@ from polygrad_jax.runs.metrics_log import event_files, read_rows
 from polygrad_jax.runs.recorded_data import open_data
 from polygrad_jax.runs.run_folder import RunFolder
 from polygrad_jax.training import fitting, loop
-from polygrad_jax.training.fitting import Judge, Judged, Progressing, Schedule, Training
+from polygrad_jax.training.fitting import CannotBeJudgedError, Judge, Judged, Progressing, Schedule, Training
 from polygrad_jax.training.step import NonFiniteError
 from polygrad_jax.types import Segment, WorldModel
 from polygrad_jax.world_models.model_table import WORLD_MODELS, make_world_model
@@ -390,6 +390,16 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(data, tmp_p
     assert outcome.at.updates == 30 and outcome.at.best_error is None and not (folder / "best.npz").exists()
     saved = newest(folder)[1]["world_model/change"]
     np.testing.assert_array_equal(open_trained(folder, without_states).state.change, saved)
+
+
+def test_data_of_a_task_that_is_not_installed_cannot_be_judged(data):
+    """But learnt from: a program may have registered the task for itself."""
+    config = configs.override(data.collector, {"env.name": "Gone-v0"})
+    gone = dataclasses.replace(data, collector=config)
+    assert "its task cannot be made (env.name is 'Gone-v0'; allowed" in gone.why_not_judged()
+    model = make_world_model(config_of(data, "still"), data.spec)
+    with pytest.raises(CannotBeJudgedError, match="five steps ahead: its task .* allowed: --no-early-stopping"):
+        Judge(gone, config, model, contexts=1)
 
 
 def test_without_early_stopping_nothing_has_to_be_judged(data, tmp_path, monkeypatch):
