@@ -149,6 +149,8 @@ class TransitionLog:
         Raises:
             TransitionLogError: a shard is damaged, or the disk has fewer rows.
         """
+        if self.flushed_rows == 0:
+            raise TransitionLogError(f"{self._folder} holds no transitions")
         if upto_row < 1 or upto_row > self.flushed_rows:
             raise TransitionLogError(f"{self._folder} holds rows 0 to {self.flushed_rows}; {upto_row} were asked for")
         return _join([record for _, record in self._read_until(upto_row)])

@@ -94,6 +94,8 @@ def test_what_is_missing_is_one_line(tmp_path):
             _ = read_saved(tmp_path, which).arrays
     with pytest.raises(ConfigError, match="metrics.jsonl does not exist"):
         _ = read_saved(tmp_path).rows
+    with pytest.raises(ConfigError, match="replay holds no transitions; allowed: the folder of a run with its replay"):
+        _ = read_saved(tmp_path).transitions
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
