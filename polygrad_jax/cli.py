@@ -557,6 +557,7 @@ def fit_command(arguments: Sequence[str]) -> int:
     _prepare_jax(override(configs.smoke("recorded"), fields))  # choosing a preset starts jax
     fit_config(options, fields, None)  # a mistake is reported before the data are read
 
+    from polygrad_jax.envs.collector import EnvStepError
     from polygrad_jax.runs.compilation_cache import use_compilation_cache
     from polygrad_jax.runs.console import clock_time
     from polygrad_jax.runs.recorded_data import open_data
@@ -574,6 +575,8 @@ def fit_command(arguments: Sequence[str]) -> int:
         outcome = Training(data, config, folder, schedule).run()
     except NonFiniteError as error:
         return _say(error, DIVERGED)
+    except EnvStepError as error:  # in the simulator that judges
+        return _say(error, FAILED)
     at = outcome.at
     print(
         f"{at.updates:,} updates in {clock_time(at.training_seconds)} of training; beside it "

@@ -25,6 +25,7 @@ from polygrad_jax.analysis.opened_run import open_run, open_trained
 from polygrad_jax.config import ConfigError, EnvConfig, EnvSpec
 from polygrad_jax.data import replay as replays
 from polygrad_jax.data.recordings import Episode
+from polygrad_jax.envs.checked_task import EnvStepError
 from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.runs import recorded_data
 from polygrad_jax.runs.checkpoints import Checkpoints, load_npz
@@ -450,6 +451,15 @@ def test_sigterm_saves_and_says_how_to_go_on(command, whole, capsys, monkeypatch
     assert "finished: updates" in out and "best five-step error" in out
     for ours, theirs in zip(newest(folder)[1].items(), newest(whole[0])[1].items(), strict=True):
         np.testing.assert_array_equal(ours[1], theirs[1], err_msg=ours[0])
+
+
+def test_a_task_that_breaks_while_it_judges_is_one_line(command, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise EnvStepError("Hopper-v5: step 3 failed")
+
+    monkeypatch.setattr(fitting, "simulator_errors", broken)
+    assert command() == cli.FAILED
+    assert capsys.readouterr().err.splitlines()[-1] == "polygrad: Hopper-v5: step 3 failed"
 
 
 @pytest.mark.parametrize(
