@@ -161,7 +161,7 @@ def read(folder: Path, sampled: bool = False) -> tuple[TransitionRecord, str | N
 
     Raises:
       ConfigError: minari is not installed, the folder is damaged, a space is not a flat Box (finite for actions), or
-        the episodes are not those of the metadata.
+        the episodes are not those that the metadata and the spaces describe.
     """
     minari = require_minari()
     try:
@@ -170,6 +170,7 @@ def read(folder: Path, sampled: bool = False) -> tuple[TransitionRecord, str | N
         told, parts, moves = list(dataset.storage.get_episode_metadata(dataset.episode_indices)), [], False
         for episode, metadata in zip(dataset.iterate_episodes(), told, strict=False):
             _check_lengths(folder, episode, metadata, dataset.storage.FORMAT)
+            _check_axes(folder, episode, dataset.observation_space.shape, dataset.action_space.shape)
             moves |= len(episode.rewards) < 2 or bool(np.any(episode.observations[1:] != episode.observations[-1]))
             parts.append(_record(folder, episode, low, high, sampled))
         total, spec = dataset.total_steps, dataset.env_spec
@@ -233,6 +234,15 @@ def _check_lengths(folder: Path, episode: Any, metadata: dict[str, Any], data_fo
                 f"dataset {folder}: episode {episode.id} has {found} {name}, its metadata say {steps} steps{cut}; "
                 f"allowed: {length} {name}, e.g. of a dataset written as hdf5"
             )
+
+
+def _check_axes(folder: Path, episode: Any, observation: tuple[int, ...], action: tuple[int, ...]) -> None:
+    """Refuse an episode whose arrays have other axes than its spaces say, or more than one number a step."""
+    rows = {"observations": observation, "actions": action, "rewards": (), "terminations": (), "truncations": ()}
+    for name, row in rows.items():
+        if (found := np.shape(getattr(episode, name)))[1:] != row:
+            wanted = (found[0], *row)
+            raise ConfigError(f"dataset {folder}: episode {episode.id}: {name} have shape {found}; allowed: {wanted}")
 
 
 def _record(folder: Path, episode: Any, low: np.ndarray, high: np.ndarray, sampled: bool) -> TransitionRecord:
