@@ -661,7 +661,7 @@ def _export(run: Path, out: Path) -> int:
         return _say(error, FAILED)
     name = written.relative_to(out).as_posix()
     print(f"dataset {name} written to {written}")
-    print(f'read it by MINARI_DATASETS_PATH={out} and minari.load_dataset("{name}")')
+    print(f'read it by MINARI_DATASETS_PATH={shlex.quote(str(out))} and minari.load_dataset("{name}")')
     return 0
 
 

@@ -521,6 +521,12 @@ def test_an_interrupted_run_goes_on_by_the_words_that_are_said(options, monkeypa
     assert "has another config in " in capsys.readouterr().err
 
 
+def test_what_is_typed_to_read_a_dataset_can_be_pasted(monkeypatch, capsys):
+    monkeypatch.setattr(dataset_export, "export", lambda run, out: out / "polygrad" / "x-v0")
+    assert cli._export(Path("run"), Path("my data")) == 0
+    assert "MINARI_DATASETS_PATH='my data' and minari.load_dataset(\"polygrad/x-v0\")" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
