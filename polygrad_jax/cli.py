@@ -53,6 +53,8 @@ FIT_DELTA_LR = 3e-2
 ALL_POINTS = ("--samples_per_plugin", "scalars=1000000,images=1000")
 """For TensorBoard, which unasked keeps a random 1,000 points of a series: more points than a run has. Asked for 0 it
 keeps none, although its Python reader takes 0 for all."""
+JAX_DID_NOT_START = "Unable to initialize backend"
+"""How JAX begins to say so, which names the platform and how to do without (``JAX_PLATFORMS``)."""
 SAVING = ("train", "fit", "dataset")
 """Commands that train in a run folder, which keeps its last checkpoint when they are interrupted."""
 
@@ -309,7 +311,15 @@ def _check_folders(folder: Path, config: Config, seeds: Sequence[int], mixed_phy
 
 def _prepare_jax(config: Config) -> None:
     """Set what JAX reads when it starts."""
+    _check_platforms()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if config.preallocate_gpu_memory else "false"
+
+
+def _check_platforms() -> None:
+    """Refuse to run without the CPU, where policies act whatever learns elsewhere."""
+    named = os.environ.get("JAX_PLATFORMS", "")
+    if named and "cpu" not in named.split(","):
+        raise ConfigError(f"JAX_PLATFORMS is {named}; allowed: cpu among them, as in {named},cpu, or not set")
 
 
 def _choose_preset() -> tuple[str, str]:
@@ -669,6 +679,7 @@ def _export(run: Path, out: Path) -> int:
 
 
 def _open(options: argparse.Namespace) -> OpenedRun:
+    _check_platforms()
     # A training run may hold the accelerator's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from polygrad_jax.analysis.opened_run import open_run
@@ -822,6 +833,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # that the reader has gone may show only here: the buffer holds more than a help page
     except ConfigError as error:
+        return _say(error, BAD_INPUT)
+    except RuntimeError as error:
+        if not str(error).startswith(JAX_DID_NOT_START):
+            raise
         return _say(error, BAD_INPUT)
     except KeyboardInterrupt:
         kept = " before it could save; a run folder keeps its last checkpoint" if "".join(words[:1]) in SAVING else ""

@@ -175,6 +175,22 @@ def test_the_help_of_check_puts_the_task_before_fields(capsys):
     assert capsys.readouterr().out.startswith("usage: polygrad check ENV [--preset PRESET] [--FIELD VALUE ...]")
 
 
+@pytest.mark.parametrize("verb", [["train", "--show-config"], ["check", "hopper"], ["evaluate", "here"]])
+def test_jax_without_the_cpu_is_refused_in_one_line(verb, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert "JAX_PLATFORMS is cuda; allowed: cpu among them, as in cuda,cpu" in complaint(capsys, *verb)
+
+
+def test_a_platform_that_jax_cannot_start_is_one_line(tmp_path):
+    """JAX says which and why; in a program of its own, since JAX has started here."""
+    command = [sys.executable, "-m", "polygrad_jax.cli", "train", "--run", str(tmp_path / "run")]
+    environment = os.environ | {"JAX_PLATFORMS": "abacus,cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("polygrad: Unable to initialize backend 'abacus'") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("started", "again"),
     [("/bin/polygrad", ["/bin/polygrad"]), (cli.__file__, [sys.executable, "-m", "polygrad_jax.cli"])],
