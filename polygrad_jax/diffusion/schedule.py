@@ -62,7 +62,8 @@ def coefficients(num_steps: int, steps: np.ndarray, tau: float, eta: float = 1.0
     beta = 1.0 - alpha_bar / previous
     full_noise = np.sqrt(beta * (1.0 - previous) / (1.0 - alpha_bar))
     noise = eta * full_noise
-    noisy = np.sqrt((1.0 - previous - noise**2) / (1.0 - alpha_bar))
+    # At a large tau almost all noise comes in one step: the difference is 0, and rounding can leave less.
+    noisy = np.sqrt(np.maximum(1.0 - previous - noise**2, 0.0) / (1.0 - alpha_bar))
 
     def array(x: np.ndarray) -> Array:
         return jnp.asarray(x, jnp.float32)

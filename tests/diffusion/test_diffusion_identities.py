@@ -161,6 +161,13 @@ def test_posterior_and_forward_process_give_the_marginals_of_every_step(tau, sam
     np.testing.assert_allclose(c.sqrt_alpha_bar**2 + c.sqrt_one_minus_alpha_bar**2, 1.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num_steps, sampling_steps, tau", [(1000, 2, 2.0), (23, 2, 5.0), (128, 5, 5.0), (17, 3, 10.0)])
+def test_rounding_makes_no_coefficient_nan(num_steps, sampling_steps, tau):
+    """(1 - previous) less the noise is 0 there to the last digit, and was 1e-17 below: the root was NaN."""
+    for x in jax.tree.leaves(evenly(num_steps, sampling_steps, tau)):
+        assert np.isfinite(x).all()
+
+
 def test_the_last_step_returns_the_clean_trajectory():
     for sampling_steps in (1, 4, N):
         c = evenly(N, sampling_steps, 1.0)
