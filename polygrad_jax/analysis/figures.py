@@ -106,7 +106,7 @@ def error_against_horizon(errors: Mapping[str, ByHorizon], title: str) -> Figure
     _logarithmic(ax)
     ax.set_xlabel("horizon, steps imagined")
     ax.set_ylabel("squared error per observation dimension, raw units")
-    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_title(title, fontsize=9, loc="left", wrap=True)
     ax.xaxis.get_major_locator().set_params(integer=True)
     figure.canvas.draw()  # labels are placed by where the lines came to lie
     _label_line_ends(ax, ends)
@@ -134,7 +134,7 @@ def action_distribution(standardised: np.ndarray, title: str) -> Figure:
     ax.text(0.02, 0.97, numbers, transform=ax.transAxes, va="top", fontsize=9, color=BLUE)
     ax.set_xlabel("(action - policy's mean) / policy's std; beyond 4 counted at 4")
     ax.set_ylabel("density")
-    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_title(title, fontsize=9, loc="left", wrap=True)
     return figure
 
 
@@ -185,7 +185,7 @@ def diffusion_strip(
         _fit_rows(axes[row, 0], observations[shown][..., dimension])
     axes[-1, 0].set_ylabel(f"action {action}", fontsize=8)
     _fit_rows(axes[-1, 0], actions[shown][..., action])
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 
@@ -249,7 +249,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], evaluations: Mapping[str,
     for ax in axes[1]:
         _scale(ax)
         ax.set_xlabel(X_AXES[step])
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left", wrap=True)
     figure.canvas.draw()
     for ax in axes.flat:
         _label_line_ends(ax, [(*line.get_xydata()[-1], line.get_gid(), line.get_color()) for line in _named(ax)])

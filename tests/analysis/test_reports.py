@@ -555,6 +555,22 @@ def test_the_curves_of_a_world_model_alone_are_over_updates():
     assert "gradient steps" in figure.axes[3].get_xlabel()
 
 
+def test_a_long_title_is_whole():
+    """It was cut off at the right edge: of the action distribution, every title of a run."""
+    name = "HalfCheetah-v5, MuJoCo 3.17.0, preset cpu_value_gradient, seed 1, 1,500,000 environment steps (newest)"
+    errors = {"imagined": action_spread.by_horizon(np.ones((4, 3)))}
+    steps, two = np.array([0, -1]), np.zeros((2, 1, 2, 1))  # K = 1, H = 2, one trajectory, one number each
+    for figure in (
+        figures.action_distribution(np.arange(4.0).reshape(1, 2, 2), name),
+        figures.error_against_horizon(errors, name),
+        figures.diffusion_strip(steps, two, two, (two, two), None, {0: "x"}, name),
+    ):
+        figure.canvas.draw()
+        written = figure._suptitle or figure.axes[0]._left_title
+        extent = written.get_window_extent()
+        assert written.get_text() == name and 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize(
     ("count", "shown"), [(129, [0, 26, 51, 77, 102, 128]), (6, [0, 1, 2, 3, 4, 5]), (3, [0, 1, 2]), (2, [0, 1])]
 )
