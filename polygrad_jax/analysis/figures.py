@@ -232,8 +232,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]], evaluations: Mapping[str,
       evaluations: the columns of ``eval.csv``.
     """
     figure, axes = _blank(2, 2, (10.0, 6.0), sharex=True)
-    step = "updates" if any("updates" in row for row in rows) else "env_steps"
-    if "five_step_error" in evaluations:  # a world model alone
+    alone = "five_step_error" in evaluations or any("updates" in row for row in rows)  # a world model without a policy
+    step = "updates" if alone else "env_steps"
+    if not any(map(len, evaluations.values())):  # the header is left where a run went back to before the first
+        evaluations = {}
+    if alone:
         _draw_column(axes[0, 0], evaluations, "five_step_error", "squared error five steps ahead, raw units", step)
         _draw_column(axes[0, 1], evaluations, "reward_mse", "squared error of the first reward, raw units", step)
         for ax in axes[0]:
@@ -331,6 +334,7 @@ def _draw_rows(ax: Axes, rows: Sequence[Mapping[str, Any]], lines: Mapping[str, 
         known = [row for row in rows if step in row and isinstance(row.get(key), int | float)]
         points = [(row[step], row[key]) for row in known]
         if points:
-            ax.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, gid=label)
+            dot = "o" if len(points) == 1 else ""  # one point alone makes no line
+            ax.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, marker=dot, markersize=3, gid=label)
             drawn = True
     return drawn

@@ -555,6 +555,22 @@ def test_the_curves_of_a_world_model_alone_are_over_updates():
     assert "gradient steps" in figure.axes[3].get_xlabel()
 
 
+@pytest.mark.parametrize("header", [(), ("updates", "five_step_error", "reward_mse")])
+def test_a_world_model_alone_that_was_not_judged_yet_has_no_returns(header):
+    """Its panels were called evaluation return and distance; behind a header alone they were empty without a word."""
+    rows = [{"updates": 5, "world_model/loss": 1.0, "fit/updates_per_second": 9.0}]
+    figure = figures.training_curves(rows, dict.fromkeys(header, np.empty(0)), "alone")
+    assert "five steps ahead" in figure.axes[0].get_title(loc="left")
+    assert [text.get_text() for ax in figure.axes[:2] for text in ax.texts] == 2 * ["no evaluation yet"]
+    assert [line.get_marker() for ax in figure.axes[2:] for line in ax.get_lines()] == ["o", "o"]  # or nothing is seen
+
+
+def test_a_run_whose_evaluations_were_cut_off_says_that_there_are_none():
+    header = ("env_steps", "return_mean", "return_std", "length_mean", "distance_mean", "distance_std")
+    figure = figures.training_curves([], dict.fromkeys(header, np.empty(0)), "resumed")
+    assert [text.get_text() for ax in figure.axes[:2] for text in ax.texts] == 2 * ["no evaluation yet"]
+
+
 def test_a_long_title_is_whole():
     """It was cut off at the right edge: of the action distribution, every title of a run."""
     name = "HalfCheetah-v5, MuJoCo 3.17.0, preset cpu_value_gradient, seed 1, 1,500,000 environment steps (newest)"
