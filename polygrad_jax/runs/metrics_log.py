@@ -212,14 +212,19 @@ def csv_lines(path: Path) -> list[list[str]]:
 def append_csv_row(path: Path, row: Mapping[str, Any]) -> None:
     """Append a line to a table, all of it or nothing; the first one brings the header, and None is an empty cell.
 
-    A column that the table lacks is added to it, with empty cells in the lines before.
+    A column that the table lacks is added to it, with empty cells in the lines before. A last line that an editor or a
+    killed program left open is ended first.
     """
     before = csv_columns(path)
     columns = [*before, *(name for name in row if name not in before and (row[name] is not None or not before))]
     if before and columns != before:
         _add_columns(path, columns)
     line = _csv_line([row.get(name) for name in columns])
-    _append(path, (line if before else _csv_line(columns) + line).encode())
+    if not before:
+        line = _csv_line(columns) + line
+    elif not _content(path).endswith(b"\n"):
+        line = "\n" + line
+    _append(path, line.encode())
 
 
 def _add_columns(path: Path, columns: list[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from events import read_events
 
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, event_files, histogram_of, read_rows
+from polygrad_jax.runs.metrics_log import Histogram, MetricsLog, append_csv_row, event_files, histogram_of, read_rows
 from polygrad_jax.runs.saved_run import read_evaluations
 
 X = "[x: env steps]"
@@ -120,6 +120,15 @@ def test_what_is_absent_is_an_empty_cell_whatever_came_before(tmp_path, distance
         assert [e.step for e in events.Scalars(f"evaluation/distance {X}")] == known
     else:
         assert f"evaluation/distance {X}" not in events.Tags()["scalars"]
+
+
+def test_a_table_whose_last_line_is_open_goes_on_in_a_line_of_its_own(tmp_path):
+    """An editor had left out the last line break: two rows became the one row 1,23,4."""
+    path = tmp_path / "evaluations.csv"
+    path.write_text("a,b\n1,2")
+    append_csv_row(path, {"a": 3, "b": 4})
+    append_csv_row(path, {"a": 5, "b": 6})
+    assert path.read_text() == "a,b\n1,2\n3,4\n5,6\n"
 
 
 def test_a_table_without_a_column_goes_on(tmp_path):
