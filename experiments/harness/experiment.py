@@ -75,6 +75,8 @@ def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
             _run_cell(experiment, options)
             return 0
         code, path = 0, options.out / f"{experiment.csv or experiment.script.stem}.csv"
+        if options.figure_only and not path.is_file():
+            raise ConfigError(f"--out is {options.out}; allowed with --figure-only: a folder with a {path.name}")
         if not options.figure_only:
             if experiment.cells is not None:
                 code = grid.run(_cells_of(experiment, options, words), path, options)

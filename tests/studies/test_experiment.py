@@ -77,11 +77,16 @@ def test_a_diverged_cell_is_exit_code_3(tmp_path, capsys):
     assert capsys.readouterr().err == "asks: not finite: x\n" and not (tmp_path / "rows.json").exists()
 
 
-def test_figures_alone_run_nothing(tmp_path):
+def test_figures_alone_run_nothing(tmp_path, capsys):
     asks = made(tmp_path, gather=lambda options: (options.out / "asks.csv").write_text("a\n1\n"))
-    assert experiment.run(asks, ["--out", str(tmp_path), "--figure-only"]) == 0
+    assert experiment.run(asks, ["--out", str(tmp_path), "--figure-only"]) == 2  # it was 0, without a word or a figure
+    allowed = "allowed with --figure-only: a folder with a asks.csv"
+    assert capsys.readouterr().err == f"asks: --out is {tmp_path}; {allowed}\n"
     assert not list(tmp_path.iterdir())  # no CSV, no figure
     assert experiment.run(asks, ["--out", str(tmp_path)]) == 0
+    assert (tmp_path / "drawn").exists()
+    (tmp_path / "drawn").unlink()
+    assert experiment.run(asks, ["--out", str(tmp_path), "--figure-only"]) == 0
     assert (tmp_path / "drawn").exists()
 
 
