@@ -43,7 +43,7 @@ from experiments.harness.figures import move_apart as move_apart
 from experiments.harness.figures import save_figure as save_figure
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
-from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.runs.run_folder import describe_environment, one_line_on_disk_trouble, write_text_atomically
 
 Row = dict[str, Any]
 OUTCOMES = {0: "finished", 3: "diverged"}
@@ -123,7 +123,6 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, text.getvalue())
 
 
@@ -181,7 +180,6 @@ class Grid:
         for cell in self.cells:
             there = [row for row in rows if row.get("cell") == cell.name]
             if there and not self.rows_path(cell).exists():
-                self.folder.mkdir(parents=True, exist_ok=True)
                 write_text_atomically(self.rows_path(cell), json.dumps(there))
 
     def others(self) -> list[Row]:
@@ -364,8 +362,8 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_
       one_task: all rows of the CSV are of the task that is run.
 
     Raises:
-      ConfigError: two cells have one name, there are no jobs, or what is recorded and what would be run are of
-        different physics, and ``--mixed-physics`` was not asked for.
+      ConfigError: two cells have one name, there are no jobs, the folder cannot be written to, or what is recorded
+        and what would be run are of different physics, and ``--mixed-physics`` was not asked for.
     """
     check(cells, options)
     grid = Grid(cells, csv_path, options.jobs, options.threads, options.mixed_physics)
@@ -374,6 +372,9 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_
     others = grid.others()
     of_the_task = kept + (others if one_task else [])
     grid.refuse_mixed(kept + others, {task_of(row) for row in of_the_task} - {None} if remaining else ())
+    if remaining:
+        with one_line_on_disk_trouble(grid.folder):  # in the threads of the cells it would be a traceback
+            grid.folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(remaining)} of {len(cells)} cells to run, {options.jobs} at once", flush=True)
     began = time.monotonic()
     stopped_by: list[int] = []

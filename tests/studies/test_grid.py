@@ -185,6 +185,14 @@ def test_what_no_grid_can_run_is_refused_before_anything_is_written(names, words
     assert str(refused.value) == line and not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
+    """It was the traceback of a thread."""
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="cannot be written: a part of the path is a file; allowed: a folder with"):
+        grid.run([writes("a", [{}])], tmp_path / "out" / "grid.csv", options(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_command_that_knows_nothing_of_rows_has_them_collected(tmp_path):
     commands = {code: (sys.executable, "-c", f"raise SystemExit({code})") for code in (0, 3)}
     cells = [grid.Cell(str(code), commands[code], collect=lambda code: [{"code": code}]) for code in commands]
