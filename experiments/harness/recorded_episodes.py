@@ -56,13 +56,13 @@ def drawn(record: TransitionRecord, count: int, seed: int) -> TransitionRecord:
     """Return ``count`` transitions: whole episodes in random order, the last one cut; :data:`ALL` for all of them.
 
     Raises:
-      ConfigError: there are fewer.
+      ConfigError: there are fewer, or none is asked for.
     """
     if count == ALL:
         return record
-    if count > len(record):
+    if not 1 <= count <= len(record):
         raise ConfigError(
-            f"--transitions is {count}; allowed: at most {len(record)}, which is what the dataset has besides the "
+            f"--transitions is {count}; allowed: from 1 to {len(record)}, which is what the dataset has besides the "
             "episodes that are held back"
         )
     parts = episodes_of(record)

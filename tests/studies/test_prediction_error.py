@@ -61,8 +61,9 @@ def test_fewer_transitions_are_whole_episodes_and_one_that_is_cut():
     orders = {tuple(drawn(whole, 6, seed).rewards) for seed in range(20)}
     assert len(orders) > 5
     assert drawn(whole, ALL, 0) is whole
-    with pytest.raises(ConfigError, match="--transitions is 15; allowed: at most 14"):
-        drawn(whole, 15, 0)
+    for count in (15, 0, -1):  # below 1 it was an IndexError
+        with pytest.raises(ConfigError, match=f"--transitions is {count}; allowed: from 1 to 14"):
+            drawn(whole, count, 0)
 
 
 def test_what_is_measured_from_was_not_learnt_from():
