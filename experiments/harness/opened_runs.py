@@ -55,15 +55,21 @@ def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = ((""
     """Return a cell for every ending ``(end of its name, what else is varied)`` and run.
 
     Raises:
-      ConfigError: no run is named.
+      ConfigError: no run is named, two runs would be one cell, or there is too little to fit to.
     """
     if not options.runs:
         raise ConfigError("RUN is missing; allowed: one or more folders of runs")
-    found = {}
+    for name, least in (("data_rows", 1), ("updates", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; allowed: {least} or more")
+    found: dict[str, OfRun] = {}
     for ending, more in endings:
         for run in (path.resolve() for path in options.runs):
             # Runs of two tasks may have one name.
-            found[grid.with_fields(f"{run.parent.name}-{run.name}{ending}", options.fields)] = OfRun(run, more)
+            name = grid.with_fields(f"{run.parent.name}-{run.name}{ending}", options.fields)
+            if name in found and found[name].run != run:
+                raise ConfigError(f"RUN is {found[name].run} and {run}; allowed: runs whose last two names differ")
+            found[name] = OfRun(run, more)
     return found
 
 
@@ -89,10 +95,16 @@ def recorded_episodes(run: OpenedRun, rows: int) -> list[Episode]:
 
 
 def drawn_rows(episodes: list[Episode], horizon: int) -> np.ndarray:
-    """Draw row numbers ``[CONTEXTS]`` at which trajectories begin: any that ``horizon`` steps of its episode follow."""
+    """Draw row numbers ``[CONTEXTS]`` at which trajectories begin: any that ``horizon`` steps of its episode follow.
+
+    Raises:
+      ConfigError: there is none.
+    """
     lengths = np.array([len(e.rewards) for e in episodes])
     first = np.cumsum(lengths) - lengths
     rows = np.concatenate([a + np.arange(max(n - horizon, 0)) for a, n in zip(first, lengths, strict=True)])
+    if len(rows) == 0:
+        raise ConfigError(f"horizon is {horizon}; allowed: below {lengths.max()}, the steps of the longest episode")
     return np.random.default_rng(0).choice(rows, CONTEXTS)
 
 

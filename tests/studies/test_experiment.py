@@ -4,11 +4,13 @@ import runpy
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.harness import experiment, grid, opened_runs, study
 from experiments.world_models import prediction_error
 from polygrad_jax.config import ConfigError
+from polygrad_jax.data.recordings import Episode
 from polygrad_jax.training.step import NonFiniteError
 
 CLONE = Path(experiment.__file__).parents[2]
@@ -90,6 +92,14 @@ def test_figures_alone_run_nothing(tmp_path, capsys):
     assert (tmp_path / "drawn").exists()
 
 
+def test_episodes_too_short_for_the_horizon_are_named():
+    """It was numpy's ValueError, after the denoiser had been fitted."""
+    episode = Episode(np.zeros((10, 2)), np.zeros((10, 1)), np.zeros(10), terminated=True)
+    assert set(opened_runs.drawn_rows([episode], 9)) == {0}
+    with pytest.raises(ConfigError, match="horizon is 10; allowed: below 10, the steps of the longest episode"):
+        opened_runs.drawn_rows([episode], 10)
+
+
 def test_cells_of_runs_and_of_studies_keep_their_names(tmp_path):
     """They are the names in the CSV files of results: with others a grid would not find its rows."""
     parser = made(tmp_path, cells=lambda _: {}, add_arguments=opened_runs.add_arguments).parser()
@@ -97,6 +107,13 @@ def test_cells_of_runs_and_of_studies_keep_their_names(tmp_path):
     assert list(opened_runs.cells(options, (("-h10", 10),))) == ["a-r0-h10-denoiser.width-512"]
     with pytest.raises(ConfigError, match="RUN is missing"):
         opened_runs.cells(parser.parse_args(["--out", "x"]))
+    for words, line in (
+        ([str(tmp_path / "b" / "a" / "r0")], "/a/r0 and .*/b/a/r0; allowed: runs whose last two names differ"),
+        (["--data-rows", "0"], "--data-rows is 0; allowed: 1 or more"),
+        (["--updates", "-1"], "--updates is -1; allowed: 0 or more"),
+    ):
+        with pytest.raises(ConfigError, match=line):  # the first of two runs was left out, -1 taken for 1
+            opened_runs.cells(parser.parse_args(["--out", "x", str(tmp_path / "a" / "r0"), *words]))
     asked = study.Study(Path("prediction_error.py"), "?", prediction_error.MODELS, {}, print)
     parser = made(tmp_path, cells=lambda _: {}, add_arguments=lambda p: study.add_arguments(asked, p)).parser()
     words = ["--out", "y", "--dataset", str(tmp_path / "hopper-115k" / "score-seed0"), "--seconds", "1200"]
