@@ -65,7 +65,8 @@ def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
             with warnings.catch_warnings():
                 # imageio starts the encoder as a process of its own; JAX warns of every fork.
                 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-                with imageio.get_writer(temporary, format=FILM_FORMATS[suffix], **how) as writer:
+                # Left open after an error, as imageio's own context leaves it, the encoder writes its file later.
+                with contextlib.closing(imageio.get_writer(temporary, format=FILM_FORMATS[suffix], **how)) as writer:
                     yield _one_in(every, writer.append_data)
             os.replace(temporary, path)
         finally:
