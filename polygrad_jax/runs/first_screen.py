@@ -10,6 +10,7 @@ from pathlib import Path
 from polygrad_jax import config as configs
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.envs import tasks
+from polygrad_jax.runs.console import MEASURED_ITERATIONS
 from polygrad_jax.runs.run_folder import RunFolder, describe_environment
 from polygrad_jax.runs.seed_folders import seed_folder
 
@@ -81,6 +82,8 @@ def _device(config: Config) -> str:
 def _work(config: Config, resumed_at: int) -> str:
     """How much is done in which order; how long it takes is measured on the first iterations."""
     loop, training = config.loop, config.model_training
+    if resumed_at >= loop.total_env_steps:
+        return f"none: environment step {resumed_at:,} of {loop.total_env_steps:,} is reached (--loop.total-env-steps)"
     if resumed_at:
         text = f"resumes at environment step {resumed_at:,} of {loop.total_env_steps:,}"
         return f"{text}; the time left is shown after the first iterations"
@@ -91,5 +94,8 @@ def _work(config: Config, resumed_at: int) -> str:
         parts.append(f"{warmup:,} steps that train the world model alone")
     per_update = loop.env_steps_per_policy_update
     steps = f"of {per_update} environment step{'s' if per_update > 1 else ''}"
-    parts.append(f"{(left - warmup) // per_update:,} iterations {steps}")
-    return ", then ".join(parts) + "; the time they take is shown after the first 20"
+    iterations = (left - warmup) // per_update
+    text = ", then ".join([*parts, f"{iterations:,} iteration{'s' if iterations != 1 else ''} {steps}"])
+    if iterations <= MEASURED_ITERATIONS:
+        return text
+    return f"{text}; the time they take is shown after the first {MEASURED_ITERATIONS}"

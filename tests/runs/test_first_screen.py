@@ -37,7 +37,22 @@ def test_the_work_is_counted_by_hand():
     phases = first_screen._work(config, 0).split(", then ")
     assert phases[:2] == ["1,000 random steps", "400 steps that train the world model alone"]
     assert phases[2].startswith("900 iterations of 4 environment steps")
+    assert phases[2].endswith("; the time they take is told after the first 20")
     assert "resumes at environment step 2,000 of 5,000" in first_screen._work(config, 2_000)
+
+
+def test_no_time_is_promised_that_is_never_told():
+    fields = {
+        "loop.prefill_env_steps": 1_000,
+        "loop.total_env_steps": 1_080,
+        "model_training.warmup_env_steps": 0,
+        "loop.env_steps_per_policy_update": 4,
+    }
+    # (1,080 - 1,000) / 4 = 20 iterations, of which the first only starts the clock
+    config = configs.override(configs.cpu("hopper"), fields)
+    assert first_screen._work(config, 0) == "1,000 random steps, then 20 iterations of 4 environment steps"
+    reached = "none: environment step 1,080 of 1,080 is reached (--loop.total-env-steps)"
+    assert first_screen._work(config, 1_080) == reached  # it said that the run resumes there
 
 
 def test_the_whole_configuration_is_there_when_asked_for():
