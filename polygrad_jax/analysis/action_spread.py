@@ -50,9 +50,10 @@ def ks_distance(values: np.ndarray) -> float:
 
 
 def spread_of(values: np.ndarray) -> Spread:
-    """Summarise all values of an array together; the standard deviation is unbiased."""
+    """Summarise all values of an array together; the standard deviation is unbiased, and NaN of a single value."""
     values = np.asarray(values, np.float64).ravel()
     centred = values - values.mean()
     variance = np.square(centred).mean()
     kurtosis = np.power(centred, 4).mean() / variance**2 - 3.0 if variance > 0 else 0.0
-    return Spread(float(values.mean()), float(values.std(ddof=1)), float(kurtosis), ks_distance(values))
+    std = values.std(ddof=1) if values.size > 1 else np.nan
+    return Spread(float(values.mean()), float(std), float(kurtosis), ks_distance(values))

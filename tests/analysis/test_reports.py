@@ -265,6 +265,12 @@ def test_spread_is_scipys():
     assert (spread.mean, spread.std) == pytest.approx((values.mean(), values.std(ddof=1)))
 
 
+def test_one_action_has_no_spread_and_no_warning():
+    """One trajectory of H = 2 under --trajectories 1: numpy warned twice for every table and figure."""
+    one = action_spread.spread_of(np.zeros((1, 1, 1)))
+    assert (one.mean, one.ks_distance) == (0.0, 0.5) and np.isnan(one.std)
+
+
 def test_standardised_actions_leave_the_last_state_out():
     # (a - mu) / sigma: (3 - 1) / 2 = 1; the second state is the last.
     actions, mean, std = np.array([[[3.0], [99.0]]]), np.array([[[1.0], [0.0]]]), np.full((1, 2, 1), 2.0)
