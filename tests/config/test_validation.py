@@ -95,6 +95,11 @@ UNSEARCHED = {"a2c.search": False, "a2c.learning_rates": "constant"}
             {"value_gradient.path": "imagined", "value_gradient.starts": "replay"},
             "value_gradient.starts is replay with value_gradient.path imagined; allowed: imagined",
         ),
+        (  # sigma of one action is NaN, and so was delta after the first policy update
+            {"horizon": 2, "agent": "value_gradient", "value_gradient.trajectories": 1},
+            "value_gradient.trajectories is 1 with horizon 2; allowed: 2 or more, since one transition has no standard "
+            "deviation to tune guidance by",
+        ),
         (
             {"value_gradient.gamma": 0.99, "value_gradient.final_gamma": 0.9},
             "value_gradient.final_gamma is 0.9; allowed: 0, or at least value_gradient.gamma (0.99)",
