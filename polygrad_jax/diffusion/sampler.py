@@ -94,7 +94,7 @@ def state_change_tolerance(step: Array, config: GuidanceConfig, last_step_only: 
 
     DEVIATION from the paper, which has no such clip; the official code has it.
     """
-    below = 1 if last_step_only else config.state_change_clip_below
+    below = min(config.state_change_clip_below, 1) if last_step_only else config.state_change_clip_below
     if config.state_change_clip == 0:
         below = 0
     return jnp.where(step < below, jnp.float32(config.state_change_clip), jnp.float32(jnp.inf))

@@ -381,11 +381,12 @@ def test_zero_guidance_is_no_guidance():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_zero_guidance_of_states_is_the_score_rule_without_its_state_clip():
+@pytest.mark.parametrize("off", [{"state_change_clip": 0.0}, {"state_change_clip_below": 0}])
+def test_zero_guidance_of_states_is_the_score_rule_without_its_state_clip(off):
     """delta = 0: the state-update rule moves no state; it differs only in the state-change clip, here off."""
     schedule = evenly(N, N, 1.0)
-    expected = run(sampler_of("score", state_change_clip=0.0), given_of(0.0), schedule, KEY)
-    ours = run(sampler_of("state_update", state_change_clip=0.0), given_of(0.0), schedule, KEY)
+    expected = run(sampler_of("score", **off), given_of(0.0), schedule, KEY)
+    ours = run(sampler_of("state_update", **off), given_of(0.0), schedule, KEY)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
