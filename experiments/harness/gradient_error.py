@@ -77,7 +77,7 @@ class Learning(NamedTuple):
 
 
 def learning(learner: a2c.A2CState, segment: Segment, config: A2CConfig, spec: EnvSpec) -> Learning:
-    """The first-order part of :func:`polygrad_jax.agents.a2c.update`, entropy bonus left out."""
+    """The first-order part of :func:`polygrad_jax.agents.a2c.update`, as one minibatch, entropy bonus left out."""
     lesson = _make_lesson(config, spec)(learner, jax.tree.map(jnp.asarray, segment))
     advantages, weights, gradient = jax.device_get(lesson)
     return Learning(advantages, weights, np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]))
@@ -94,7 +94,8 @@ def _make_lesson(config: A2CConfig, spec: EnvSpec):
         advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
         weights = a2c.reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
         raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
-        scaled = a2c.standardise(advantages)
+        counts_all = config.learning_rates == "adapted"  # passes standardise over what counts
+        scaled = a2c.standardise(advantages) if counts_all else a2c.standardise_what_counts(advantages, weights)
 
         def loss(params: Params) -> Array:
             return a2c.actor_loss(params, policy_apply, raw_obs, actions, scaled, weights, 0.0)[0]

@@ -1,5 +1,6 @@
 """The classifier of terminals, and the measures that led to it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -155,6 +156,23 @@ def test_the_gradient_is_that_of_the_learner(learner):
     direction = np.random.default_rng(0).standard_normal(flat.shape).astype(np.float32)
     slope = (loss(flat + 1e-2 * direction) - loss(flat - 1e-2 * direction)) / 2e-2
     np.testing.assert_allclose(gradient @ direction, slope, rtol=0.02)
+
+
+def test_advantages_are_standardised_as_the_learner_does(learner):
+    """Passes leave out what is behind an end, of which the loss of a batch knew nothing."""
+    passes = dataclasses.replace(CONFIG, learning_rates="constant", search=False)
+    segment = batch(3)
+    searched, passed = (gradient_error.learning(learner, segment, config, SPEC) for config in (CONFIG, passes))
+    scaled = a2c.standardise_what_counts(jnp.asarray(passed.advantages), jnp.asarray(passed.weights))
+    policy_apply = a2c.make_policy_apply(SPEC, passes)
+    raw_obs, actions = jnp.asarray(segment.observations[:, :-1]), jnp.asarray(segment.actions[:, :-1])
+
+    def loss(actor):
+        return a2c.actor_loss(actor, policy_apply, raw_obs, actions, scaled, jnp.asarray(passed.weights), 0.0)[0]
+
+    gradient = jax.tree.leaves(jax.jit(jax.grad(loss))(learner.actor)["network"])
+    np.testing.assert_allclose(passed.gradient, np.concatenate([np.ravel(x) for x in gradient]), rtol=1e-4, atol=1e-6)
+    assert np.abs(passed.gradient - searched.gradient).max() > 1e-4
 
 
 def test_playing_is_the_policy_in_the_simulator():
