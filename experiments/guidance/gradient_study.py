@@ -40,8 +40,8 @@ from experiments.harness.gradient_error import Learning, before_end, cosine
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import ROUNDS, SETTLING_ACTIONS
 from experiments.harness.opened_runs import OfRun, begun_rows, fit
-from polygrad_jax.analysis.opened_run import OpenedRun, open_run, require_raw_policy
-from polygrad_jax.config import Config
+from polygrad_jax.analysis.opened_run import OpenedRun, open_run
+from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data.recordings import contexts_at
 from polygrad_jax.diffusion.guidance import RULES
 from polygrad_jax.training.fitting import settle
@@ -133,10 +133,11 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     """Measure all settings for one run; the untrained network under two of them.
 
     Raises:
-      ConfigError: the run's policy does not read raw observations.
+      ConfigError: the run's agent is another than A2C, whose gradient is compared.
     """
     run = open_run(varied.run)
-    require_raw_policy(run)
+    if run.config.agent != "a2c":
+        raise ConfigError(f"{varied.run} is a run of agent {run.config.agent}; allowed: a2c, whose gradient is meant")
     truth = truth_of(run, run.config, begun_rows(run, options.data_rows))
     common = {"env": run.config.env.name, "seed": run.config.seed, "run_steps": run.env_steps}
     common |= {"rows": options.data_rows, "updates": options.updates}

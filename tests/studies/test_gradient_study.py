@@ -1,12 +1,15 @@
 """The study of gradients: what it counts and tries; its measures are those of ``gradient_error``, tested there."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from experiments.guidance import gradient_study as study
 from experiments.harness import grid
-from polygrad_jax.config import cpu, validate
+from experiments.harness.opened_runs import OfRun
+from polygrad_jax.config import ConfigError, cpu, validate
 from polygrad_jax.types import Segment
 
 
@@ -29,6 +32,13 @@ def test_the_fitted_denoiser_is_tried_at_several_steps_and_the_runs_own_at_its_o
     own = list(study.settings(config, own=True))
     assert [setting.labels["rule"] for setting in own] == list(study.OF_OWN)
     assert {len(setting.schedule.step) for setting in own} == {config.diffusion.num_steps}
+
+
+def test_a_run_of_another_agent_is_refused(monkeypatch):
+    """The default preset's agent is another; A2C's loss met its parameters with a traceback."""
+    monkeypatch.setattr(study, "open_run", lambda folder: SimpleNamespace(config=cpu("hopper")))
+    with pytest.raises(ConfigError, match="runs/x is a run of agent value_gradient; allowed: a2c"):
+        next(study.rows_of(None, OfRun("runs/x")))
 
 
 def test_the_figure_is_made_from_the_csv_alone(tmp_path):
