@@ -38,9 +38,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.figures import label_end as label_end
-from experiments.harness.figures import move_apart as move_apart
-from experiments.harness.figures import save_figure as save_figure
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 from polygrad_jax.runs.run_folder import describe_environment, one_line_on_disk_trouble, write_text_atomically

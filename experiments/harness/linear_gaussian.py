@@ -214,13 +214,13 @@ def optimal_denoiser(
 # --- the sampler, by hand --------------------------------------------------------------------------------------------
 
 
-AFFINE_RULES = ("no_clipping", "preconditioned", "correlated")
-"""Rules under which the sampler is affine in its draws: ``no_clipping`` is ``score`` without its clip."""
-
-
 @dataclass(frozen=True)
 class Problem:
-    """Everything that one run of Algorithm 2 without clipping needs, and nothing from the package."""
+    """Everything that one run of Algorithm 2 without clipping needs, and nothing from the package.
+
+    The sampler is affine in its draws under the rules ``no_clipping`` (``score`` without its clip), ``preconditioned``
+    and ``correlated``.
+    """
 
     system: System
     behaviour: LinearPolicy

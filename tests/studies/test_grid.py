@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import grid
+from experiments.harness import figures, grid
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 
@@ -230,7 +230,7 @@ def script_of_slow_cells(tmp_path: Path) -> Path:
         import argparse, sys
         from pathlib import Path
         sys.path.insert(0, {str(CLONE)!r})
-        from experiments.harness import grid
+        from experiments.harness import figures, grid
         slow = '''
         import json, pathlib, signal, sys, time
         mark = pathlib.Path({str(tmp_path)!r}) / "saved"
@@ -321,8 +321,8 @@ def test_names_at_lines_ends_do_not_lie_on_one_another(tmp_path):
     figure, axis = plt.subplots()
     axis.set_ylim(0, 100)
     for height, name in ((10, "a"), (10, "b"), (90, "far"), (10, "c")):
-        grid.label_end(axis, 1.0, height, name, "black", size=10)
-    grid.save_figure(figure, tmp_path / "x.png")
+        figures.label_end(axis, 1.0, height, name, "black", size=10)
+    figures.save_figure(figure, tmp_path / "x.png")
     moved = {text.get_text(): text.get_position()[1] for text in axis.texts}
     assert {name: round(by, 6) for name, by in moved.items()} == {"a": -12.0, "b": 0.0, "c": 12.0, "far": 0.0}
     plt.close(figure)
