@@ -103,13 +103,15 @@ def error_against_horizon(errors: Mapping[str, ByHorizon], title: str) -> Figure
         ax.plot(horizon, error.mean, dashes, color=colour, linewidth=1.8, marker="o", markersize=3)
         ax.fill_between(horizon, error.lower_quartile, error.upper_quartile, color=colour, alpha=0.15, linewidth=0)
         ends.append((horizon[-1], error.mean[-1], name, colour))
-    _logarithmic(ax)
+    if any((error.mean > 0).any() for error in errors.values()):
+        _logarithmic(ax)
     ax.set_xlabel("horizon, steps imagined")
     ax.set_ylabel("squared error per observation dimension, raw units")
     ax.set_title(title, fontsize=9, loc="left", wrap=True)
     ax.xaxis.get_major_locator().set_params(integer=True)
     figure.canvas.draw()  # labels are placed by where the lines came to lie
-    _label_line_ends(ax, ends)
+    lowest = ax.get_ylim()[0]  # where a line that is 0 would be, which no logarithmic axis shows
+    _label_line_ends(ax, [(x, y, name, c) if y != 0 else (x, lowest, f"{name}: 0", c) for x, y, name, c in ends])
     return figure
 
 

@@ -581,6 +581,17 @@ def test_a_run_whose_evaluations_were_cut_off_says_that_there_are_none():
     assert [text.get_text() for ax in figure.axes[:2] for text in ax.texts] == 2 * ["no evaluation yet"]
 
 
+@pytest.mark.parametrize("still", [0.0, 2.0])
+def test_an_error_of_zero_has_a_name_within_the_figure(still):
+    """Of a model that is the simulator: its name lay infinitely far below, and took the room of the others."""
+    errors = {"imagined": np.zeros((4, 3)), "nothing moves": np.full((4, 3), still)}
+    figure = figures.error_against_horizon({n: action_spread.by_horizon(e) for n, e in errors.items()}, "simulator")
+    figure.canvas.draw()
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["imagined: 0", "nothing moves" if still else "nothing moves: 0"]
+    assert all(figure.bbox.containsx(x) for t in figure.axes[0].texts for x in t.get_window_extent().intervalx)
+
+
 def test_a_long_title_is_whole():
     """It was cut off at the right edge: of the action distribution, every title of a run."""
     name = "HalfCheetah-v5, MuJoCo 3.17.0, preset cpu_value_gradient, seed 1, 1,500,000 environment steps (newest)"
