@@ -83,14 +83,15 @@ class EvaluationFilm:
         return self._frames[0].size
 
     def gif(self) -> bytes | None:
-        """Return the film, which runs as fast as the simulated world; None where nothing could be drawn."""
+        """Return the film, which runs as fast as the simulated world; None where nothing could be drawn or written."""
         if not self._frames:
             return None
         first, *others = self._frames
         written = io.BytesIO()
         with self._guard():
             first.save(written, "GIF", save_all=True, append_images=others, duration=self._milliseconds, loop=0)
-        return written.getvalue() or None
+            return written.getvalue()
+        return None  # what was written before it failed is no film
 
 
 def _small(picture: np.ndarray) -> Image:

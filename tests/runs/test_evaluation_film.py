@@ -91,6 +91,18 @@ def test_a_task_that_stops_drawing_ends_its_film_but_no_evaluation():
         assert film.gif() is None and film.trouble and results.returns.tolist() == [300.0, 300.0]
 
 
+def test_a_film_that_cannot_be_written_to_its_end_is_none(monkeypatch):
+    """The bytes before the failure went into TensorBoard's events."""
+    film, _ = filmed(painting(length=7))
+
+    def fail(image, file, *_, **how):
+        file.write(b"GIF89a")
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    assert (film.gif(), film.trouble) == (None, "MemoryError")
+
+
 @pytest.mark.parametrize("rate", [None, "fast", -20, 0, float("inf"), float("nan"), 1e-9])
 def test_a_task_with_an_impossible_frame_rate_is_filmed_at_thirty(rate, monkeypatch):
     monkeypatch.setitem(Painting.metadata, "render_fps", rate)
