@@ -150,3 +150,6 @@ def test_other_parameters_than_those_of_the_card_are_refused(small, tmp_path, mo
     (tmp_path / "shipped" / "small" / CARD_FILE).write_text(json.dumps(card | {"sha256": "0" * 64}))
     with pytest.raises(ConfigError, match=f"{BEST_FILE} is not the file of its card"):
         pretrained.find("small")
+    (tmp_path / "shipped" / "small" / BEST_FILE).unlink()  # was a FileNotFoundError
+    with pytest.raises(ConfigError, match=f"{BEST_FILE} is not the file of its card"):
+        pretrained.find("small")
