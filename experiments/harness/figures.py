@@ -89,7 +89,12 @@ def room_for_names(axis: Any, factor: float) -> None:
 
 
 def mean_and_std(axis: Any, xs: Sequence[float], values: Sequence[Iterable[float]], label: str, **style: Any) -> None:
-    """Draw the mean of ``values`` (one group of seeds per x), named at its end, and shade one standard deviation."""
+    """Draw the mean of ``values`` (one group of seeds per x), named at its end, and shade one standard deviation.
+
+    Without a value nothing is drawn.
+    """
+    if len(xs) == 0:
+        return
     colour, line = style.pop("color"), style.pop("linestyle", "-")
     mean, std = (np.array([of(v) for v in values]) for of in (np.mean, np.std))
     axis.plot(xs, mean, line, color=colour, linewidth=1.6, **style)

@@ -47,6 +47,7 @@ def test_the_figure_is_made_from_the_csv_alone(tmp_path):
         common | {"model": model, "rule": "score", "sampling_steps": steps, "seed": seed, "closed_cosine": cosine}
         for model, steps, seed, cosine in (("fitted", 8, 0, 0.5), ("fitted", 8, 1, 0.7), ("untrained", 16, 0, 0.1))
     ]
-    grid.write_csv(tmp_path / "gradient_study.csv", rows)
+    diverged = {"cell": "b", "outcome": "diverged"}  # its empty cells were no numbers
+    grid.write_csv(tmp_path / "gradient_study.csv", [*rows, diverged])
     study.draw(tmp_path)
     assert (tmp_path / "gradient_study.png").stat().st_size > 1000

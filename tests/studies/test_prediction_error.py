@@ -205,6 +205,25 @@ def test_a_policy_regressed_on_what_is_seen_knows_as_much_as_that_tells(follow, 
     np.testing.assert_array_equal(learnt["log_std"], actor["log_std"])
 
 
+@pytest.mark.parametrize("module", [small_data, learning_rates, computation_time])
+def test_where_all_diverged_there_is_no_figure(module, tmp_path, capsys):
+    name = module.__name__.rsplit(".", 1)[1]
+    grid.write_csv(tmp_path / f"{name}.csv", [{"cell": "a", "outcome": "diverged", "model": "x", "seed": 0}])
+    module.draw(tmp_path)  # it was an IndexError
+    assert f"is in {name}.csv: no figure" in capsys.readouterr().out and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_part_of_the_models_is_drawn(tmp_path):
+    """--models without the one that the others are compared with ended in an IndexError."""
+    common = {"env": "hopper", "training_seconds": 60, "seed": 0, "network": "trained", "finite": 1, "variant": ""}
+    common |= {"model": next(m for m in small_data.COMPARED if m != small_data.OTHER), "transitions": 1000}
+    rows = [common | {"step": step, "mse": 0.1, "median": 0.1, "still": 1.0} for step in small_data.STEPS]
+    grid.write_csv(tmp_path / "small_data.csv", rows)
+    small_data.draw(tmp_path)
+    assert (tmp_path / "small_data.png").stat().st_size > 1000
+
+
+
 def test_errors_of_small_data_by_size_and_seed():
     rows = [
         {"model": "a", "network": network, "step": "5", "transitions": str(n), "mse": str(mse), "seed": str(seed)}
