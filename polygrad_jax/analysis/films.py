@@ -58,7 +58,11 @@ def film(path: Path, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
     # The encoder knows the kind of film by the end of the name.
     temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}{suffix}")
     every, milliseconds = gif_rhythm(frames_per_second, GIF_LEAST_MILLISECONDS) if suffix == ".gif" else (1, 0)
-    how = {".mp4": {"fps": frames_per_second}, ".gif": {"duration": milliseconds, "loop": 0}}[suffix]
+    # 2 for the encoder's colours; by itself imageio stretches pictures to a multiple of 16 and warns at length.
+    how = {
+        ".mp4": {"fps": frames_per_second, "macro_block_size": 2},
+        ".gif": {"duration": milliseconds, "loop": 0},
+    }[suffix]
     with one_line_on_disk_trouble(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -488,6 +488,16 @@ def test_a_film_is_whole_or_absent(tmp_path, suffix):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_film_has_the_size_of_its_pictures(tmp_path, suffix, caplog):
+    """The pendulum's 500 x 500 pixels were stretched to 512 x 512, which a long warning said."""
+    with films.film(tmp_path / f"film{suffix}", 30) as add:
+        add(np.zeros((20, 36, 3), np.uint8))
+    reader = imageio.get_reader(tmp_path / f"film{suffix}")
+    assert np.shape(next(iter(reader)))[:2] == (20, 36) and not caplog.records
+    reader.close()
+
+
 @pytest.mark.parametrize("rate", [125.0, 100.0, 67.0, 60.0, 30.0, 20.0, 12.5, 10.0])
 def test_a_gif_runs_as_fast_as_the_simulated_world(tmp_path, rate):
     """A GIF counts hundredths of a second, and browsers take anything below two of them for ten."""
