@@ -87,8 +87,15 @@ def command_of(run: OpenedRun) -> str:
     words = ["polygrad", "train", "--env", config.env.name, "--preset", config.preset, "--seed", str(config.seed)]
     for name, value in configs.non_default(config).items():
         if name != "seed":
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += _as_words(name.replace("_", "-"), value)
     return shlex.join(words)
+
+
+def _as_words(name: str, value: Any) -> list[str]:
+    if not isinstance(value, bool):
+        return [f"--{name}", str(value)]
+    room, dot, leaf = name.rpartition(".")
+    return [f"--{name}" if value else f"--{room}{dot}no-{leaf}"]
 
 
 def card_of(run: OpenedRun, told: dict[str, Any], transitions: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -55,6 +56,15 @@ def test_its_files_name_no_machine_and_its_command_is_its_configuration(name):
     assert verb == "train"
     meant = cli.build_config(options, fields, options.preset)
     assert configs.to_dict(meant) == configs.to_dict(configs.from_dict(RunFolder(folder).saved_config()))
+
+
+def test_the_command_of_a_run_is_one_that_is_taken():
+    """A switch was written with its value, --loop.side-by-side False, which polygrad refuses."""
+    fields = {"seed": 3, "loop.side_by_side": False, "preallocate_gpu_memory": True, "a2c.gamma": 0.9}
+    config = configs.override(configs.cpu("hopper"), fields)
+    verb, *words = export_pretrained.command_of(SimpleNamespace(config=config)).split()[1:]
+    options, left = cli._train_parser().parse_known_args(words)
+    assert verb == "train" and cli.build_config(options, left, options.preset) == config
 
 
 # --- one made here ---------------------------------------------------------------------------------------------------
