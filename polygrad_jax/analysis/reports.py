@@ -293,7 +293,9 @@ def _observation_names(run: OpenedRun) -> dict[int, str]:
         return {d: f"observation {d}" for d in range(min(2, run.spec.observation_size))}
     joints = [base.model.joint(j).name for j in range(base.model.njnt)]
     hidden = 1 if holds == "pose but x" else 0
-    return {0: f"{joints[hidden]}, position", base.model.nq - hidden: f"{joints[0]}, velocity"}
+    shown = base.model.nq - hidden
+    positions = {0: f"{joints[hidden]}, position"} if shown else {}  # a single joint whose velocity alone is seen
+    return positions | {shown: f"{joints[0]}, velocity"}
 
 
 def _film(run: OpenedRun, path: Path, contexts: Segment, segment: Segment, shown: int) -> list[str]:

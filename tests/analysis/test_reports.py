@@ -591,6 +591,24 @@ def test_a_run_whose_evaluations_were_cut_off_says_that_there_are_none():
     assert [text.get_text() for ax in figure.axes[:2] for text in ax.texts] == 2 * ["no evaluation yet"]
 
 
+@pytest.mark.parametrize(
+    ("joints", "holds", "names"),
+    [
+        ("xz", "pose but x", {0: "z, position", 1: "x, velocity"}),
+        ("xz", "pose", {0: "x, position", 2: "x, velocity"}),
+        ("x", "pose", {0: "x, position", 1: "x, velocity"}),
+        ("x", "pose but x", {0: "x, velocity"}),  # it was an IndexError
+    ],
+)
+def test_the_strip_names_what_it_shows(monkeypatch, joints, holds, names):
+    model = SimpleNamespace(nq=len(joints), njnt=len(joints), joint=lambda j: SimpleNamespace(name=joints[j]))
+    env = SimpleNamespace(unwrapped=SimpleNamespace(model=model), reset=lambda seed: None, close=lambda: None)
+    monkeypatch.setattr(tasks, "make", lambda _: env)
+    monkeypatch.setattr(films, "observation_holds", lambda _: holds)
+    run = SimpleNamespace(config=SimpleNamespace(env=None), has_simulator_states=True)
+    assert reports._observation_names(run) == names
+
+
 @pytest.mark.parametrize("still", [0.0, 2.0])
 def test_an_error_of_zero_has_a_name_within_the_figure(still):
     """Of a model that is the simulator: its name lay infinitely far below, and took the room of the others."""
