@@ -478,7 +478,7 @@ def read_rows(folder: Path | str) -> list[dict[str, Any]]:
     """
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; allowed: the folder of a run")
+        raise ConfigError(f"{path} does not exist; allowed: the folder of a run that has logged a row")
     return [row for _, row in _rows(path)]
 
 

@@ -671,7 +671,7 @@ def complaint(capsys, name: str, *arguments: str) -> str:
         ("imagine", ["{run}", "--out", "{file}"], "which is a file; allowed: a folder"),
         ("imagine", ["{foreign}"], "has no config.json; allowed: the folder of a run"),
         ("plot", ["{run}", "-o", "curves.bmp"], "allowed: a name that ends with .png, .pdf, .svg"),
-        ("plot", ["{unfinished}"], "metrics.jsonl does not exist; allowed: the folder of a run"),
+        ("plot", ["{unfinished}"], "metrics.jsonl does not exist; allowed: the folder of a run that has logged a row"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(hopper, tmp_path, monkeypatch, capsys, name, arguments, words):
