@@ -74,9 +74,18 @@ def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = ((""
 
 
 def config_of(run: OpenedRun, options: argparse.Namespace, *fields: str) -> Config:
-    """Return the run's config with the fields of the command line, N steps, uniform batches, and these fields."""
+    """Return the run's config with the fields of the command line, N steps, uniform batches, and these fields.
+
+    Raises:
+      ConfigError: it has no denoiser, or one that sees more than the state in which a trajectory begins.
+    """
     words = [*UNIFORM, *shlex.split(options.fields), "--diffusion.num-steps", str(NUM_STEPS), *fields]
-    return configs.validate(override(run.config, words))
+    config = configs.validate(override(run.config, words))
+    if config.world_model != "polygrad":
+        raise ConfigError(f"world_model is {config.world_model}; allowed: polygrad, by --fields if need be")
+    if (length := config.denoiser.context_length) > 1:
+        raise ConfigError(f"denoiser.context_length is {length}; allowed: 1, the state in which a trajectory begins")
+    return config
 
 
 # --- where trajectories begin ----------------------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 import runpy
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.harness import experiment, grid, opened_runs, study
 from experiments.world_models import prediction_error
+from polygrad_jax import config as configs
 from polygrad_jax.config import ConfigError
 from polygrad_jax.data.recordings import Episode
 from polygrad_jax.training.step import NonFiniteError
@@ -90,6 +92,23 @@ def test_figures_alone_run_nothing(tmp_path, capsys):
     (tmp_path / "drawn").unlink()
     assert experiment.run(asks, ["--out", str(tmp_path), "--figure-only"]) == 0
     assert (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"world_model": "ensemble"}, "world_model is ensemble; allowed: polygrad"),
+        ({"denoiser.context_length": 2}, "denoiser.context_length is 2; allowed: 1"),
+    ],
+)
+def test_a_run_without_a_denoiser_of_one_state_is_refused(fields, line):
+    """The denoiser was fitted first; then there was none, or it was shown fewer states than it had learnt from."""
+    run = SimpleNamespace(config=configs.override(configs.cpu("hopper"), fields))
+    options = SimpleNamespace(fields="")
+    with pytest.raises(ConfigError, match=line):
+        opened_runs.config_of(run, options)
+    options.fields = "--world-model polygrad --denoiser.context-length 1"
+    assert opened_runs.config_of(run, options).diffusion.num_steps == opened_runs.NUM_STEPS
 
 
 def test_episodes_too_short_for_the_horizon_are_named():
