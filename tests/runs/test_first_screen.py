@@ -37,7 +37,7 @@ def test_the_work_is_counted_by_hand():
     phases = first_screen._work(config, 0).split(", then ")
     assert phases[:2] == ["1,000 random steps", "400 steps that train the world model alone"]
     assert phases[2].startswith("900 iterations of 4 environment steps")
-    assert phases[2].endswith("; the time they take is told after the first 20")
+    assert phases[2].endswith("; the time they take is shown after the first 20")
     assert "resumes at environment step 2,000 of 5,000" in first_screen._work(config, 2_000)
 
 
