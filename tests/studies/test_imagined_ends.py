@@ -15,7 +15,7 @@ from polygrad_jax.envs.mujoco_state import replay_actions
 from polygrad_jax.types import Policy, Prediction, Segment
 from polygrad_jax.world_models.companion import CompanionState
 
-TRAJECTORIES = 48
+TRAJECTORIES = 96
 PROBABILITY = 0.25
 
 
@@ -84,7 +84,7 @@ def test_the_simulator_as_the_model_is_right_about_every_end_unless_it_is_late(m
     share = 1.0 if late == 0 else 0.0
     for states in ("recent", "all"):
         row = rows[states, "world model"]
-        assert row["ends_real"] > 0.05, "nothing falls"
+        assert row["ends_real"] > 0, "nothing falls"
         assert (row["terminal_precision"], row["terminal_recall"]) == (share, share)
         never = rows[states, "untrained"]
         assert never["ends_imagined"] == never["terminal_recall"] == 0 and np.isnan(never["terminal_precision"])
