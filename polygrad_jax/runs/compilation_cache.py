@@ -34,10 +34,13 @@ def use_compilation_cache(config: Config) -> Path | None:
 
     A folder that the user set for JAX (``JAX_COMPILATION_CACHE_DIR``) takes the place of ours. A folder that cannot be
     written costs one line of warning and the cache.
+
+    Several hosts have none on CPUs: of jax 0.10.2 a program that was read from a file takes its sums over hosts in
+    another order than one of the other hosts, and XLA ends both.
     """
     import jax
 
-    if not config.compilation_cache:
+    if not config.compilation_cache or (jax.process_count() > 1 and jax.default_backend() == "cpu"):
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     if users := os.environ.get(USERS_VARIABLE):

@@ -41,6 +41,13 @@ def test_a_field_turns_it_off(settings, tmp_path):
     assert settings == {"jax_enable_compilation_cache": False} and not (tmp_path / "cache").exists()
 
 
+def test_several_hosts_on_cpus_have_none(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert use_compilation_cache(CONFIG) is None
+    assert settings == {"jax_enable_compilation_cache": False} and not (tmp_path / "cache").exists()
+
+
 def test_the_users_own_folder_for_jax_is_respected(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     assert use_compilation_cache(CONFIG) == tmp_path / "mine"

@@ -21,7 +21,7 @@ from polygrad_jax.training.collecting import empty_chunk
 
 FIELDS = [
     *("--env", "inverted_pendulum", "--preset", "smoke", "--loop.total-env-steps", "400", "--loop.eval-episodes", "2"),
-    *("--loop.prefill-env-steps", "300", "--model-training.warmup-env-steps", "20", "--no-compilation-cache"),
+    *("--loop.prefill-env-steps", "300", "--model-training.warmup-env-steps", "20"),
     *("--loop.eval-every-env-steps", "200", "--loop.log-every-env-steps", "50"),
 ]
 TRAIN = [sys.executable, "-m", "polygrad_jax.cli", "train"]
