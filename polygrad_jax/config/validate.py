@@ -162,12 +162,12 @@ def _contradictions_of_paths(config: Config) -> Iterator[str]:
         )
     if settings.path == "imagined" and settings.starts != "imagined":
         yield f"value_gradient.starts is {settings.starts} with value_gradient.path imagined; allowed: imagined"
-    if config.agent == "value_gradient" and settings.starts == "imagined":
-        if settings.trajectories * (config.horizon - 1) < 2:
-            yield (
-                f"value_gradient.trajectories is {settings.trajectories} with horizon {config.horizon}; allowed: 2 or "
-                "more, since one transition has no standard deviation to tune guidance by"
-            )
+    guided = config.agent == "value_gradient" and settings.starts == "imagined" and config.world_model == "polygrad"
+    if guided and settings.trajectories * (config.horizon - 1) < 2:
+        yield (
+            f"value_gradient.trajectories is {settings.trajectories} with horizon {config.horizon}; allowed: 2 or "
+            "more, since one transition has no standard deviation to tune guidance by"
+        )
     if 0 < settings.final_gamma < settings.gamma:
         yield (
             f"value_gradient.final_gamma is {settings.final_gamma}; allowed: 0, or at least value_gradient.gamma "
