@@ -171,9 +171,8 @@ def draw_task(axis: Any, rows: list[dict[str, str]]) -> None:
 
 def draw(out: Path) -> None:
     """Draw ``gradient_study.png``: cosine of the imagined gradient with MuJoCo's against K, a panel per task."""
-    rows = [r for r in grid.read_csv(out / "gradient_study.csv") if r.get("model")]  # a diverged cell has no measures
+    rows = grid.read_measured(out / "gradient_study.csv", lambda r: r.get("model"))  # a diverged cell has none
     if not rows:
-        print("gradient_study: nothing that was measured is in gradient_study.csv: no figure")
         return
     tasks = statistics.groups(rows, ("env",))
     size = (3.6 * len(tasks) + 2.6, 3.6)

@@ -94,8 +94,7 @@ def _make_lesson(config: A2CConfig, spec: EnvSpec):
         advantages, _ = gae(segment.rewards, values, segment.terminals, config.gamma, config.gae_lambda)
         weights = a2c.reality_weights(segment.terminals[:, :-1], config.train_terminal_transitions)
         raw_obs, actions = segment.observations[:, :-1], segment.actions[:, :-1]
-        counts_all = config.learning_rates == "adapted"  # passes standardise over what counts
-        scaled = a2c.standardise(advantages) if counts_all else a2c.standardise_what_counts(advantages, weights)
+        scaled = a2c.standardise_as_learnt(advantages, weights, config)
 
         def loss(params: Params) -> Array:
             return a2c.actor_loss(params, policy_apply, raw_obs, actions, scaled, weights, 0.0)[0]

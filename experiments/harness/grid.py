@@ -134,6 +134,14 @@ def read_if_there(path: Path) -> list[dict[str, str]]:
     return read_csv(path) if path.is_file() else []
 
 
+def read_measured(path: Path, measured: Callable[[dict[str, str]], Any]) -> list[dict[str, str]]:
+    """Return the rows that a figure is drawn from; where there are none, say that there is no figure."""
+    rows = [row for row in read_csv(path) if measured(row)]
+    if not rows:
+        print(f"{path.stem}: nothing that was measured is in {path.name}: no figure")
+    return rows
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes that ask from a folder's tables, so that none writes between a reading and its writing."""

@@ -138,9 +138,8 @@ def timed(options: argparse.Namespace, varied: tuple[str, int]) -> Iterator[Row]
 
 def draw(out: Path) -> None:
     """Draw ``computation_time.png``: seconds for 1,000 rollouts of every model and horizon, logarithmic."""
-    rows = [r for r in grid.read_csv(out / "computation_time.csv") if r.get("seconds")]
+    rows = grid.read_measured(out / "computation_time.csv", lambda r: r.get("seconds"))
     if not rows:
-        print("computation_time: nothing that was timed is in computation_time.csv: no figure")
         return
     labels = [label for label in MODELS if any(r["model"] == label for r in rows)][::-1]
     horizons = sorted({int(r["horizon"]) for r in rows})

@@ -65,9 +65,8 @@ def errors(rows: list[dict[str, str]], model: str, variant: str) -> dict[float, 
 
 def draw(out: Path) -> None:
     """Draw ``learning_rates.png``: error nine steps ahead against the rate, a line per model and variant."""
-    rows = [r for r in grid.read_csv(out / "learning_rates.csv") if r.get("network") == "trained"]
+    rows = grid.read_measured(out / "learning_rates.csv", lambda r: r.get("network") == "trained")
     if not rows:
-        print("learning_rates: nothing that was trained is in learning_rates.csv: no figure")
         return
     with figures.figure(out / "learning_rates.png") as (_, axes):
         axis = axes[0, 0]

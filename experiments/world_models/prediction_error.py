@@ -28,11 +28,10 @@ MEASURES = {"mse": "mean", "median": "median", "mse_raw": "mean, raw units"}
 def draw(out: Path, name: str = "prediction_error", colours: dict[tuple[str, str], str] = COLOURS) -> None:
     """Draw ``<name>.png`` from ``<name>.csv``: error against steps ahead, mean, median and raw; std over seeds shaded.
     """
-    rows = [r for r in grid.read_csv(out / f"{name}.csv") if r.get("network") == "trained" and r["finite"] == "1"]
-    panels = statistics.groups(rows, ("env", "horizon", "transitions"))
-    if not panels:
-        print(f"{name}: nothing that was trained is in {out / f'{name}.csv'}: no figure")
+    rows = grid.read_measured(out / f"{name}.csv", lambda r: r.get("network") == "trained" and r["finite"] == "1")
+    if not rows:
         return
+    panels = statistics.groups(rows, ("env", "horizon", "transitions"))
     size = (5.2 * len(panels), 10.5)
     with figures.figure(out / f"{name}.png", len(MEASURES), len(panels), size) as (_, axes):
         for column, ((env, horizon, transitions), there) in zip(axes.T, panels.items(), strict=True):

@@ -48,9 +48,8 @@ def at_step(
 def draw(out: Path) -> None:
     """Draw ``small_data.png``: error against transitions, a panel per step ahead; std over seeds shaded. Print ratios.
     """
-    rows = [r for r in grid.read_csv(out / "small_data.csv") if r.get("network") == "trained"]
+    rows = grid.read_measured(out / "small_data.csv", lambda r: r.get("network") == "trained")
     if not rows:
-        print("small_data: nothing that was trained is in small_data.csv: no figure")
         return
     sizes = sorted({int(r["transitions"]) for r in rows})
     print(statistics.tables(rows, compared(sizes), STEPS))

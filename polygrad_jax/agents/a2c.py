@@ -295,6 +295,13 @@ def standardise_what_counts(advantages: Array, weights: Array) -> Array:
     return (advantages - mean) / (jnp.sqrt(variance) + 1e-8)
 
 
+def standardise_as_learnt(advantages: Array, weights: Array, config: A2CConfig) -> Array:
+    """Standardise over all entries, as the searched step does, or over those that count, as passes do."""
+    if config.learning_rates == "adapted":
+        return standardise(advantages)
+    return standardise_what_counts(advantages, weights)
+
+
 def actor_loss(
     params: Params,
     policy_apply: PolicyApply,
@@ -484,10 +491,7 @@ def _actor_direction(
     log_prob_before: Array | None = None,
 ) -> tuple[Params, Any, tuple[Array, Array, Array], Metrics]:
     """Return Adam's direction and next state; mean, std and log-probability of the policy; loss and gradient norm."""
-    if log_prob_before is None:
-        advantages = standardise(batch.advantages)
-    else:
-        advantages = standardise_what_counts(batch.advantages, batch.weights)
+    advantages = standardise_as_learnt(batch.advantages, batch.weights, config)
 
     def loss_of(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
         data = (batch.observations, batch.actions, advantages, batch.weights)

@@ -177,9 +177,9 @@ def export(folder: Path, root: Path) -> Path:
     env = tasks.make(config.env)
     environment = RunFolder(folder).saved_environment()
     packages = environment.get("packages", {})
-    with one_line_on_disk_trouble(Path(root)):
+    with one_line_on_disk_trouble(root):
         written = minari_dataset.write(
-            Path(root),
+            root,
             dataset_id(config),
             recorded_episodes(t, ends, config.env.actions),
             env_spec,

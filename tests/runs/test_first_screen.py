@@ -25,15 +25,16 @@ def test_six_lines_and_the_fields_that_differ():
     assert several[6].split(maxsplit=1) == ["seeds", "3, 4, as one program; each does this work, in seed3 and so on"]
 
 
+def of_steps(total, warmup):
+    """A run of 1,000 random steps, and iterations of 4."""
+    fields = {"loop.total_env_steps": total, "model_training.warmup_env_steps": warmup}
+    fields |= {"loop.prefill_env_steps": 1_000, "loop.env_steps_per_policy_update": 4}
+    return configs.override(configs.cpu("hopper"), fields)
+
+
 def test_the_work_is_counted_by_hand():
-    fields = {
-        "loop.prefill_env_steps": 1_000,
-        "loop.total_env_steps": 5_000,
-        "model_training.warmup_env_steps": 400,
-        "loop.env_steps_per_policy_update": 4,
-    }
     # 5,000 - 1,000 - 400 = 3,600 steps; 3,600 / 4 = 900 iterations.
-    config = configs.override(configs.cpu("hopper"), fields)
+    config = of_steps(5_000, 400)
     phases = first_screen._work(config, 0).split(", then ")
     assert phases[:2] == ["1,000 random steps", "400 steps that train the world model alone"]
     assert phases[2].startswith("900 iterations of 4 environment steps")
@@ -42,14 +43,8 @@ def test_the_work_is_counted_by_hand():
 
 
 def test_no_time_is_promised_that_is_never_told():
-    fields = {
-        "loop.prefill_env_steps": 1_000,
-        "loop.total_env_steps": 1_080,
-        "model_training.warmup_env_steps": 0,
-        "loop.env_steps_per_policy_update": 4,
-    }
     # (1,080 - 1,000) / 4 = 20 iterations, of which the first only starts the clock
-    config = configs.override(configs.cpu("hopper"), fields)
+    config = of_steps(1_080, 0)
     assert first_screen._work(config, 0) == "1,000 random steps, then 20 iterations of 4 environment steps"
     reached = "none: environment step 1,080 of 1,080 is reached (--loop.total-env-steps)"
     assert first_screen._work(config, 1_080) == reached  # it said that the run resumes there

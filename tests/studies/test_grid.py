@@ -230,7 +230,7 @@ def script_of_slow_cells(tmp_path: Path) -> Path:
         import argparse, sys
         from pathlib import Path
         sys.path.insert(0, {str(CLONE)!r})
-        from experiments.harness import figures, grid
+        from experiments.harness import grid
         slow = '''
         import json, pathlib, signal, sys, time
         mark = pathlib.Path({str(tmp_path)!r}) / "saved"

@@ -223,7 +223,6 @@ def test_a_part_of_the_models_is_drawn(tmp_path):
     assert (tmp_path / "small_data.png").stat().st_size > 1000
 
 
-
 def test_errors_of_small_data_by_size_and_seed():
     rows = [
         {"model": "a", "network": network, "step": "5", "transitions": str(n), "mse": str(mse), "seed": str(seed)}
