@@ -133,6 +133,8 @@ figures: $(INSTALLED)
 	done
 	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper_a2c_options --beside hopper_model_free \
 	  --out results/learning_curves
+	@$(BIN)/python experiments/learning/across_tasks.py --against PolyGRAD --out results/learning_curves \
+	  --experiments $(foreach task,hopper walker2d halfcheetah,$(task)_long $(task)_model_free)
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done

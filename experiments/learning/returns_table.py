@@ -143,22 +143,32 @@ def estimate(of: statistics.Estimate, number: Number) -> str:
     return number(value) if math.isnan(low) else f"{number(value)} ({number(low)} to {number(high)})"
 
 
+def read_experiments(options: argparse.Namespace) -> list[grid.Row]:
+    """Return the curves of all ``--experiments``, without repeated runs.
+
+    Raises:
+      ConfigError: no such experiment, several physics, or a run that two of them have.
+    """
+    of_each = {name: rows_of(options.out, name, "--experiments") for name in options.experiments}
+    used = [use for name, own in of_each.items() for use in grid.used(own, Path(f"{name}.csv"))]
+    physics.refuse_mixed(used, options.mixed_physics)
+    named = [r for own in of_each.values() for r in {(row["exp_name"], row["env_name"], row["seed"]) for row in own}]
+    if twice := [run for run, count in sorted(Counter(named).items()) if count > 1]:
+        name, task, seed = twice[0]
+        raise ConfigError(f"--experiments have {name}, seed {seed} on {task} more than once; allowed: different runs")
+    return [row for own in of_each.values() for row in own]
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
     """Return the runs of every setting of the experiments.
 
     Raises:
       ConfigError: no such experiment or setting, or experiments of several tasks or of several physics.
     """
-    of_each = {name: rows_of(options.out, name, "--experiments") for name in options.experiments}
-    rows = [row for own in of_each.values() for row in own]
+    rows = read_experiments(options)
     tasks = list(dict.fromkeys(row["env_name"] for row in rows))
     if len(tasks) > 1:
         raise ConfigError(f"--experiments are of {', '.join(tasks)}; allowed: experiments on one task")
-    used = [use for name, own in of_each.items() for use in grid.used(own, Path(f"{name}.csv"))]
-    physics.refuse_mixed(used, options.mixed_physics)
-    named = [run for own in of_each.values() for run in {(row["exp_name"], row["seed"]) for row in own}]
-    if twice := [f"{name}, seed {seed}" for (name, seed), count in sorted(Counter(named).items()) if count > 1]:
-        raise ConfigError(f"--experiments have {twice[0]} more than once; allowed: different settings")
     metrics = sorted({row["metric"] for row in rows})
     if options.metric not in metrics:
         raise ConfigError(f"--metric is {options.metric}; allowed: {', '.join(metrics)}")

@@ -208,4 +208,6 @@ def export(folder: Path, root: Path) -> Path:
 def _say_what(run: OpenedRun) -> None:
     t, total = run.transitions, run.config.loop.total_env_steps
     unfinished = "" if run.env_steps >= total else f", unfinished: {run.env_steps:,} of {total:,} steps"
-    announce(f"run {run.folder}{unfinished}: {len(t):,} transitions in {len(episode_bounds(t)):,} episodes")
+    count = len(episode_bounds(t))
+    episodes = f"{count:,} episode{'s' * (count != 1)}"
+    announce(f"run {run.folder}{unfinished}: {len(t):,} transitions in {episodes}")

@@ -116,7 +116,7 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
     row = evaluate(run, episodes, seed, video)
     lines = [
         title(run),
-        f"return {row['return_mean']:.1f} ± {row['return_std']:.1f} over {episodes} episodes, mean action",
+        f"return {row['return_mean']:.1f} ± {row['return_std']:.1f} over {episodes} episode{'s' * (episodes != 1)}, mean action",
         f"length {row['length_mean']:.1f} ± {row['length_std']:.1f} environment steps",
     ]
     if row["distance_mean"] is not None:

@@ -6,6 +6,7 @@ verbs run by ``cli.main``; what comes behind reading (training, episodes, drawin
 what was read.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -363,8 +364,16 @@ def try_case(case: Case, whole: Path, work: Path, seed: int) -> dict[str, Any]:
     return {**case._asdict(), **result, "size": size, "changed": changed, "unpickled": unpickled}
 
 
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="an empty one, for the files")
+    parser.add_argument("every", type=int, nargs="?", default=1, help="one in how many files is tried (1)")
+    return parser.parse_args()
+
+
 def main() -> int:
-    folder = Path(sys.argv[1])
+    options = parse()
+    folder = options.folder
     whole, work = folder / "whole", folder / "work"
     whole.mkdir(parents=True)
     make_whole(whole)
@@ -383,8 +392,7 @@ def main() -> int:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
         numbered = list(enumerate([*chosen, *beside]))
-        every = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-        for seed, case in sorted(random.Random(0).sample(numbered, len(numbered) // every)):
+        for seed, case in sorted(random.Random(0).sample(numbered, len(numbered) // options.every)):
             began = time.process_time()
             result = try_case(case, whole, work, seed)
             print(json.dumps(result | {"cpu_seconds": time.process_time() - began}), flush=True)

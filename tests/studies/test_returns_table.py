@@ -86,7 +86,7 @@ def test_only_evaluations_up_to_a_step_count(tmp_path, run):
         (["--experiments", "x", "nope"], "--experiments is nope"),
         (["--experiments", "x", "walks"], "--experiments are of Hopper-v5, Walker2d-v5"),
         (["--experiments", "x", "older"], "mujoco"),
-        (["--experiments", "x", "copy"], "have A, seed 0 more than once"),
+        (["--experiments", "x", "copy"], "have A, seed 0 on Hopper-v5 more than once"),
         (["--experiments", "x", "--metric", "y"], "--metric is y; allowed: distance_mean, error/x, return_mean"),
         (["--experiments", "x", "--against", "C"], "--against is C; allowed: A, B"),
         (["--experiments", "x", "--until", "4999"], "--until is 4999; allowed: from 5,000 on"),

@@ -1,0 +1,67 @@
+"""Algorithms over several tasks: the numbers by hand, and what is refused."""
+
+import sys
+
+import pytest
+from test_returns_table import cells, write
+
+from experiments.harness import statistics
+from experiments.learning import across_tasks
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(statistics, "REPETITIONS", 50)
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["across_tasks.py", "--out", str(tmp_path), "--against", "ours", *options])
+        return across_tasks.main(), *capsys.readouterr()
+
+    return call
+
+
+def runs(*returns, evaluations=4):
+    """A run per return, which all of its evaluations have."""
+    return {seed: [value] * evaluations for seed, value in enumerate(returns)}
+
+
+def test_the_numbers_are_those_by_hand(tmp_path, run):
+    write(tmp_path, "hop", {"ours": runs(90, 110), "theirs": runs(50, 100)})
+    write(tmp_path, "walk", {"ours": runs(900, 1000, 1100), "theirs": runs(-100, 2000), "one task": runs(1)}, "Walker")
+    code, said, _ = run("--experiments", "hop", "walk")
+    assert code == 0
+    assert said.startswith("| algorithm | Hopper-v5 | Walker | interquartile mean, ours's mean is 1 (95 %) | ours is")
+    rows = cells(said)
+    assert set(rows) == {"ours", "theirs"}, "a setting of one task has no place among all"
+    assert rows["theirs"][:2] == ["75 ± 35 (-243 to 393)", "950 ± 1,485 (-12,392 to 14,292)"]
+    # 0.5, 1, -0.1, 2 over the means 100 and 1,000: the middle two; ours 0.9, 0.9, 1, 1.1, 1.1: the middle three.
+    assert rows["theirs"][2].startswith("0.75 (") and rows["ours"][2].startswith("1.00 (")
+    # Of four pairs on the one task ours is better in three; of six on the other in three.
+    assert rows["theirs"][3].startswith("0.62 (") and rows["ours"][3].strip() == ""
+    assert (tmp_path / "across_tasks.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("second", "task", "words"),
+    [
+        ({"theirs": runs(1)}, "Walker", "--against is ours; allowed: theirs"),
+        ({"ours": runs(-1), "theirs": runs(1)}, "Walker", "--against returns -1 on Walker; allowed: a setting with"),
+        (
+            {"ours": runs(1), "theirs": runs(1, evaluations=6)},
+            "Walker",
+            "on Walker theirs and ours have 30,000 and 20,000 steps; allowed: equally many (--until STEP)",
+        ),
+        ({"ours": runs(1)}, "Hopper-v5", "have ours, seed 0 on Hopper-v5 more than once; allowed: different runs"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, run, second, task, words):
+    write(tmp_path, "one", {"ours": runs(1), "theirs": runs(1)})
+    write(tmp_path, "two", second, task)
+    code, _, errors = run("--experiments", "one", "two")
+    assert code == 2 and errors.startswith("across_tasks: ") and words in errors and errors.count("\n") == 1
+    assert not (tmp_path / "across_tasks.png").exists()
+
+
+def test_evaluations_up_to_a_step_make_lengths_equal(tmp_path, run):
+    write(tmp_path, "one", {"ours": runs(2), "theirs": {0: [1, 1, 1, 1, 9, 9, 9]}})
+    assert cells(run("--experiments", "one", "--until", "20000")[1])["theirs"][0] == "1"
