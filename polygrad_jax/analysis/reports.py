@@ -114,9 +114,10 @@ def report_evaluation(run: OpenedRun, episodes: int, seed: int, video: Path | No
       ConfigError, EnvStepError: see :func:`evaluate`.
     """
     row = evaluate(run, episodes, seed, video)
+    count = f"{episodes} episode{'s' * (episodes != 1)}"
     lines = [
         title(run),
-        f"return {row['return_mean']:.1f} ± {row['return_std']:.1f} over {episodes} episode{'s' * (episodes != 1)}, mean action",
+        f"return {row['return_mean']:.1f} ± {row['return_std']:.1f} over {count}, mean action",
         f"length {row['length_mean']:.1f} ± {row['length_std']:.1f} environment steps",
     ]
     if row["distance_mean"] is not None:
