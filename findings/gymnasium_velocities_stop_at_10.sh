@@ -8,8 +8,8 @@
 # under random actions: in 83 % of its steps at least one entry is at the limit. HalfCheetah shows velocities as they are.
 #
 # Who is hurt: world models and Q functions that take the observation for the state: the same observation and action
-# have several successors, as different as half a metre per second. Uncertainty between members of an ensemble is then
-# not lack of data. Fits to observations that check them against the space see nothing odd.
+# have several successors and rewards. What members of an ensemble disagree on is then not lack of data. Nothing shows
+# it from outside: the space is said to be unbounded.
 #
 # Seen: at the limit in 0.83 of Walker2d-v5's steps, in 0.00 of HalfCheetah-v5's, whose fastest turns at 26.7; Hopper-v5
 # with a foot that turns at 15 and at 40: observations apart 0.0, after one step 0.5
