@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -341,7 +342,7 @@ def begin(
         require_capacity(config.loop.replay_capacity, window)
         for warning in limit_warnings(collector.env.name, collector.env.time_limit, window):
             announce_new(warning, said)
-        for warning in unused_warnings(config):
+        for warning in config_warnings(config):
             announce_new(warning, said)
         lock = opened.enter_context(run_folder.lock())
         if not run_folder.holds_a_run():  # a folder that turns out to be damaged stays as it is
@@ -356,8 +357,8 @@ def begin(
         return Run(lock, config, spec, folder, environment, world_model, agent, collecting, checkpoints, metrics)
 
 
-def unused_warnings(config: Config) -> list[str]:
-    """Return a line for each part that learns, or would, and is used for nothing."""
+def config_warnings(config: Config) -> list[str]:
+    """Return a line for each part that learns, or would, and is used for nothing, and for what no policy can do."""
     lines, loop = [], config.loop
     before_policy = loop.prefill_env_steps + config.model_training.warmup_env_steps
     if loop.total_env_steps <= before_policy:
@@ -370,6 +371,11 @@ def unused_warnings(config: Config) -> list[str]:
         lines.append(
             f"warning: value_gradient.starts is {starts}: polygrad learns, and nothing is learnt from it; world_model "
             "ensemble does the same without it"
+        )
+    if config.env.actions == "squashed" and config.agent != "value_gradient":
+        lines.append(
+            f"warning: env.actions is squashed, and the mean of agent {config.agent} is a tanh before that: its mean "
+            f"action stays within {math.tanh(1.0):.2f} of 0; allowed: clipped, which reaches 1"
         )
     return lines
 

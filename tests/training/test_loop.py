@@ -245,14 +245,22 @@ def test_a_best_evaluation_after_the_checkpoint_is_made_anew(step, kept, tmp_pat
 
 def test_what_learns_for_nothing_is_named():
     config = override(cpu("hopper"), {"value_gradient.starts": "replay"})
-    assert loop.unused_warnings(cpu("hopper")) == []
-    (line,) = loop.unused_warnings(config)
+    assert loop.config_warnings(cpu("hopper")) == []
+    (line,) = loop.config_warnings(config)
     assert "value_gradient.starts is replay: polygrad learns, and nothing is learnt from it" in line
-    assert loop.unused_warnings(override(config, {"world_model": "ensemble"})) == []
+    assert loop.config_warnings(override(config, {"world_model": "ensemble"})) == []
     warmup = {"loop.prefill_env_steps": 500, "model_training.warmup_env_steps": 100}
-    (line,) = loop.unused_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 600}))
+    (line,) = loop.config_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 600}))
     assert "loop.total_env_steps is 600: the policy learns nothing before step 600" in line
-    assert loop.unused_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 601})) == []
+    assert loop.config_warnings(override(smoke("hopper"), warmup | {"loop.total_env_steps": 601})) == []
+
+
+@pytest.mark.parametrize("agent", ["a2c", "dreamer"])
+def test_a_mean_action_that_is_squashed_twice_is_named(agent):
+    config = override(smoke("hopper"), {"agent": agent, "env.actions": "squashed", "world_model": "dreamer"})
+    (line,) = loop.config_warnings(config)
+    assert f"the mean of agent {agent} is a tanh before that: its mean action stays within 0.76 of 0" in line
+    assert loop.config_warnings(override(config, {"env.actions": "clipped"})) == []
 
 
 def test_a_prefill_of_the_whole_budget_is_refused(tmp_path):
