@@ -1,7 +1,7 @@
 """Should the denoiser predict states, or their change from the state it begins in?
 
-    polygrad train --env hopper --preset cpu --run runs/hopper_cpu/PolyGRAD-seed0
-    python experiments/world_models/denoiser_output.py --dataset runs/hopper_cpu/PolyGRAD-seed0 --preset cpu \\
+    polygrad train --env hopper --preset cpu --loop.total-env-steps 20000 --run runs/hopper_20k/PolyGRAD-seed0
+    python experiments/world_models/denoiser_output.py --dataset runs/hopper_20k/PolyGRAD-seed0 --preset cpu \\
         --transitions 1000 10000 --seconds 60 --seeds 0 1 2 --jobs 2 --threads 1 \\
         --out results/world_models/denoiser_output
     python experiments/world_models/denoiser_output.py --out results/world_models/denoiser_output --figure-only
