@@ -97,7 +97,7 @@ class Standing(NamedTuple):
 
 
 def standings(algorithms: dict[str, Returns]) -> dict[str, Standing]:
-    """Return how every algorithm stands to the first.
+    """Return how every algorithm stands to the first, the best of the others next.
 
     Raises:
       ConfigError: the first has a mean return of 0 or less.
@@ -109,7 +109,7 @@ def standings(algorithms: dict[str, Returns]) -> dict[str, Standing]:
         scores = relative(returns, reference)
         below = statistics.bootstrap(statistics.improvement, of_first, scores) if name != first else None
         found[name] = Standing(scores, statistics.bootstrap(statistics.interquartile_mean, scores), below)
-    return found
+    return dict(sorted(found.items(), key=lambda item: (item[0] != first, -item[1].middle[0])))
 
 
 # --- table and figure ------------------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ def table(algorithms: dict[str, Returns], standing: dict[str, Standing]) -> list
     head = ["algorithm", *reference, f"interquartile mean, {first}'s mean is 1 (95 %)", f"{first} is better (95 %)"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     whole, hundredth = returns_table.number_of(returns_table.RETURN), lambda value: f"{value:.2f}"
-    for name, returns in algorithms.items():
-        _, middle, below = standing[name]
-        cells = [returns_table.with_deviation([run.value for run in runs], whole) for runs in returns.values()]
+    for name, (_, middle, below) in standing.items():
+        returns = algorithms[name].values()
+        cells = [returns_table.with_deviation([run.value for run in runs], whole) for runs in returns]
         cells += [returns_table.estimate(of, hundredth) if of else "" for of in (middle, below)]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return lines

@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -173,6 +174,23 @@ def test_only_a2c_differs_from_the_librarys_defaults():
 
     expected = {"learning_rate": 3e-4, "ent_coef": 1e-5, "gamma": 0.99}
     assert stable_baselines.hyperparameters(Defaults("p"), changed["a2c"]) == expected
+
+
+@pytest.mark.skipif(stable_baselines.importlib.util.find_spec("stable_baselines3") is None, reason="extra baselines")
+def test_a_baseline_learns_the_same_on_gymnasiums_own_task(monkeypatch):
+    """To the bit, updates and the end of an episode included: the task of this package does not hold it back."""
+
+    def replay_after(steps):
+        training = stable_baselines.Training("sac", EnvConfig("halfcheetah"), 0, steps)
+        replay = stable_baselines.make_model(training).learn(steps).replay_buffer
+        kept = (replay.observations, replay.actions, replay.rewards, replay.dones, replay.timeouts)
+        return [array[:steps].copy() for array in kept]
+
+    ours = replay_after(1_100)
+    monkeypatch.setattr(stable_baselines.tasks, "make", lambda env: gymnasium.make("HalfCheetah-v5"))
+    for one, other in zip(ours, replay_after(1_100), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert ours[-1].sum() == 1
 
 
 @pytest.mark.skipif(stable_baselines.importlib.util.find_spec("stable_baselines3") is None, reason="extra baselines")
