@@ -15,7 +15,8 @@
 #       bounds -1.0, 1.0: reached 1.0, contained True, arctanh inf
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+touch "$folder/warnings"
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet "gymnasium[mujoco]==1.4.0" "mujoco==4.0.0" "numpy==2.4.6"
 "$folder/venv/bin/python" -W ignore - 2> "$folder/warnings" <<'PYTHON'

@@ -13,7 +13,8 @@
 # Seen: returns 1.0, 3.0, 2.0: kept 3.0; returns 1.0, 3.0, nan, 2.0: kept 2.0; the same with 2 kept: nan, 2.0
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+touch "$folder/warnings"
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet "orbax-checkpoint==0.12.8" "jax[cpu]==0.10.2" "numpy==2.4.6"
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" - 2> "$folder/warnings" <<'PYTHON'

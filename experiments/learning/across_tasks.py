@@ -1,10 +1,12 @@
-"""How do algorithms stand to each other over all tasks, each trained for as many steps?
+"""How do algorithms stand to each other over all tasks, trained for the same number of steps on each?
 
 Print a table of every setting that the experiments of ``training_runs.py`` and ``model_free_runs.py`` have on all of
 their tasks: for each task the mean over seeds of the last three evaluations, and over the tasks interquartile mean and
 probability of improvement with their stratified bootstrap (Agarwal et al. 2021, arXiv 2108.13264). Draw
-``across_tasks.png``, performance profiles and interquartile means. Returns of different tasks are made comparable by
-what ``--against`` has there in the mean: 1 is as good. Runs nothing: all of it is made from CSV files.
+``across_tasks.png``, performance profiles and interquartile means. Returns of different tasks become comparable when
+divided by the mean of ``--against`` there, which is taken as given: 1 is as good. So that all tasks weigh the same,
+what is said over the tasks counts the seeds that every algorithm has on every task. Runs nothing: all of it is made
+from CSV files.
 
     python experiments/learning/across_tasks.py --against PolyGRAD --out results/learning_curves \\
         --experiments hopper_long walker2d_long halfcheetah_long \\
@@ -62,18 +64,42 @@ def algorithms_of(options: argparse.Namespace) -> dict[str, Returns]:
     for (name, task), own in statistics.groups(rows, ["exp_name", "env_name"]).items():
         if runs := returns_table.runs_of(own, options.until):
             found.setdefault(name, {})[task] = runs
+    if not found:
+        raise returns_table.nothing_until(options.until, rows)
     everywhere = {name: {task: of[task] for task in tasks} for name, of in found.items() if len(of) == len(tasks)}
     if options.against not in everywhere:
         allowed = ", ".join(everywhere) or "a setting that all tasks have (none)"
         raise ConfigError(f"--against is {options.against}; allowed: {allowed}")
-    reference = everywhere.pop(options.against)
-    for name, task in ((name, task) for name, of in everywhere.items() for task in tasks):
-        if not returns_table.as_far(everywhere[name][task], reference[task]):
-            steps = " and ".join(f"{min(run.step for run in of):,}" for of in (everywhere[name][task], reference[task]))
-            raise ConfigError(
-                f"on {task} {name} and {options.against} have {steps} steps; allowed: equally many (--until STEP)"
-            )
-    return {options.against: reference} | everywhere
+    for task in tasks:
+        refuse_other_lengths(task, {name: [run.step for run in of[task]] for name, of in everywhere.items()})
+    return {options.against: everywhere.pop(options.against)} | everywhere
+
+
+def refuse_other_lengths(task: str, steps: dict[str, list[int]]) -> None:
+    """Raise ConfigError where runs on one task were trained for different numbers of steps."""
+    shortest, longest = min(steps, key=lambda name: min(steps[name])), max(steps, key=lambda name: max(steps[name]))
+    least, most = min(steps[shortest]), max(steps[longest])
+    if not returns_table.as_far(least, most):
+        raise ConfigError(
+            f"on {task} a run of {shortest} has {least:,} steps and one of {longest} {most:,}; allowed: equally many "
+            "(--until STEP)"
+        )
+
+
+def of_common_seeds(algorithms: dict[str, Returns]) -> dict[str, Returns]:
+    """Return the runs of the seeds that every algorithm has on every task.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    every = [runs for returns in algorithms.values() for runs in returns.values()]
+    common = set.intersection(*({run.seed for run in runs} for runs in every))
+    if not common:
+        raise ConfigError("--experiments have no seed in common; allowed: one or more that every run has")
+    return {
+        name: {task: [run for run in runs if run.seed in common] for task, runs in returns.items()}
+        for name, returns in algorithms.items()
+    }
 
 
 def relative(returns: Returns, reference: Returns) -> statistics.Scores:
@@ -100,12 +126,13 @@ def standings(algorithms: dict[str, Returns]) -> dict[str, Standing]:
     """Return how every algorithm stands to the first, the best of the others next.
 
     Raises:
-      ConfigError: the first has a mean return of 0 or less.
+      ConfigError: the first has a mean return of 0 or less, or no seed is in common.
     """
     (first, reference), *_ = algorithms.items()
-    of_first = relative(reference, reference)
+    common = of_common_seeds(algorithms)
+    of_first = relative(common[first], reference)
     found = {}
-    for name, returns in algorithms.items():
+    for name, returns in common.items():
         scores = relative(returns, reference)
         below = statistics.bootstrap(statistics.improvement, of_first, scores) if name != first else None
         found[name] = Standing(scores, statistics.bootstrap(statistics.interquartile_mean, scores), below)
@@ -118,7 +145,7 @@ def standings(algorithms: dict[str, Returns]) -> dict[str, Standing]:
 def table(algorithms: dict[str, Returns], standing: dict[str, Standing]) -> list[str]:
     """Return the lines of a table, an algorithm each."""
     (first, reference), *_ = algorithms.items()
-    head = ["algorithm", *reference, f"interquartile mean, {first}'s mean is 1 (95 %)", f"{first} is better (95 %)"]
+    head = ["algorithm", *reference, f"interquartile mean (95 %), {first}'s mean being 1", f"{first} is better (95 %)"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     whole, hundredth = returns_table.number_of(returns_table.RETURN), lambda value: f"{value:.2f}"
     for name, (_, middle, below) in standing.items():

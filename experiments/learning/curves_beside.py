@@ -20,6 +20,7 @@ from experiments.harness import in_venv
 # isort: split
 import argparse
 import itertools
+import math
 import textwrap
 
 import numpy as np
@@ -37,6 +38,7 @@ from experiments.learning.training_runs import (
 from polygrad_jax.config import ConfigError
 from polygrad_jax.runs import physics
 
+CURVE_COLUMNS = ("exp_name", "env_name", "seed", "metric", "env_step", "value")
 PUBLISHED = in_venv.CLONE / "results" / "published_curves" / "v4.csv"
 
 
@@ -53,12 +55,30 @@ def rows_of(out: Path, experiment: str, option: str) -> list[grid.Row]:
     """Return an experiment's learning curves, without repeated runs.
 
     Raises:
-      ConfigError: it has no CSV.
+      ConfigError: it has no CSV, or one that is not of learning curves.
     """
     paths = {path.stem: path for path in sorted(out.glob("*.csv")) if path.stem != RUNS}
     if experiment not in paths:
-        raise ConfigError(f"{option} is {experiment}, of which {out} has no CSV; allowed: {', '.join(paths)}")
-    return [row for row in grid.read_csv(paths[experiment]) if not row["exp_name"].endswith(AGAIN)]
+        allowed = ", ".join(paths) or "a folder that has some (none is there)"
+        raise ConfigError(f"{option} is {experiment}, of which {out} has no CSV; allowed: {allowed}")
+    rows = grid.read_csv(paths[experiment])
+    check_curves(paths[experiment], rows)
+    return [row for row in rows if not row["exp_name"].endswith(AGAIN)]
+
+
+def check_curves(path: Path, rows: list[grid.Row]) -> None:
+    """Raise ConfigError where these are not rows of learning curves, or a value is no finite number."""
+    if rows and (missing := [name for name in CURVE_COLUMNS if name not in rows[0]]):
+        raise ConfigError(f"{path} has no column {missing[0]}; allowed: learning curves of training_runs.py")
+    for line, row in enumerate(rows, start=2):
+        try:
+            finite = math.isfinite(float(row["value"])) and int(row["env_step"]) >= 0
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise ConfigError(
+                f"{path}, line {line}: env_step is {row['env_step']} and value {row['value']}; allowed: finite numbers"
+            )
 
 
 def refuse_mixed(options: argparse.Namespace, rows: list[grid.Row], baselines: list[grid.Row]) -> None:

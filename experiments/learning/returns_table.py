@@ -112,7 +112,7 @@ def table(settings: dict[str, list[Run]], against: str | None, metric: str = RET
             ", ".join(f"{run.metres:.1f}" for run in runs) if not any(math.isnan(run.metres) for run in runs) else "",
         ]
         if against is not None:
-            alike = name != against and as_far(runs, settings[against])
+            alike = name != against and as_far(*(min(run.step for run in of) for of in (runs, settings[against])))
             others = [run.value for run in settings[against]]
             cells += compared(values, others, number) if alike else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
@@ -125,10 +125,15 @@ def with_deviation(values: list[float], number: Number) -> str:
     return f"{mean} ± {number(np.std(values, ddof=1))} {interval}".strip() if len(values) > 1 else mean
 
 
-def as_far(runs: list[Run], others: list[Run]) -> bool:
-    """Return whether both were trained equally long, but for the interval between evaluations."""
-    steps, other_steps = (min(run.step for run in own) for own in (runs, others))
+def as_far(steps: int, other_steps: int) -> bool:
+    """Return whether both are as many, but for the interval between evaluations."""
     return abs(steps - other_steps) < 0.05 * other_steps
+
+
+def nothing_until(until: int | None, rows: Sequence[grid.Row]) -> ConfigError:
+    """Say that there is no evaluation up to that step."""
+    first = min(int(row["env_step"]) for row in rows)
+    return ConfigError(f"--until is {until}; allowed: from {first:,} on, where the first evaluation is")
 
 
 def compared(values: list[float], others: list[float], number: Number) -> list[str]:
@@ -147,9 +152,11 @@ def read_experiments(options: argparse.Namespace) -> list[grid.Row]:
     """Return the curves of all ``--experiments``, without repeated runs.
 
     Raises:
-      ConfigError: no such experiment, several physics, or a run that two of them have.
+      ConfigError: no such experiment, one without an evaluation, several physics, or a run that two of them have.
     """
     of_each = {name: rows_of(options.out, name, "--experiments") for name in options.experiments}
+    if empty := [name for name, own in of_each.items() if not own]:
+        raise ConfigError(f"--experiments: {empty[0]}.csv has no evaluation; allowed: experiments that have some")
     used = [use for name, own in of_each.items() for use in grid.used(own, Path(f"{name}.csv"))]
     physics.refuse_mixed(used, options.mixed_physics)
     named = [r for own in of_each.values() for r in {(row["exp_name"], row["env_name"], row["seed"]) for row in own}]
@@ -176,8 +183,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
     by_name = {name: runs_of(own, options.until, options.metric) for (name,), own in of_settings}
     settings = {name: runs for name, runs in by_name.items() if runs}
     if not settings:
-        first = min(int(row["env_step"]) for row in rows)
-        raise ConfigError(f"--until is {options.until}; allowed: from {first:,} on, where the first evaluation is")
+        raise nothing_until(options.until, rows)
     if options.against is not None and options.against not in settings:
         raise ConfigError(f"--against is {options.against}; allowed: {', '.join(settings)}")
     return settings

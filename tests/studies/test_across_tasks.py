@@ -26,17 +26,18 @@ def runs(*returns, evaluations=4):
 
 
 def test_the_numbers_are_those_by_hand(tmp_path, run):
-    write(tmp_path, "hop", {"ours": runs(90, 110), "theirs": runs(50, 100)})
+    write(tmp_path, "hop", {"ours": runs(90, 110), "theirs": runs(50, 100)})  # seeds 0 and 1
     write(tmp_path, "walk", {"ours": runs(900, 1000, 1100), "theirs": runs(-100, 2000), "one task": runs(1)}, "Walker")
     code, said, _ = run("--experiments", "hop", "walk")
     assert code == 0
-    assert said.startswith("| algorithm | Hopper-v5 | Walker | interquartile mean, ours's mean is 1 (95 %) | ours is")
+    assert said.startswith("| algorithm | Hopper-v5 | Walker | interquartile mean (95 %), ours's mean being 1 | ")
     rows = cells(said)
     assert set(rows) == {"ours", "theirs"}, "a setting of one task has no place among all"
     assert rows["theirs"][:2] == ["75 ± 35 (-243 to 393)", "950 ± 1,485 (-12,392 to 14,292)"]
-    # 0.5, 1, -0.1, 2 over the means 100 and 1,000: the middle two; ours 0.9, 0.9, 1, 1.1, 1.1: the middle three.
-    assert rows["theirs"][2].startswith("0.75 (") and rows["ours"][2].startswith("1.00 (")
-    # Of four pairs on the one task ours is better in three; of six on the other in three.
+    # Of seeds 0 and 1, over the means 100 and 1,000, theirs have 0.5, 1, -0.1, 2: the middle two; ours 0.9, 1.1, 0.9,
+    # 1.
+    assert rows["theirs"][2].startswith("0.75 (") and rows["ours"][2].startswith("0.95 (")
+    # Of four pairs on the one task ours is better in three, on the other in two.
     assert rows["theirs"][3].startswith("0.62 (") and rows["ours"][3].strip() == ""
     assert (tmp_path / "across_tasks.png").stat().st_size > 10_000
 
@@ -49,8 +50,17 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
         (
             {"ours": runs(1), "theirs": runs(1, evaluations=6)},
             "Walker",
-            "on Walker theirs and ours have 30,000 and 20,000 steps; allowed: equally many (--until STEP)",
+            "on Walker a run of ours has 20,000 steps and one of theirs 30,000; allowed: equally many (--until STEP)",
         ),
+        (
+            {"ours": runs(1, 1) | {2: [1] * 6}, "theirs": runs(1)},
+            "Walker",
+            "on Walker a run of ours has 20,000 steps and one of ours 30,000; allowed: equally many (--until STEP)",
+        ),
+        ({"ours": {5: [1] * 4}, "theirs": {5: [1] * 4}}, "Walker", "have no seed in common; allowed: one or more"),
+        ({}, "Walker", "--experiments: two.csv has no evaluation; allowed: experiments that have some"),
+        ({"ours": runs(1), "theirs": runs(float("nan"))}, "Walker", "value nan; allowed: finite numbers"),
+        ({"ours": runs(1), "theirs": runs("")}, "Walker", "; allowed: finite numbers"),
         ({"ours": runs(1)}, "Hopper-v5", "have ours, seed 0 on Hopper-v5 more than once; allowed: different runs"),
     ],
 )
@@ -60,6 +70,19 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, run, second, task, words)
     code, _, errors = run("--experiments", "one", "two")
     assert code == 2 and errors.startswith("across_tasks: ") and words in errors and errors.count("\n") == 1
     assert not (tmp_path / "across_tasks.png").exists()
+
+
+@pytest.mark.parametrize("until", ["10", "-5"])
+def test_a_step_before_all_evaluations_is_said(tmp_path, run, until):
+    write(tmp_path, "one", {"ours": runs(1)})
+    words = f"across_tasks: --until is {until}; allowed: from 5,000 on, where the first evaluation is\n"
+    assert run("--experiments", "one", "--until", until) == (2, "", words)
+
+
+def test_a_csv_of_something_else_is_named(tmp_path, run):
+    (tmp_path / "one.csv").write_text("a,b\n1,2\n")
+    code, _, errors = run("--experiments", "one")
+    assert code == 2 and "one.csv has no column exp_name; allowed: learning curves of" in errors
 
 
 def test_evaluations_up_to_a_step_make_lengths_equal(tmp_path, run):

@@ -20,8 +20,9 @@ def write(folder, experiment, settings=EVALUATIONS, task="Hopper-v5", mujoco="4.
                 for k, value in enumerate(values):
                     step = 5_000 * (k + 1)
                     writer.writerow([name, task, seed, "return_mean", step, value, mujoco])
-                    writer.writerow([name, task, seed, "distance_mean", step, value / 10, mujoco])
-                    writer.writerow([name, task, seed, "error/x", step, value / 1000, mujoco])
+                    for metric, scale in (("distance_mean", 0.1), ("error/x", 0.001)):
+                        scaled = value if value == "" else value * scale
+                        writer.writerow([name, task, seed, metric, step, scaled, mujoco])
 
 
 @pytest.fixture
