@@ -5,7 +5,7 @@
 #
 # Behaviour: Hopper and Walker2d cut every observed velocity off at -10 and 10 (rad/s, m/s). Two states that differ only
 # beyond it have the same observation, and another one after the same action. Walker2d's joints turn at up to 59 rad/s
-# under random actions: in 83 % of its steps at least one entry is at the limit. HalfCheetah shows velocities as they are.
+# under random actions: in 83 % of its steps at least one entry is at the limit. HalfCheetah's are shown as they are.
 #
 # Who is hurt: world models and Q functions that take the observation for the state: the same observation and action
 # have several successors and rewards. What members of an ensemble disagree on is then not lack of data. Nothing shows
@@ -56,8 +56,8 @@ shares = {task: at_the_limit(task) for task in ("Walker2d-v5", "HalfCheetah-v5")
 for task, (share, fastest) in shares.items():
     print(f"{task}: at the limit in {share:.2f} of random steps; the largest velocity is {fastest:.1f}")
 before, after, rewards = (float(np.abs(a - b).max()) for a, b in zip(observations(15.0), observations(40.0)))
-print(f"Hopper-v5 with a foot that turns at 15 and at 40 rad/s: observations apart {before}, after one step {after:.1f}")
-print(f"rewards apart {rewards:.2f}")
+print(f"Hopper-v5 with a foot that turns at 15 and at 40 rad/s: observations apart {before}")
+print(f"after one step: observations apart {after:.1f}, rewards {rewards:.2f}")
 assert shares["Walker2d-v5"][0] > 0.5 and shares["HalfCheetah-v5"][0] == 0.0 and shares["HalfCheetah-v5"][1] > 10.0
 assert before == 0.0 and after > 0.1 and rewards > 0.01, "this has changed"
 PYTHON
