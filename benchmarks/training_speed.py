@@ -273,7 +273,8 @@ def time_preset(
     per_update = measure.median(timed.seconds)
     official_seconds = measure.median(timed.official_seconds) if theirs else None
     whole = per_update + collecting * env_steps
-    count = flops.flops_per_env_step(config, spec) * env_steps
+    # Counted are imagination and denoiser, beside which A2C takes next to nothing; value gradients take most of all.
+    count = flops.flops_per_env_step(config, spec) * env_steps if config.agent == "a2c" else None
     return {
         "env": config.env.name,
         "preset": config.preset,
@@ -287,10 +288,10 @@ def time_preset(
         **parts,
         "model_updates": configs.model_updates_per_policy_update(config),
         "search_steps": timed.metrics.get("agent/search_steps"),
-        "GFLOP_per_update": count / 1e9,
-        "GFLOP/s": count / per_update / 1e9,
+        "GFLOP_per_update": count and count / 1e9,
+        "GFLOP/s": count and count / per_update / 1e9,
         "peak_GFLOP/s": max(peaks) / 1e9,
-        "share_of_peak": count / per_update / max(peaks),
+        "share_of_peak": count and count / per_update / max(peaks),
         "iterations": len(timed.seconds),
         "compile_seconds": timed.compile_seconds,
         "program_MiB": timed.program_mebibytes,

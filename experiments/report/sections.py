@@ -43,6 +43,7 @@ SECTIONS = (
         (
             "world_models/prediction_error",
             "world_models/small_data",
+            "world_models/denoiser_output",
             "world_models/partial_observation",
             "world_models/learning_rates",
             "world_models/imagined_ends",

@@ -14,13 +14,13 @@ error on the rest. What is measured, and the columns of ``denoiser_output.csv``:
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.harness import in_venv  # noqa: F401  first of all: it continues in the clone's .venv
 
 # isort: split
+from experiments.harness import grid, statistics
 from experiments.harness.study import Fields, Study, run
 from experiments.world_models.prediction_error import draw
 
@@ -47,9 +47,28 @@ TRANSITIONS = (1_000, 10_000)
 JUDGED_APART = 0.1
 """Share of the given transitions, in whole episodes, that decides which parameters are best."""
 
+STEPS = (1, 5, 9)
+
+
+def compared() -> list[statistics.Pair]:
+    """Return the ratios of the table: changes over states, and the better of the one model over that of the others."""
+    pairs = [(f"{model}, changes", f"{model}, states") for model in ("PolyGRAD", "autoregressive")]
+    pairs += [("PolyGRAD, changes", "autoregressive, changes"), ("autoregressive, changes", "ensemble")]
+    columns = [(one, other, {"transitions": str(size)}) for size in TRANSITIONS for one, other in pairs]
+    return [
+        (f"{size['transitions']}: {one} / {other}", size | {"model": one}, size | {"model": other})
+        for one, other, size in columns
+    ]
+
+
+def draw_and_compare(out: Path) -> None:
+    """Draw ``denoiser_output.png`` and print the ratios."""
+    draw(out, "denoiser_output", COLOURS)
+    print(statistics.tables(grid.read_csv(out / "denoiser_output.csv"), compared(), STEPS))
+
+
 if __name__ == "__main__":
-    figure = partial(draw, name="denoiser_output", colours=COLOURS)
     study = Study(
-        Path(__file__), __doc__, COMPARED, RULES, figure, transitions=TRANSITIONS, judged_apart=JUDGED_APART
+        Path(__file__), __doc__, COMPARED, RULES, draw_and_compare, transitions=TRANSITIONS, judged_apart=JUDGED_APART
     )
     sys.exit(run(study))
