@@ -5,7 +5,7 @@ their tasks: for each task the mean over seeds of the last three evaluations, an
 probability of improvement with their stratified bootstrap (Agarwal et al. 2021, arXiv 2108.13264). Draw
 ``across_tasks.png``, performance profiles and interquartile means. Returns of different tasks become comparable when
 divided by the mean of ``--against`` there, which is taken as given: 1 is as good. So that all tasks weigh the same,
-what is said over the tasks counts the seeds that every algorithm has on every task. Runs nothing: all of it is made
+the statistics over tasks use the seeds that every algorithm has on every task. Runs nothing: all of it is made
 from CSV files.
 
     python experiments/learning/across_tasks.py --against PolyGRAD --out results/learning_curves \\

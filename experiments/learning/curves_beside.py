@@ -19,6 +19,7 @@ from experiments.harness import in_venv
 
 # isort: split
 import argparse
+import csv
 import itertools
 import math
 import textwrap
@@ -55,15 +56,21 @@ def rows_of(out: Path, experiment: str, option: str) -> list[grid.Row]:
     """Return an experiment's learning curves, without repeated runs.
 
     Raises:
-      ConfigError: it has no CSV, or one that is not of learning curves.
+      ConfigError: it has no CSV, or one that has no learning curves.
     """
     paths = {path.stem: path for path in sorted(out.glob("*.csv")) if path.stem != RUNS}
     if experiment not in paths:
         allowed = ", ".join(paths) or "a folder that has some (none is there)"
         raise ConfigError(f"{option} is {experiment}, of which {out} has no CSV; allowed: {allowed}")
-    rows = grid.read_csv(paths[experiment])
+    try:
+        rows = grid.read_csv(paths[experiment])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{paths[experiment]} cannot be read ({error}); allowed: a CSV file") from None
     check_curves(paths[experiment], rows)
-    return [row for row in rows if not row["exp_name"].endswith(AGAIN)]
+    kept = [row for row in rows if not row["exp_name"].endswith(AGAIN)]
+    if not kept:
+        raise ConfigError(f"{option}: {experiment}.csv has no evaluation; allowed: experiments that have some")
+    return kept
 
 
 def check_curves(path: Path, rows: list[grid.Row]) -> None:
@@ -77,7 +84,8 @@ def check_curves(path: Path, rows: list[grid.Row]) -> None:
             finite = False
         if not finite:
             raise ConfigError(
-                f"{path}, line {line}: env_step is {row['env_step']} and value {row['value']}; allowed: finite numbers"
+                f"{path}, line {line}: env_step is {row['env_step']} and value {row['value']}; allowed: whole steps "
+                "and finite values"
             )
 
 

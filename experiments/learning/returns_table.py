@@ -127,12 +127,15 @@ def with_deviation(values: list[float], number: Number) -> str:
 
 def as_far(steps: int, other_steps: int) -> bool:
     """Return whether both are as many, but for the interval between evaluations."""
-    return abs(steps - other_steps) < 0.05 * other_steps
+    return abs(steps - other_steps) <= 0.05 * other_steps
 
 
 def nothing_until(until: int | None, rows: Sequence[grid.Row]) -> ConfigError:
-    """Say that there is no evaluation up to that step."""
-    first = min(int(row["env_step"]) for row in rows)
+    """Say that there is no evaluation, or none up to that step."""
+    evaluated = [int(row["env_step"]) for row in rows if row["metric"] == RETURN]
+    if not evaluated:
+        return ConfigError(f"--experiments have no {RETURN}; allowed: experiments with evaluations")
+    first = min(evaluated)
     return ConfigError(f"--until is {until}; allowed: from {first:,} on, where the first evaluation is")
 
 
@@ -155,8 +158,6 @@ def read_experiments(options: argparse.Namespace) -> list[grid.Row]:
       ConfigError: no such experiment, one without an evaluation, several physics, or a run that two of them have.
     """
     of_each = {name: rows_of(options.out, name, "--experiments") for name in options.experiments}
-    if empty := [name for name, own in of_each.items() if not own]:
-        raise ConfigError(f"--experiments: {empty[0]}.csv has no evaluation; allowed: experiments that have some")
     used = [use for name, own in of_each.items() for use in grid.used(own, Path(f"{name}.csv"))]
     physics.refuse_mixed(used, options.mixed_physics)
     named = [r for own in of_each.values() for r in {(row["exp_name"], row["env_name"], row["seed"]) for row in own}]

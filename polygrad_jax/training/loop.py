@@ -358,7 +358,7 @@ def begin(
 
 
 def config_warnings(config: Config) -> list[str]:
-    """Return a line for each part that learns, or would, and is used for nothing, and for what no policy can do."""
+    """Return a line for each part that learns, or would, for nothing, and for a mean action far from the bounds."""
     lines, loop = [], config.loop
     before_policy = loop.prefill_env_steps + config.model_training.warmup_env_steps
     if loop.total_env_steps <= before_policy:
@@ -374,8 +374,8 @@ def config_warnings(config: Config) -> list[str]:
         )
     if config.env.actions == "squashed" and config.agent != "value_gradient":
         lines.append(
-            f"warning: env.actions is squashed, and the mean of agent {config.agent} is a tanh before that: its mean "
-            f"action stays within {math.tanh(1.0):.2f} of 0; allowed: clipped, which reaches 1"
+            f"warning: env.actions is squashed, and the mean of agent {config.agent} is already a tanh: its mean "
+            f"action stays within {math.tanh(1.0):.2f} of 0; clipped reaches 1"
         )
     return lines
 

@@ -366,9 +366,14 @@ def try_case(case: Case, whole: Path, work: Path, seed: int) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="an empty one, for the files")
+    parser.add_argument("folder", type=Path, help="a new or empty one, for the files")
     parser.add_argument("every", type=int, nargs="?", default=1, help="one in how many files is tried (1)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.every < 1:
+        parser.error(f"EVERY is {options.every}; allowed: 1 or more")
+    if options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"FOLDER is {options.folder}, which is not empty; allowed: a new or empty one")
+    return options
 
 
 def main() -> int:

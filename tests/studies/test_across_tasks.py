@@ -59,8 +59,9 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
         ),
         ({"ours": {5: [1] * 4}, "theirs": {5: [1] * 4}}, "Walker", "have no seed in common; allowed: one or more"),
         ({}, "Walker", "--experiments: two.csv has no evaluation; allowed: experiments that have some"),
-        ({"ours": runs(1), "theirs": runs(float("nan"))}, "Walker", "value nan; allowed: finite numbers"),
-        ({"ours": runs(1), "theirs": runs("")}, "Walker", "; allowed: finite numbers"),
+        ({"ours": runs(1), "theirs": runs(float("nan"))}, "Walker", "value nan; allowed: whole steps and finite"),
+        ({"theirs again": runs(1)}, "Walker", "--experiments: two.csv has no evaluation; allowed: experiments that"),
+        ({"ours": runs(1), "theirs": runs("")}, "Walker", "; allowed: whole steps and finite"),
         ({"ours": runs(1)}, "Hopper-v5", "have ours, seed 0 on Hopper-v5 more than once; allowed: different runs"),
     ],
 )
@@ -83,6 +84,12 @@ def test_a_csv_of_something_else_is_named(tmp_path, run):
     (tmp_path / "one.csv").write_text("a,b\n1,2\n")
     code, _, errors = run("--experiments", "one")
     assert code == 2 and "one.csv has no column exp_name; allowed: learning curves of" in errors
+
+
+def test_a_csv_that_cannot_be_read_is_named(tmp_path, run):
+    (tmp_path / "one.csv").write_bytes(b"exp_name\n\xff\xfe\n")
+    code, _, errors = run("--experiments", "one")
+    assert code == 2 and "one.csv cannot be read (" in errors and errors.count("\n") == 1
 
 
 def test_evaluations_up_to_a_step_make_lengths_equal(tmp_path, run):

@@ -263,7 +263,7 @@ def test_what_learns_for_nothing_is_named():
 def test_a_mean_action_that_is_squashed_twice_is_named(agent):
     config = override(smoke("hopper"), {"agent": agent, "env.actions": "squashed", "world_model": "dreamer"})
     (line,) = loop.config_warnings(config)
-    assert f"the mean of agent {agent} is a tanh before that: its mean action stays within 0.76 of 0" in line
+    assert f"the mean of agent {agent} is already a tanh: its mean action stays within 0.76 of 0" in line
     assert loop.config_warnings(override(config, {"env.actions": "clipped"})) == []
 
 
