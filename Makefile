@@ -113,7 +113,8 @@ lint: $(INSTALLED_DEV)
 # An experiment draws every folder that holds its CSV file, but for two that are compared in a table of their README.
 figures: $(INSTALLED)
 	@set -e; for experiment in world_models/prediction_error world_models/distilled_error world_models/small_data \
-	    world_models/denoiser_output world_models/partial_observation world_models/learning_rates world_models/training_curves world_models/computation_time \
+	    world_models/denoiser_output world_models/partial_observation world_models/learning_rates \
+	    world_models/training_curves world_models/computation_time \
 	    guidance/oracle:oracle_study guidance/guidance_error guidance/action_distribution guidance/gradient_study; do \
 	  subject=$${experiment%%/*}; file=$${experiment##*[/:]}; csv=$${experiment#*/}; csv=$${csv%%:*}.csv; \
 	  for path in $$(find results/$$subject -name "$$csv" -not -path "*/executed/*" -not -path "*/newest/*" | sort); do \

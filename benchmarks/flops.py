@@ -67,7 +67,8 @@ def imagination_flops(config: Config, spec: EnvSpec, batch: int | None = None) -
 def flops_per_env_step(config: Config, spec: EnvSpec) -> float:
     """FLOPs per environment step once the policy learns: imagination and denoiser updates.
 
-    Learning the policy from what was imagined is some hundredths of it and not counted.
+    Learning the policy from what was imagined is not counted: some hundredths of it with A2C, most of all with
+    value gradients.
     """
     imagination = imagination_flops(config, spec) / config.loop.env_steps_per_policy_update
     return imagination + config.model_training.updates_per_env_step * training_step_flops(config, spec)

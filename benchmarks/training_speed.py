@@ -273,7 +273,7 @@ def time_preset(
     per_update = measure.median(timed.seconds)
     official_seconds = measure.median(timed.official_seconds) if theirs else None
     whole = per_update + collecting * env_steps
-    # Counted are imagination and denoiser, beside which A2C takes next to nothing; value gradients take most of all.
+    # What other agents take to learn is not counted, and no small part.
     count = flops.flops_per_env_step(config, spec) * env_steps if config.agent == "a2c" else None
     return {
         "env": config.env.name,

@@ -55,8 +55,8 @@ def algorithms_of(options: argparse.Namespace) -> dict[str, Returns]:
     """Return the settings that all tasks have, the one of ``--against`` first.
 
     Raises:
-      ConfigError: no such experiment or setting, several physics, a run twice, or runs of other lengths than those of
-        ``--against``.
+      ConfigError: no such experiment or setting, several physics, a run twice, or runs of one task of different
+        lengths.
     """
     rows = returns_table.read_experiments(options)
     tasks = list(dict.fromkeys(row["env_name"] for row in rows))
@@ -168,13 +168,12 @@ def draw(tasks: Sequence[str], standing: dict[str, Standing], path: Path) -> Non
             draw_estimate(axes[1], place, own.middle, colour)
         axes[0].set(xlabel=f"return over the mean of {first}", ylabel="share of runs above it, mean over tasks")
         axes[0].legend(frameon=False, fontsize=8)
-        counted = [f"{name} ({'+'.join(str(len(of)) for of in own.scores)})" for name, own in standing.items()]
-        axes[1].set_yticks(range(len(counted)), counted, fontsize=8)
+        axes[1].set_yticks(range(len(standing)), list(standing), fontsize=8)
         axes[1].invert_yaxis()
         axes[1].set(xlabel="interquartile mean of all runs, 95 % of the bootstrap")
-        figure.suptitle(
-            f"{', '.join(tasks)}: last evaluations over the mean of {first} (in brackets: runs of each)", fontsize=9
-        )
+        seeds = len(standing[first].scores[0])
+        title = f"{', '.join(tasks)}: last evaluations over the mean of {first}, {seeds} seeds each"
+        figure.suptitle(title, fontsize=9)
 
 
 def draw_estimate(axis: Any, place: int, of: statistics.Estimate, colour: str) -> None:

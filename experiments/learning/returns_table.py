@@ -130,11 +130,11 @@ def as_far(steps: int, other_steps: int) -> bool:
     return abs(steps - other_steps) <= 0.05 * other_steps
 
 
-def nothing_until(until: int | None, rows: Sequence[grid.Row]) -> ConfigError:
+def nothing_until(until: int | None, rows: Sequence[grid.Row], metric: str = RETURN) -> ConfigError:
     """Say that there is no evaluation, or none up to that step."""
-    evaluated = [int(row["env_step"]) for row in rows if row["metric"] == RETURN]
+    evaluated = [int(row["env_step"]) for row in rows if row["metric"] == metric]
     if not evaluated:
-        return ConfigError(f"--experiments have no {RETURN}; allowed: experiments with evaluations")
+        return ConfigError(f"--experiments have no {metric}; allowed: experiments with evaluations")
     first = min(evaluated)
     return ConfigError(f"--until is {until}; allowed: from {first:,} on, where the first evaluation is")
 
@@ -184,7 +184,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, list[Run]]:
     by_name = {name: runs_of(own, options.until, options.metric) for (name,), own in of_settings}
     settings = {name: runs for name, runs in by_name.items() if runs}
     if not settings:
-        raise nothing_until(options.until, rows)
+        raise nothing_until(options.until, rows, options.metric)
     if options.against is not None and options.against not in settings:
         raise ConfigError(f"--against is {options.against}; allowed: {', '.join(settings)}")
     return settings

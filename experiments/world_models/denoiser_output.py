@@ -46,7 +46,6 @@ COLOURS = {
 TRANSITIONS = (1_000, 10_000)
 JUDGED_APART = 0.1
 """Share of the given transitions, in whole episodes, that decides which parameters are best."""
-
 STEPS = (1, 5, 9)
 
 
@@ -54,10 +53,10 @@ def compared() -> list[statistics.Pair]:
     """Return the ratios of the table: changes over states, and the better of the one model over that of the others."""
     pairs = [(f"{model}, changes", f"{model}, states") for model in ("PolyGRAD", "autoregressive")]
     pairs += [("PolyGRAD, changes", "autoregressive, changes"), ("autoregressive, changes", "ensemble")]
-    columns = [(one, other, {"transitions": str(size)}) for size in TRANSITIONS for one, other in pairs]
     return [
-        (f"{size['transitions']}: {one} / {other}", size | {"model": one}, size | {"model": other})
-        for one, other, size in columns
+        (f"{size}: {one} / {other}", *({"transitions": str(size), "model": model} for model in (one, other)))
+        for size in TRANSITIONS
+        for one, other in pairs
     ]
 
 

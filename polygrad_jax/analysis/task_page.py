@@ -22,7 +22,7 @@ from polygrad_jax.types import MeanStd, Normaliser
 
 MEASURED_MS, MEASURED_GFLOPS = 41.0, 134.0
 """Of a step of preset ``cpu`` on Hopper, and of the matrix products, of two cores of an AMD EPYC. On a Zen 4
-this says a fifth more than ``results/training_speed`` measured (22.7 ms at 205), on a Xeon a fifth less."""
+this says a quarter more than ``results/training_speed`` measured (19.9 ms at 222), on a Xeon a fifth less."""
 WIDTH, INDENT = 100, 14
 
 
