@@ -8,6 +8,7 @@ orbax is imported by the first save or read, so that a new run starts without wa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -150,15 +151,29 @@ def _placed(where: str, name: str, value: np.ndarray | None, wanted: Any) -> Any
     return value if isinstance(wanted, np.ndarray | np.generic) else jnp.array(value)
 
 
+class _FinishingLoop(asyncio.SelectorEventLoop):
+    """An event loop that closes when what it has begun is finished, or a minute later."""
+
+    def close(self) -> None:
+        self.set_exception_handler(lambda loop, context: None)  # the first failure is what was raised
+        if not self.is_closed() and (begun := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(begun, timeout=60.0))
+        super().close()
+
+
 @contextlib.contextmanager
 def _orbax_silent() -> Iterator[None]:
-    """orbax logs every error with its stack before raising it; here each becomes one line."""
-    logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
+    """Have orbax say nothing about what it raises; here each becomes one line.
+
+    It logs every error with its stack. And it closes its event loop at the first array that cannot be read: of each
+    that is read afterwards tensorstore or asyncio would print the stack.
+    """
+    logger, new_event_loop = logging.getLogger("absl"), asyncio.new_event_loop
+    before, logger.disabled, asyncio.new_event_loop = logger.disabled, True, _FinishingLoop
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.disabled, asyncio.new_event_loop = before, new_event_loop
 
 
 def _remove(path: Path) -> None:

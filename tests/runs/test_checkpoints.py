@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, or say that they cannot."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -147,6 +148,20 @@ def test_all_corrupt_is_an_error_and_nothing_is_moved(tmp_path):
         Checkpoints(tmp_path).restore(a_state())
     assert "\n" not in str(error.value)
     assert {p.name for p in tmp_path.iterdir()} == {"10", "20"}
+
+
+def test_arrays_that_cannot_be_read_are_one_error_and_nothing_else(tmp_path, monkeypatch, caplog, capfd):
+    """Those that are read after the first has failed are not printed, each with a stack."""
+    late = []
+    monkeypatch.setattr(sys, "unraisablehook", late.append)
+    kept = Checkpoints(tmp_path)
+    kept.save(10, {f"array {k}": np.zeros(2_000) for k in range(60)}, {})
+    (tmp_path / "10" / "arrays" / "manifest.ocdbt").unlink()
+    for _ in range(5):  # at the first of them nothing came late
+        with pytest.raises(checkpoints.CorruptCheckpoint, match="does not exist"):
+            kept.read(10)
+        gc.collect()
+    assert (late, caplog.records, capfd.readouterr().err) == ([], [], "")
 
 
 def test_another_version_is_refused_naming_both(tmp_path, monkeypatch):
