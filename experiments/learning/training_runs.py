@@ -53,7 +53,7 @@ RUNS = "runs"
 LAST_EVALUATIONS = 3
 SHOWN_METRICS = {"return_mean": "evaluation return", "distance_mean": "distance travelled [m]"}
 ERRORS = tuple(f"error/observation_mse_{steps:03d}" for steps in (1, 5, 9, 19))
-"""Squared errors of imagined observations so many steps ahead, in variances of the data."""
+"""Squared errors of imagined observations so many steps ahead, raw units, mean over dimensions."""
 AGAIN = " again"
 
 
