@@ -52,6 +52,7 @@ class Segment:
     terminals: Array  # [B, H] 0 or 1
     rows: Array | None = None  # [B, H] int32: the transition's number since the start of the run
     observed: Array | None = None  # [B, C] bool, of contexts: False for what pads one before its episode's start
+    begins: Array | None = None  # [B, H] bool, of streams: nothing of what is before this step belongs to its episode
 
 
 @flax.struct.dataclass
@@ -120,6 +121,7 @@ class WorldModel(NamedTuple):
 
     Attributes:
       window: states per training segment; None for ``config.horizon``.
+      streamed: training segments run on over the ends of episodes and have ``begins`` (``data.replay.sample_stream``).
       batch_size: training segments per gradient step; None for ``config.model_training.batch_size``.
       context_length: C, the observed states that ``imagine`` wants.
       history: observed steps before a training segment's first that ``update`` wants in front of it.
@@ -132,17 +134,22 @@ class WorldModel(NamedTuple):
     adapt: Callable[[Any, Metrics], Any] = _unchanged
     step: Callable[[Any, Array, Array, Normaliser, Array], Prediction] | None = None
     window: int | None = None
+    streamed: bool = False
     batch_size: int | None = None
     context_length: int = 1
     history: int = 0
     latent: LatentModel | None = None
 
+    def states_of_episode(self, horizon: int) -> int:
+        """Return how many states an episode must have to be learnt from; ``horizon`` is the config's."""
+        return 2 if self.streamed else self.window or horizon
+
 
 class LatentModel(NamedTuple):
     """A world model with latent states, as an agent that learns from them needs it. Latents are pytrees ``[B, ...]``.
 
-    ``observe(params, segment [B, H], key) -> (latents [B, H], [B, H])``: infer the latents of real windows; 1 where the
-    step was taken, 0 for padding.
+    ``observe(params, segment [B, H], key) -> (latents [B, H], [B, H])``: infer the latents of real windows or streams;
+    1 where the step was taken, 0 for padding.
     ``step(params, latent, raw_actions [B, A], key) -> (latent, rewards [B] raw, continues [B] 0 or 1)``: predict.
     ``see(params, (latent, raw_actions [B, A]) or None, raw_obs [B, O], key) -> latent``: infer the latent of an
     observation from the last latent and the action taken in it; None at an episode's start.

@@ -199,7 +199,7 @@ def update(
         gain = advantages if through_dynamics else log_prob * lax.stop_gradient(advantages)
         by_step = -gain - config.entropy_weight * entropy
         loss = weighted_mean(by_step, weights, real)
-        entropy_mean = weighted_mean(entropy, weights, real)
+        entropy_mean = jnp.sum(weights * entropy) / jnp.sum(weights)
         return loss, (imagined_only, lax.stop_gradient(returns), weights, low, high, entropy_mean)
 
     grad = jax.value_and_grad(actor_loss, has_aux=True)
@@ -211,13 +211,14 @@ def update(
 
     value, gradients = jax.value_and_grad(loss_of_critic)(state.critic)
     new_critic, critic_optimiser, critic_norm = _step(gradients, state.critic, state.critic_optimiser, config)
+    alive = step_weights(real, imagined.continues, 1.0)
     metrics = {
         "agent/actor_loss": loss,
         "agent/critic_loss": value,
         "agent/actor_gradient_norm": actor_norm,
         "agent/critic_gradient_norm": critic_norm,
         "agent/entropy": entropy,
-        "agent/return_mean": weighted_mean(returns, jnp.broadcast_to(real[None], returns.shape), real),
+        "agent/return_mean": jnp.sum(alive * returns) / jnp.sum(alive),
         "agent/return_scale": jnp.maximum(high - low, LEAST_SCALE),
     }
     return LatentPolicyState(

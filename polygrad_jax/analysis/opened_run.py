@@ -104,7 +104,8 @@ class OpenedRun:
     def replay(self) -> replays.ReplayState:
         """The replay made from the stored transitions; a row of it is an index into ``transitions``."""
         rows = transitions_of_record(self.transitions)
-        return replay_of(rows, self.world_model.window or self.config.horizon, self.config.loop.replay_capacity)
+        least = self.world_model.states_of_episode(self.config.horizon)
+        return replay_of(rows, least, self.config.loop.replay_capacity)
 
     @functools.cached_property
     def why_not_replayed(self) -> str | None:
@@ -278,7 +279,7 @@ def open_trained(folder: Path | str, data: RecordedData, newest: bool = False) -
     if which == "best":
         normaliser = _normaliser(saved, data.spec)
     else:
-        normaliser = _normaliser_of(saved, data.replay(model.window or config.horizon).moments)
+        normaliser = _normaliser_of(saved, data.replay(model.states_of_episode(config.horizon)).moments)
     state = restored(like, flatten_named(arrays["world_model"]), where)
     return TrainedModel(config, data.spec, model, state, normaliser, saved.env_steps)
 

@@ -158,6 +158,32 @@ def sample(
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), before, windows)
 
 
+def sample_stream(
+    state: ReplayState, key: Array, batch: int, length: int, recent: int = 0, recent_rows: int = 1
+) -> Segment:
+    """Draw ``length`` (H) stored transitions one behind the other, ``[B, H]`` raw, whatever episodes they are of.
+
+    Uniform over first rows, with replacement, the open episode's included: every transition is as likely, and none is
+    padding. ``begins`` marks the first steps of episodes, and of the stream. The first ``recent`` streams begin in the
+    newest ``recent_rows`` first rows only. With fewer than ``length`` stored transitions the result is meaningless.
+    """
+    capacity = state.rewards.shape[0]
+    stored = jnp.minimum(state.total, capacity)
+    firsts = jnp.maximum(stored - length + 1, 1)
+    least = jnp.where(jnp.arange(batch) < recent, jnp.maximum(firsts - recent_rows, 0), 0).astype(jnp.int32)
+    first = state.total - stored + jax.random.randint(key, (batch,), least, firsts, jnp.int32)
+    rows = first[:, None] + jnp.arange(length, dtype=jnp.int32)[None, :]
+    slots = rows % capacity
+    return Segment(
+        observations=state.observations[slots],
+        actions=state.actions[slots],
+        rewards=state.rewards[slots],
+        terminals=state.terminals[slots],
+        rows=rows,
+        begins=(state.steps[slots] == 0).at[:, 0].set(True),
+    )
+
+
 def _draw_starts(state: ReplayState, key: Array, batch: int, recent: int = 0, recent_windows: int = 1) -> Array:
     """Draw the rows ``[B]`` at which windows begin, as described in :func:`sample`."""
     windows = jnp.maximum(num_windows(state), 1)

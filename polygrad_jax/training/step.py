@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from polygrad_jax.config import Config, EnvSpec, model_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
+from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.training.devices import on_all, shared_out
 from polygrad_jax.training.train_state import TrainState, key_for, make_init
 from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Transitions, WorldModel
@@ -115,11 +116,14 @@ def make_model_update(world_model: WorldModel, config: Config, mesh: Mesh | None
         model_state: Any, replay: replays.ReplayState, normaliser: Normaliser, batch_key: Array, update_key: Array
     ) -> tuple[Any, Metrics]:
         windows_key, padded_key = jax.random.split(batch_key)
-        batch = replays.sample(
-            replay, windows_key, size, window, recent, training.recent_windows, world_model.history
-        )
-        if training.padded_actions == "drawn":
-            batch = replays.draw_padded_actions(replay, padded_key, batch)
+        if world_model.streamed:
+            batch = replays.sample_stream(replay, windows_key, size, window, recent, training.recent_windows)
+        else:
+            batch = replays.sample(
+                replay, windows_key, size, window, recent, training.recent_windows, world_model.history
+            )
+            if training.padded_actions == "drawn":
+                batch = replays.draw_padded_actions(replay, padded_key, batch)
         return world_model.update(model_state, shared_out(batch, mesh), normaliser, update_key)  # Algorithm 1
 
     return update_model
@@ -133,7 +137,8 @@ def make_steps(
     Args:
       mesh: the devices among which trajectories and batches are shared out; None for one.
     """
-    window = world_model.window or config.horizon
+    window = world_model.states_of_episode(config.horizon)
+    read = replays.sample_stream if world_model.streamed else replays.sample
     updates_per_step = model_updates_per_policy_update(config)
     update_model = make_model_update(world_model, config, mesh)
 
@@ -157,13 +162,14 @@ def make_steps(
             contexts = shared_out(contexts, mesh)
             imagined, aux = agent.imagine(state.agent, state.world_model, contexts, normaliser, imagine_key)  # 7
         if agent.windows is not None:
-            windows = shared_out(replays.sample(state.replay, windows_key, *agent.windows), mesh)
+            windows = shared_out(read(state.replay, windows_key, *agent.windows), mesh)
         progress = state.policy_updates.astype(jnp.float32) / planned_policy_updates(config)
         experience = Experience(imagined, windows, normaliser, progress)
         learnt, metrics = agent.update(state.agent, state.world_model, experience, learn_key)  # 8
         told = {name: x for name, x in aux.items() if name != "guidance/largest_delta"}
         if imagined is not None:
-            told["imagination/reward_mean"] = jnp.mean(imagined.rewards)
+            taken = happened(imagined.terminals)
+            told["imagination/reward_mean"] = jnp.sum(taken * imagined.rewards) / jnp.sum(taken)
             ends = jnp.any(imagined.terminals > 0.5, axis=1)
             told["imagination/terminal_rate"] = jnp.mean(ends.astype(jnp.float32))
         finite = all_finite(metrics if imagined is None else imagined)

@@ -60,7 +60,7 @@ def make_init(config: Config, spec: EnvSpec, world_model: WorldModel, agent: Age
             root_key=root_key,
             policy_updates=jnp.int32(0),
             model_updates=jnp.int32(0),
-            replay=replays.init(spec, config.loop.replay_capacity, world_model.window or config.horizon),
+            replay=replays.init(spec, config.loop.replay_capacity, world_model.states_of_episode(config.horizon)),
             world_model=world_model.init(key_for(root_key, "world_model_init", jnp.int32(0))),
             agent=agent.init(key_for(root_key, "policy_init", jnp.int32(0))),
         )

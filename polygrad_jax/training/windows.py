@@ -23,6 +23,12 @@ class Window(NamedTuple):
     states: int
     field: str | None = "horizon"  # None where the world model alone says it
     beyond: int = 0  # states of a window beyond the field's value
+    streamed: bool = False  # it runs on over the ends of episodes
+
+    @property
+    def of_episode(self) -> int:
+        """States that an episode must have to be learnt from."""
+        return 2 if self.streamed else self.states
 
     def __str__(self) -> str:
         said = "" if self.field is None else f" ({self.field} {self.states - self.beyond})"
@@ -42,8 +48,8 @@ WINDOW_FIELDS = {"transformer": ("transformer.context_length", 1), "dreamer": ("
 def window_of(config: Config, world_model: WorldModel) -> Window:
     """Return the training window of a world model."""
     if world_model.window is None:
-        return Window(config.horizon)
-    return Window(world_model.window, *WINDOW_FIELDS.get(config.world_model, (None, 0)))
+        return Window(config.horizon, streamed=world_model.streamed)
+    return Window(world_model.window, *WINDOW_FIELDS.get(config.world_model, (None, 0)), world_model.streamed)
 
 
 def limit_warnings(name: str, limit: int | None, window: Window) -> list[str]:
@@ -53,7 +59,7 @@ def limit_warnings(name: str, limit: int | None, window: Window) -> list[str]:
             f"warning: {name} has no time limit (max_episode_steps): an episode is learnt from once the task itself "
             f"has ended it, and evaluation cuts one after {MOST_STEPS:,} steps"
         ]
-    if limit >= window.states:
+    if limit >= window.of_episode:
         return []
     return [
         f"warning: the task's time limit is {limit} steps: an episode that it cuts off is shorter than {window} and "
@@ -73,14 +79,14 @@ def require_capacity(capacity: int, window: Window) -> None:
 
 def say_uncovered(replay: replays.ReplayState, window: Window) -> None:
     """Say how many stored transitions are in no window, where there are any."""
-    outside, stored = map(int, _uncovered(replay, window.states))
+    outside, stored = map(int, _uncovered(replay, window.of_episode))
     if outside:
         announce(f"warning: {outside:,} of {stored:,} stored transitions are in no training window ({window})")
 
 
 def uncovered_share(replay: replays.ReplayState, window: Window) -> dict[str, float]:
     """Return the share of the stored transitions that are in no window, under its name as a metric."""
-    outside, stored = map(int, _uncovered(replay, window.states))
+    outside, stored = map(int, _uncovered(replay, window.of_episode))
     return {"replay/uncovered_share": outside / max(stored, 1)}
 
 
@@ -93,6 +99,9 @@ def require_windows(replay: replays.ReplayState, window: Window) -> None:
     Raises:
       ConfigError: no stored stretch of steps is a window.
     """
+    stored = min(int(replay.total), replay.rewards.shape[0])
+    if window.streamed and stored < window.states:
+        raise ConfigError(f"{stored} stored transitions are less than {window}; allowed: {window.at_most(stored)}")
     if int(replays.num_windows(replay)) > 0:
         return
     capacity, total = replay.rewards.shape[0], int(replay.total)

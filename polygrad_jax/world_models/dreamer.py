@@ -6,8 +6,8 @@ neither does this one: the normaliser of the protocol is not read.
 
 Rewards and ends belong to arriving in Dreamer: those of moment t are read from the latent of moment t. In a
 ``Segment`` they belong to the transition taken in ``observations[:, k]``, so that those of step k are read here from
-the latent of moment k + 1, the *successor*. Replay does not store the state that a terminal step leads to, nor the one
-behind a window's last step: there the successor has no posterior.
+the latent of moment k + 1, the *successor*. Replay does not store the state that an episode's last step leads to, and
+none is read behind a stream's last step: there the successor has no posterior.
 """
 
 from __future__ import annotations
@@ -99,25 +99,26 @@ def observe(
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
 
 
-def observe_windows(ask: Ask, params: Params, segment: Segment, key: Array) -> tuple[Latent, Array]:
-    """:func:`observe` on windows of the replay ``[B, H]``, each from its first state on, whatever was before."""
-    first = jnp.zeros(segment.terminals.shape, bool).at[:, 0].set(True)
-    return observe(ask, params, segment.observations, segment.actions, first, key)
-
-
 def without_padding(segment: Segment) -> tuple[Segment, Array]:
-    """The window ``[B, H]`` with zeros behind its terminal, and 1 for the steps that were taken."""
+    """A stream or window ``[B, H]`` with ``begins``, and 1 for the steps that were taken.
+
+    A stream has taken all of them. A window begins at its first state, whatever was before; behind its terminal it gets
+    zeros.
+    """
+    if segment.begins is not None:
+        return segment, jnp.ones_like(segment.terminals)
     real = happened(segment.terminals)
     blank = jax.tree.map(
         lambda x: jnp.where(_as_wide(real > 0, x), x, 0.0), (segment.observations, segment.actions, segment.rewards)
     )
-    return Segment(*blank, segment.terminals), real
+    begins = jnp.zeros(segment.terminals.shape, bool).at[:, 0].set(True)
+    return Segment(*blank, segment.terminals, begins=begins), real
 
 
 def losses(
     ask: Ask, params: Params, segment: Segment, key: Array
 ) -> tuple[dict[str, Array], Array]:
-    """Every loss per step of real windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
+    """Every loss per step of real streams or windows ``[B, H]``, unscaled, and the weight ``[B, H]`` of the step.
 
     DEVIATION from the published model, which reads rewards and ends from posterior latents only: its replay has the
     state that follows a terminal step, ours has not. The reward of step k is read from the successor's
@@ -128,28 +129,28 @@ def losses(
     """
     posterior_key, prior_key = jax.random.split(key)
     segment, real = without_padding(segment)
-    latents, posterior = observe_windows(ask, params, segment, posterior_key)
+    latents, posterior = observe(
+        ask, params, segment.observations, segment.actions, segment.begins, posterior_key
+    )
     prior = ask(params, "prior", latents.deter)
     decoded = ask(params, "decode", features(latents))
     dynamics, representation = kl_losses(posterior, prior, FREE_NATS)
 
-    last = jax.tree.map(lambda x: x[:, -1:], latents)
-    last_deter = ask(params, "advance", last, segment.actions[:, -1:])
-    deter = jnp.concatenate([latents.deter[:, 1:], last_deter], axis=1)
-    foreseen = jnp.concatenate([prior[:, 1:], ask(params, "prior", last_deter)], axis=1)
-    drawn = jax.lax.stop_gradient(draw(prior_key, foreseen))
-    seen = jnp.concatenate([latents.stoch[:, 1:], jnp.zeros_like(last.stoch)], axis=1)
-    has_posterior = jnp.concatenate([real[:, 1:], jnp.zeros_like(real[:, :1])], axis=1) > 0
+    deter = ask(params, "advance", latents, segment.actions)
+    drawn = jax.lax.stop_gradient(draw(prior_key, ask(params, "prior", deter)))
+    seen = jnp.roll(latents.stoch, -1, axis=1)
+    goes_on = (real[:, 1:] > 0) & ~segment.begins[:, 1:]
+    has_posterior = jnp.concatenate([goes_on, jnp.zeros_like(goes_on[:, :1])], axis=1)
     successor = Latent(deter, jnp.where(_as_wide(has_posterior, seen), seen, drawn))
 
     reward_logits = ask(params, "reward", features(successor))
     reward = -jnp.sum(two_hot(segment.rewards, BINS) * jax.nn.log_softmax(reward_logits), axis=-1)
-    goes_on = ask(params, "goes_on", features(Latent(deter, drawn)))
+    continues = ask(params, "goes_on", features(Latent(deter, drawn)))
     return {
         # Summed over the observation and without the paper's factor 1/2, as in the published code.
         "decoder": jnp.sum(jnp.square(decoded - symlog(segment.observations)), axis=-1),
         "reward": reward,
-        "continue": optax.sigmoid_binary_cross_entropy(goes_on, 1.0 - segment.terminals),
+        "continue": optax.sigmoid_binary_cross_entropy(continues, 1.0 - segment.terminals),
         "dynamics": dynamics,
         "representation": representation,
     }, real
@@ -161,7 +162,7 @@ def make_latent_model(config: Config, spec: EnvSpec) -> LatentModel:
 
     def observe_real(params: Params, segment: Segment, key: Array) -> tuple[Latent, Array]:
         segment, real = without_padding(segment)
-        return observe_windows(ask, params, segment, key)[0], real
+        return observe(ask, params, segment.observations, segment.actions, segment.begins, key)[0], real
 
     def step(params: Params, latent: Latent, action: Array, key: Array) -> tuple[Latent, Array, Array]:
         deter = ask(params, "advance", latent, action)
@@ -246,6 +247,7 @@ def make_dreamer(config: Config, spec: EnvSpec) -> WorldModel:
         update,
         imagine,
         window=d.window,
+        streamed=True,
         batch_size=d.batch_size,
         context_length=d.context_length,
         latent=latent_model,

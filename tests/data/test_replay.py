@@ -283,6 +283,34 @@ def test_recent_draws_are_uniform_over_the_newest_window_starts(recent, newest):
         assert len(allowed) == 1 or not len(part) or stats.chisquare(counts).pvalue > 1e-3
 
 
+sample_stream = jax.jit(replay.sample_stream, static_argnums=(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(("count", "capacity"), [(200, 90), (60, 90), (6, 90)])
+def test_streams_are_stored_rows_one_behind_the_other(count, capacity):
+    """Over all ends, into the open episode; where one begins is marked, and where the stream does."""
+    rows = random_rows(np.random.default_rng(5), count, 9)
+    got = jax.tree.map(np.asarray, sample_stream(filled(rows, capacity, 2), jax.random.key(0), 5_000, 6, 0, 1))
+    first = np.arange(max(count - capacity, 0), count - 5)
+    assert set(got.rows[:, 0]) == set(first)
+    assert len(first) == 1 or stats.chisquare([(got.rows[:, 0] == row).sum() for row in first]).pvalue > 1e-3
+    np.testing.assert_array_equal(got.rows, got.rows[:, :1] + np.arange(6))
+    begins = [True, *(row["terminal"] or row["truncated"] for row in rows[:-1])]
+    for name in ("observation", "action", "reward", "terminal"):
+        expected = np.asarray([row[name] for row in rows], np.float32)[got.rows]
+        np.testing.assert_array_equal(getattr(got, f"{name}s"), expected, err_msg=name)
+    np.testing.assert_array_equal(got.begins[:, 1:], np.asarray(begins)[got.rows[:, 1:]])
+    assert got.begins[:, 0].all() and got.begins.any() and not got.begins.all()
+
+
+@pytest.mark.parametrize("newest", [1, 12, 10_000])
+def test_recent_streams_begin_in_the_newest_rows(newest):
+    state = filled(random_rows(np.random.default_rng(5), 200, 25), 90, 6)
+    drawn = np.asarray(sample_stream(state, jax.random.key(2), 4_000, 6, 3_000, newest).rows[:, 0])
+    assert set(drawn[:3_000]) == set(range(max(195 - newest, 110), 195))
+    assert set(drawn[3_000:]) == set(range(110, 195))
+
+
 def test_drawn_actions_stand_only_behind_terminals_and_are_runs_of_stored_ones():
     """Each stored action is its row number; the ring of 90 holds the last 90 of 200 rows."""
     rows = random_rows(np.random.default_rng(8), 200, 9)

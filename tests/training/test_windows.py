@@ -25,15 +25,18 @@ ROOM = 64
 add = jax.jit(replays.add, static_argnums=2)
 
 
-def replay_of_episodes(lengths, terminated, behind=0):
-    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64; windows of 10."""
+def replay_of_episodes(lengths, terminated, behind=0, least=10):
+    """Episodes one behind the other, and ``behind`` steps of one that has not ended, in a ring of 64.
+
+    An episode must have ``least`` states to be learnt from.
+    """
     count, ends = sum(lengths) + behind, np.cumsum(lengths) - 1
     rows = empty_chunk(-(-count // ROOM) * ROOM, EnvSpec(2, 1))
     rows.valid[:count] = True
     (rows.terminals if terminated else rows.truncations)[ends] = 1.0
-    replay = replays.init(EnvSpec(2, 1), ROOM, 10)
+    replay = replays.init(EnvSpec(2, 1), ROOM, least)
     for k in range(0, len(rows.valid), ROOM):
-        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), 10)
+        replay = add(replay, jax.tree.map(lambda x, k=k: x[k : k + ROOM], rows), least)
     return replay
 
 
@@ -49,10 +52,19 @@ def window_in(model):
     return window_of(config, make_world_model(config, EnvSpec(2, 1)))
 
 
+def test_streams_need_no_long_episode():
+    window = window_in("dreamer")
+    replay = replay_of_episodes([3, 2, 3], terminated=False, least=window.of_episode)
+    require_windows(replay, window)
+    assert uncovered_share(replay, window) == {"replay/uncovered_share": 0.0}
+    assert limit_warnings("Task-v0", 2, window) == []
+    with pytest.raises(ConfigError, match="^6 stored transitions are less than a training window of 8 states .dreamer"):
+        require_windows(replay_of_episodes([3, 3], terminated=False, least=window.of_episode), window)
+
+
 MODELS = {
     "polygrad": ("horizon of at most 6", "10 states (horizon 10)"),
     "transformer": ("transformer.context_length of at most 5", "16 states (transformer.context_length 15)"),
-    "dreamer": ("dreamer.window of at most 6", "8 states (dreamer.window 8)"),
 }
 
 
@@ -74,7 +86,7 @@ def test_episodes_shorter_than_a_window_are_refused_with_what_helps(model):
     assert "Task-v0 has no time limit (max_episode_steps)" in said
 
 
-@pytest.mark.parametrize("model", [*MODELS, "autoregressive", "distilled", "ensemble"])
+@pytest.mark.parametrize("model", [*MODELS, "dreamer", "autoregressive", "distilled", "ensemble"])
 def test_steps_that_are_cut_off_one_by_one_are_refused(model):
     """No window makes anything of single steps without an end: the advice must not be a shorter one."""
     with pytest.raises(ConfigError, match="cut off after 1 step; allowed: a task whose episodes go on for 2 steps"):

@@ -1,6 +1,7 @@
 """Dreamer-v3: the arithmetic of its parts, what its world model learns of a known system, and its learner."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -287,6 +288,41 @@ def test_padding_behind_a_terminal_is_not_looked_at(counted, untrained):
         assert not all_equal(after[0], update(untrained, clean.replace(**{name: changed}), NORMALISER, key)[0]), name
 
 
+# Parameters are an argument: as constants zeros give anything (findings/jax_log_softmax_of_a_zero_layer.sh).
+LOSSES = jax.jit(lambda params, segment: dreamer.losses(make_ask(CONFIG, SPEC), params, segment, jax.random.key(1)))
+
+
+@pytest.mark.parametrize("terminal", [0.0, 1.0])
+def test_episodes_of_a_stream_do_not_know_of_each_other(untrained, terminal):
+    """NaN in one of two changes no loss of the other, whether it was ended or cut off; in a single episode it does."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    begins = jnp.zeros((2, 16), bool).at[:, (0, 6)].set(True)
+    stream = Segment(
+        jax.random.normal(keys[0], (2, 16, 2)),
+        jax.random.normal(keys[1], (2, 16, 1)),
+        jax.random.normal(keys[2], (2, 16)),
+        jnp.zeros((2, 16)).at[:, 5].set(terminal),
+        begins=begins,
+    )
+    losses = functools.partial(LOSSES, untrained.params)
+    clean, weights = losses(stream)
+    np.testing.assert_array_equal(weights, 1.0)
+    for spoilt, kept in ((np.s_[:, :6], np.s_[:, 6:]), (np.s_[:, 6:], np.s_[:, :6])):
+        hurt = {name: getattr(stream, name).at[spoilt].set(jnp.nan) for name in ("observations", "actions", "rewards")}
+        by_step, _ = losses(stream.replace(**hurt))
+        for name in by_step:
+            np.testing.assert_array_equal(by_step[name][kept], clean[name][kept], err_msg=name)
+            assert name == "continue" or not np.isfinite(by_step[name][spoilt]).any(), name
+    one = stream.replace(begins=begins.at[:, 6].set(False))
+    assert np.isnan(losses(one.replace(actions=one.actions.at[:, 5].set(jnp.nan)))[0]["decoder"][:, 6:]).all()
+
+
+def test_a_stream_of_one_episode_is_a_window(untrained):
+    whole = jax.tree.map(lambda x: x[:1], window())
+    stream = whole.replace(begins=jnp.zeros((1, 16), bool).at[:, 0].set(True))
+    assert all_equal(LOSSES(untrained.params, whole), LOSSES(untrained.params, stream))
+
+
 def test_losses_by_hand_where_the_heads_say_nothing(untrained):
     """The reward head starts at 0: every reward costs ln 255, where the step was taken. And so do weights stand."""
     ask = make_ask(CONFIG, SPEC)
@@ -476,10 +512,11 @@ def test_starts_that_are_padding_do_not_count():
     assert all_equal(after(starts), after(other)) and not all_equal(after(starts), after(starts + 0.1))
 
 
-def test_it_learns_in_the_latent_space_of_the_world_model(fitted):
+@pytest.mark.parametrize("gradient", ["reinforce", "backprop"])
+def test_it_learns_in_the_latent_space_of_the_world_model(fitted, gradient):
     """The system above pays the action, and ends over 0.9: the mean goes up from about 0, yet not over the edge."""
     latent = make_latent_model(CONFIG, SPEC)
-    config = dataclasses.replace(POLICY, horizon=5, gamma=0.9)
+    config = dataclasses.replace(POLICY, horizon=5, gamma=0.9, gradient=gradient)
     before = learner.init(jax.random.key(1), latent.feature_size, 1, config)
     rng = np.random.default_rng(5)
     windows = Segment(
@@ -506,6 +543,6 @@ def test_it_learns_in_the_latent_space_of_the_world_model(fitted):
     after, real, metrics = several(before, fitted.params, jax.random.key(0))
     assert real.sum() == 7 * 8 + 4
     returns = np.asarray(metrics["agent/return_mean"])
-    print("returns of the first ten updates and of the last:", returns[:10].mean(), returns[-10:].mean())
-    assert returns[-10:].mean() > returns[:10].mean() + 1.0
+    print("returns of the first update and of the last ten:", returns[0], returns[-10:].mean())
+    assert returns[-10:].mean() > returns[0] + 0.5
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(after))
