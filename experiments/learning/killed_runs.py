@@ -28,7 +28,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,9 +109,9 @@ def session(path: Path, words: list[str]) -> int:
         marks[ENV_STEP] = self.at.env_steps
         return ended
 
-    def begun(run: Any, *given: Any) -> Any:
-        marks[ENV_STEP] = marks[FIRST_STEP] = run.at.env_steps
-        return learn(run, *given)
+    def begun(runs: Sequence[Any], *given: Any) -> Any:
+        marks[ENV_STEP] = marks[FIRST_STEP] = runs[0].at.env_steps
+        return learn(runs, *given)
 
     collecting.Collecting.take_step = counted_step
     collecting.Collecting.collect = marked(collecting.Collecting.collect, "collecting", "learning")
@@ -159,14 +159,17 @@ def is_uninterrupted(options: argparse.Namespace, folder: Path) -> bool:
 
 
 def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: random.Random) -> grid.Row | None:
-    """Start a session, kill it at a random moment of the phase ``aim``; None where it had come to its end before."""
-    path = options.runs / "marks"
+    """Start a session, kill it at a random moment of the phase ``aim``; None where it had come to its end before.
+
+    Raises:
+      ConfigError: the session failed, or was not in that phase for half an hour.
+    """
+    path, said = options.runs / "marks", options.runs / "stderr"
     marks = new_marks(path)
     words = [sys.executable, __file__, SESSION, str(path), *command_of(options, folder)]
     began = time.monotonic()
-    process = subprocess.Popen(
-        words, env=environment_of(options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with said.open("wb") as errors:
+        process = subprocess.Popen(words, env=environment_of(options), stdout=subprocess.DEVNULL, stderr=errors)
     later, share = chance.randint(0, LATEST_STEP), chance.random()
 
     def due() -> bool:
@@ -179,7 +182,11 @@ def kill_once(options: argparse.Namespace, folder: Path, aim: str, chance: rando
         time.sleep(0.002)
     time.sleep(share * marks[SECONDS + PHASES.index(aim)])
     process.send_signal(signal.SIGKILL)
-    if process.wait() != -signal.SIGKILL:
+    code = process.wait()
+    if code not in (0, -signal.SIGKILL):
+        last = (said.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise ConfigError(f"a session ended with exit code {code}: {last[:300]}")
+    if code == 0:
         return None
     if not folder.is_dir():
         raise ConfigError(f"the session did not train in {folder}")

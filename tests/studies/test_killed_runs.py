@@ -1,12 +1,15 @@
 """What is counted of killed runs: bits that differ, rows that differ, steps that were lost."""
 
 import json
+import random
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.learning import killed_runs
+from polygrad_jax.config import ConfigError
 from polygrad_jax.data.transition_log import TransitionLog
 from polygrad_jax.runs.checkpoints import Checkpoints, export_npz
 
@@ -84,3 +87,11 @@ def test_a_session_marks_its_phase_and_its_step(tmp_path, monkeypatch):
     assert killed_runs.session(tmp_path / "marks", ["train", "--run", "x"]) == 3
     assert seen == ["evaluating", "logging", "saving", "collecting"]
     assert killed_runs.PHASES[int(marks[killed_runs.PHASE])] == "learning"  # which follows collecting
+    loop.learn([SimpleNamespace(at=SimpleNamespace(env_steps=40))], None)
+    assert marks[killed_runs.FIRST_STEP] == marks[killed_runs.ENV_STEP] == 40
+
+
+def test_a_session_that_fails_is_no_end(tmp_path):
+    options = SimpleNamespace(env="none", preset="smoke", seed=0, kills=1, runs=tmp_path)
+    with pytest.raises(ConfigError, match="a session ended with exit code 2: polygrad: env.name is 'none'"):
+        killed_runs.kill_once(options, tmp_path / "run", "learning", random.Random(0))
