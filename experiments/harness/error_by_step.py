@@ -32,8 +32,8 @@ SETTLING = 64
 def ends_found(imagined: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Return shares of trajectories that end, precision and recall of when, of terminals ``[B, T]``; NaN where none is.
 
-    Only first ends within a step of one another are the same end: behind an imagined one the actions are those of
-    states that do not move on, under which MuJoCo ends before long, too.
+    Only first ends within a step of one another are the same end: behind an imagined one the states
+    are in no data, and actions chosen there end MuJoCo's episode before long, too.
     """
     said, true = (absorbing(x).sum(axis=1) for x in (imagined, real))  # how many steps from the first end on
     right = ((said > 0) & (true > 0) & (np.abs(said - true) <= 1)).sum()

@@ -107,19 +107,27 @@ def run_name(setting: str, seed: int | str) -> str:
     return f"{slug(setting)}-seed{seed}"
 
 
+def words_of(options: argparse.Namespace, fields: list[str], seed: int | str, folder: str) -> list[str]:
+    """Return the words behind ``polygrad`` that train one run in a folder."""
+    words = ["train", "--env", options.env, "--preset", options.preset, "--seed", str(seed), "--run", folder]
+    return [*words, *fields, *shlex.split(options.fields)]
+
+
+def recorded_command(options: argparse.Namespace, setting: str, fields: list[str], seed: int | str) -> str:
+    """Return a run's command as ``runs.csv`` has it, which names no folder of the machine that ran it."""
+    return shlex.join(["polygrad", *words_of(options, fields, seed, run_name(setting, seed))])
+
+
 def cell_of(options: argparse.Namespace, setting: str, fields: list[str], seed: int) -> grid.Cell:
     """Return one run by the command line that a user would type."""
     folder = options.runs / run_name(setting, seed)
-    words = ["train", "--env", options.env, "--preset", options.preset, "--seed", str(seed), "--run"]
-    fields = [*fields, *shlex.split(options.fields)]
     asked = [physics.ASKED_BY] if options.mixed_physics else []
-    # A result names no folder of the machine it was made on.
-    recorded_command = shlex.join(["polygrad", *words, folder.name, *fields])
+    words = words_of(options, fields, seed, str(folder.resolve()))
     return grid.Cell(
         name=folder.name,
-        command=(sys.executable, "-m", "polygrad_jax.cli", *words, str(folder.resolve()), *asked, *fields),
+        command=(sys.executable, "-m", "polygrad_jax.cli", *words, *asked),
         labels=(("experiment", options.experiment), ("exp_name", setting), ("seed", seed), ("preset", options.preset)),
-        collect=partial(summary, folder, recorded_command),
+        collect=partial(summary, folder, recorded_command(options, setting, fields, seed)),
     )
 
 
@@ -164,6 +172,7 @@ def last_metrics(folder: Path) -> dict:
 def run_grid(options: argparse.Namespace) -> int:
     """Train all runs that have no row; return the exit code."""
     settings = settings_of(options)
+    warn_of_other_commands(options, settings)
     return run_cells(
         options,
         [cell_of(options, name, fields, seed) for seed in options.seeds for name, fields in settings.items()],
@@ -191,6 +200,20 @@ def run_cells(options: argparse.Namespace, cells: list[grid.Cell]) -> int:
     if grid.read_if_there(table):
         record(options, table)
     return code
+
+
+def warn_of_other_commands(options: argparse.Namespace, settings: dict[str, list[str]]) -> None:
+    """Say which recorded runs of these settings had other words: one name stands for one setting in every table."""
+    for row in grid.read_if_there(options.out / f"{RUNS}.csv"):
+        name, seed = row["exp_name"], row["seed"]
+        if row["experiment"] != options.experiment or name not in settings:
+            continue
+        if row["command"] != recorded_command(options, name, settings[name], seed):
+            print(
+                f"warning: seed {seed} of {name} is there by another command ({row['command']}); where that is "
+                "another setting, give this one another name",
+                file=sys.stderr,
+            )
 
 
 def refuse_another_task(options: argparse.Namespace, rows: list[grid.Row]) -> None:

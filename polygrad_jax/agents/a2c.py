@@ -287,7 +287,7 @@ def standardise_what_counts(advantages: Array, weights: Array) -> Array:
     """Standardise to mean 0 and unbiased standard deviation 1 over the entries that count (weights 0 to 1).
 
     DEVIATION from paper and official code, which count every entry (:func:`standardise`). Behind an imagined end the
-    advantage is minus the value of a state that nobody reaches: a twentieth of the entries, two thirds of the variance.
+    advantage is minus the value of a state that nobody reaches: a few entries in a hundred, two thirds of the variance.
     """
     total = jnp.sum(weights)
     mean = jnp.sum(weights * advantages) / jnp.maximum(total, 1.0)

@@ -104,7 +104,7 @@ def test_the_command_is_what_a_user_would_type(tmp_path):
     assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, folder, *fields)
     opts.mixed_physics = True  # a run that is resumed must be asked, too
     cell = training_runs.cell_of(opts, name, fields[:2], 7)
-    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, folder, "--mixed-physics", *fields)
+    assert cell.command[1:] == ("-m", "polygrad_jax.cli", *words, folder, *fields, "--mixed-physics")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,19 @@ def test_runs_recorded_while_the_grid_ran_stay(experiment, seed, trained, tmp_pa
     assert {r["seed"] for r in table(ours.out / f"{experiment}.csv")} >= {str(seed)}
     assert returns_of(ours, "0") == [100.0, 200.0]
     assert not [path for path in ours.out.iterdir() if path.suffix != ".csv"]
+
+
+def test_one_name_for_two_settings_is_said(trained, tmp_path, capsys):
+    """Finished seeds are not run again: tables would average runs of the two."""
+    trained |= {0: (0, (1.0,)), 1: (0, (2.0,))}
+    assert training_runs.run_grid(options(tmp_path, setting=["wide: --a2c.min-std 0.3"])) == 0
+    assert training_runs.run_grid(options(tmp_path, setting=["wide: --a2c.min-std 0.3"], seeds=[0, 1])) == 0
+    assert "warning" not in capsys.readouterr().err
+    again = options(tmp_path, setting=["wide: --a2c.min-std 0.4", "other: --a2c.min-std 0.5"], seeds=[0, 1])
+    assert training_runs.run_grid(again) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line[:31] for line in said] == [f"warning: seed {seed} of wide is ther" for seed in (0, 1)]
+    assert all("--run wide-seed" in line and "--a2c.min-std 0.3" in line for line in said)
 
 
 def test_a_seed_twice_is_refused(trained, tmp_path):
