@@ -43,8 +43,8 @@ from polygrad_jax.world_models.rollout import begin, roll_out, under
 
 WINDOW = 2
 """States per training window: one whole transition each, drawn uniformly as MBPO does; longer ones would fill a batch
-with neighbours. The second state's reward and terminal are learnt from too: no window begins with an episode's end,
-unless the episode ends at its first step."""
+with neighbours. The second state's reward is learnt from too, and its terminal where it ends the episode: no window
+begins with an episode's end, unless the episode ends at its first step."""
 HELDOUT_SHARE = 0.1
 """Share of all transitions that never train."""
 HELDOUT_DECAY = 0.99
@@ -70,7 +70,7 @@ class Lesson(NamedTuple):
     targets: Array  # [B, H, D] normalised
     terminals: Array  # [B, H]
     known: Array  # [B, H, D] 1 where the target is what the environment did
-    taken: Array  # [B, H] 1 for real steps, 0 for padding
+    judged: Array  # [B, H] 1 where the terminal is learnt from
 
 
 # --- what a batch teaches --------------------------------------------------------------------------------------------
@@ -84,19 +84,22 @@ def inputs_of(raw_obs: Array, raw_actions: Array, normaliser: Normaliser, how: E
 def lesson_of(segment: Segment, normaliser: Normaliser, how: Execution) -> Lesson:
     """What windows ``[B, H]`` in raw units teach.
 
-    The last state has no successor here, and the one behind a terminal is padding: those changes are not known.
+    The last state has no successor here, and the one behind a terminal is padding: those changes are not known. Windows
+    of two have every step of an episode twice, as their first and as their second one, but for its last step, which is
+    a second one alone: unless the other second ones were left out, ends would be learnt at half their odds.
     """
     observations = normalise(segment.observations, normaliser.observations)
     changes = jnp.pad(observations[:, 1:] - observations[:, :-1], ((0, 0), (0, 1), (0, 0)))
     rewards = normalise(segment.rewards[..., None], normaliser.rewards)
     taken = happened(segment.terminals)
+    judged = taken.at[:, 1].multiply(segment.terminals[:, 1]) if taken.shape[1] == WINDOW else taken
     followed = (taken * (1.0 - segment.terminals)).at[:, -1].set(0.0)
     return Lesson(
         inputs=inputs_of(segment.observations, segment.actions, normaliser, how),
         targets=jnp.concatenate([changes, rewards], axis=-1),
         terminals=segment.terminals,
         known=jnp.concatenate([jnp.repeat(followed[..., None], changes.shape[-1], -1), taken[..., None]], axis=-1),
-        taken=taken,
+        judged=judged,
     )
 
 
@@ -315,7 +318,7 @@ def _member_loss(
     """``(loss, (metrics, sum of held-out squared errors))`` of one member; ``counts [B, H]`` are its draws."""
     gaussian = gaussian_loss(prediction, lesson.targets, counts[..., None] * lesson.known)
     entropy = optax.sigmoid_binary_cross_entropy(prediction.terminal_logit, lesson.terminals)
-    terminal = weighted_mean(entropy, counts * lesson.taken)
+    terminal = weighted_mean(entropy, counts * lesson.judged)
     loss = gaussian + terminal + regularisation(params, config.weight_decay)
     # Steps of which every channel is known, so that one number of steps serves all.
     errors = (held * lesson.known[..., 0] * jnp.square(prediction.mean - lesson.targets).mean(-1)).sum()

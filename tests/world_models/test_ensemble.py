@@ -108,8 +108,19 @@ def test_a_step_teaches_what_is_known_of_it():
     np.testing.assert_allclose(lesson.targets[1, :2], [[0, 2, 0], [0, 0, 2]], atol=1e-5)
     np.testing.assert_array_equal(lesson.known[0], [[1, 1, 1], [1, 1, 1], [0, 0, 1]])
     np.testing.assert_array_equal(lesson.known[1], [[1, 1, 1], [0, 0, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(lesson.taken, [[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(lesson.judged, [[1, 1, 1], [1, 1, 0]])
     np.testing.assert_allclose(lesson.inputs[0], [[0, 0, 0.5], [1, -1, 1], [2, -1, -1]], atol=1e-6)  # clipped
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_windows_of_two_judge_every_step_of_an_episode_once(length):
+    """All windows of an episode that ends: the end counts as much as any step, and so do its odds."""
+    first = np.arange(max(length - 1, 1))
+    rows = np.minimum(np.stack([first, first + 1], 1), length - 1)
+    ends = (rows == length - 1).astype(np.float32)
+    windows = Segment(np.zeros((*rows.shape, 2)), np.zeros((*rows.shape, 1)), np.zeros(rows.shape), jnp.asarray(ends))
+    judged = np.asarray(jax.jit(ensemble.lesson_of, static_argnums=2)(windows, NORMALISER, "clipped").judged)
+    np.testing.assert_array_equal(np.bincount(rows.ravel(), judged.ravel()), np.ones(length))
 
 
 def test_one_step_in_ten_is_held_out_whatever_window_it_is_in():
@@ -221,7 +232,7 @@ def test_the_numbers_of_an_update_are_those_of_its_parts(counted, state):
         nll = weights * (squares / np.exp(log_var) + log_var)
         gaussian.append((nll.sum((0, 1)) / weights.sum((0, 1))).mean())
         likely = 1 / (1 + np.exp(-np.where(lesson.terminals > 0, odds, -odds)))  # of what happened
-        terminal.append(-(drawn * lesson.taken * np.log(likely)).sum() / (drawn * lesson.taken).sum())
+        terminal.append(-(drawn * lesson.judged * np.log(likely)).sum() / (drawn * lesson.judged).sum())
         errors.append(squares[known].mean(-1).sum())
     rest = jax.jit(jax.vmap(ensemble.regularisation, in_axes=(0, None)))(state.params, 1e-4)
     total = np.array(gaussian) + np.array(terminal) + np.asarray(rest)
