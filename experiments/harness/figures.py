@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+from polygrad_jax.runs.run_folder import one_line_on_disk_trouble
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 """Colours that are told apart by colour-blind readers too (Okabe and Ito), blue first."""
 GREY = "#7F7F7F"
@@ -54,12 +56,17 @@ def figure(
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure, whole or not at all."""
+    """Write a matplotlib figure, whole or not at all.
+
+    Raises:
+      ConfigError: the disk is full, or one may not write there.
+    """
     for axis in figure.axes:
         move_apart(axis)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
+    with one_line_on_disk_trouble(path):
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
 
 
 def label_end(axis: Any, x: float, y: float, text: str, colour: str, size: int = 9) -> None:

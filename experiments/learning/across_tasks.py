@@ -188,11 +188,11 @@ def main() -> int:
     try:
         algorithms = algorithms_of(options)
         standing = standings(algorithms)
+        print("\n".join(table(algorithms, standing)))
+        draw(list(algorithms[options.against]), standing, options.out / "across_tasks.png")
     except ConfigError as error:
         print(f"across_tasks: {error}", file=sys.stderr)
         return in_venv.BAD_INPUT
-    print("\n".join(table(algorithms, standing)))
-    draw(list(algorithms[options.against]), standing, options.out / "across_tasks.png")
     return 0
 
 

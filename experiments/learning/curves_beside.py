@@ -74,10 +74,14 @@ def rows_of(out: Path, experiment: str, option: str) -> list[grid.Row]:
 
 
 def check_curves(path: Path, rows: list[grid.Row]) -> None:
-    """Raise ConfigError where these are not rows of learning curves, or a value is no finite number."""
+    """Raise ConfigError where these are not learning curves, a value is no finite number, or one is there twice."""
     if rows and (missing := [name for name in CURVE_COLUMNS if name not in rows[0]]):
         raise ConfigError(f"{path} has no column {missing[0]}; allowed: learning curves of training_runs.py")
+    seen: dict[tuple[str, ...], int] = {}
     for line, row in enumerate(rows, start=2):
+        key = tuple(row[name] for name in CURVE_COLUMNS if name != "value")
+        if (first := seen.setdefault(key, line)) != line:
+            raise ConfigError(f"{path}, line {line}: the same as line {first} ({', '.join(key)}); allowed: each once")
         try:
             finite = math.isfinite(float(row["value"])) and int(row["env_step"]) >= 0
         except (TypeError, ValueError):
@@ -169,11 +173,11 @@ def main() -> int:
                 f"allowed: an experiment on {rows[0]['env_name']}"
             )
         refuse_mixed(options, rows, baselines)
+        published = published_of(task_and_version(rows[0])[0])
+        draw(rows, baselines, published, options.out / f"{options.experiment}_beside.png")
     except ConfigError as error:
         print(f"curves_beside: {error}", file=sys.stderr)
         return in_venv.BAD_INPUT
-    published = published_of(task_and_version(rows[0])[0])
-    draw(rows, baselines, published, options.out / f"{options.experiment}_beside.png")
     return 0
 
 

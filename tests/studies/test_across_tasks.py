@@ -95,3 +95,19 @@ def test_a_csv_that_cannot_be_read_is_named(tmp_path, run):
 def test_evaluations_up_to_a_step_make_lengths_equal(tmp_path, run):
     write(tmp_path, "one", {"ours": runs(2), "theirs": {0: [1, 1, 1, 1, 9, 9, 9]}})
     assert cells(run("--experiments", "one", "--until", "20000")[1])["theirs"][0] == "1"
+
+
+def test_an_evaluation_that_is_there_twice_is_named(tmp_path, run):
+    write(tmp_path, "one", {"ours": runs(1)})
+    path = tmp_path / "one.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+    code, _, errors = run("--experiments", "one")
+    assert code == 2 and f"one.csv, line {len(lines) + 1}: the same as line 2 (ours, " in errors
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path, run):
+    write(tmp_path, "one", {"ours": runs(1), "theirs": runs(1)})
+    (tmp_path / "across_tasks.png").mkdir()
+    code, _, errors = run("--experiments", "one")
+    assert code == 2 and "across_tasks.png cannot be written: " in errors and errors.count("\n") == 1
