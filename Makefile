@@ -128,14 +128,12 @@ figures: $(INSTALLED)
 	@for benchmark in limits scaling; do \
 	  $(BIN)/python benchmarks/$$benchmark.py --out results/$$benchmark --figure-only || exit; \
 	done
-	@for curves in hopper hopper_long walker2d_long halfcheetah_long; do \
-	  $(BIN)/python experiments/learning/curves_beside.py --experiment $$curves --beside $${curves%_long}_model_free \
+	@for curves in hopper $(foreach task,hopper walker2d halfcheetah,$(task)_long $(task)_a2c_options); do \
+	  $(BIN)/python experiments/learning/curves_beside.py --experiment $$curves --beside $${curves%%_*}_model_free \
 	    --out results/learning_curves || exit; \
 	done
-	@$(BIN)/python experiments/learning/curves_beside.py --experiment hopper_a2c_options --beside hopper_model_free \
-	  --out results/learning_curves
 	@$(BIN)/python experiments/learning/across_tasks.py --against PolyGRAD --out results/learning_curves \
-	  --experiments $(foreach task,hopper walker2d halfcheetah,$(task)_long $(task)_model_free)
+	  --experiments $(foreach task,hopper walker2d halfcheetah,$(task)_long $(task)_a2c_options $(task)_model_free)
 	@for folder in results/archive/preset_search_1 results/archive/preset_search_2; do \
 	  echo "$$folder"; $(BIN)/python experiments/archive/plot_search.py $$folder || exit; \
 	done

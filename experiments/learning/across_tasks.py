@@ -25,6 +25,7 @@ from experiments.harness import in_venv
 
 # isort: split
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -162,13 +163,14 @@ def draw(tasks: Sequence[str], standing: dict[str, Standing], path: Path) -> Non
     every = np.concatenate([run for of in standing.values() for run in of.scores])
     thresholds = np.linspace(min(0.0, every.min()) - 0.02, every.max() + 0.02, POINTS)
     with figures.figure(path, columns=2, size=(11.0, 4.4)) as (figure, (axes,)):
-        for place, (name, own) in enumerate(standing.items()):
+        for place, own in enumerate(standing.values()):
             colour = figures.PALETTE[place % len(figures.PALETTE)]
-            axes[0].plot(thresholds, statistics.performance_profile(own.scores, thresholds), color=colour, label=name)
+            axes[0].plot(thresholds, statistics.performance_profile(own.scores, thresholds), color=colour)
             draw_estimate(axes[1], place, own.middle, colour)
         axes[0].set(xlabel=f"return over the mean of {first}", ylabel="share of runs above it, mean over tasks")
-        axes[0].legend(frameon=False, fontsize=8)
         axes[1].set_yticks(range(len(standing)), list(standing), fontsize=8)
+        for label, colour in zip(axes[1].get_yticklabels(), itertools.cycle(figures.PALETTE), strict=False):
+            label.set_color(colour)  # the legend of both
         axes[1].invert_yaxis()
         axes[1].set(xlabel="interquartile mean of all runs, 95 % of the bootstrap")
         seeds = len(standing[first].scores[0])
