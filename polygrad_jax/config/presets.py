@@ -253,8 +253,8 @@ def cpu_a2c(env: str) -> Config:
 def cpu_a2c_passes(env: str) -> Config:
     """A2C in clipped passes on two cores, in about three quarters of an hour of one: what PPO does, on imagined data.
 
-    Command: ``make train ENV=hopper PRESET=cpu_a2c_passes``. Found on Hopper. HalfCheetah
-    is slower, and Walker2d is not learnt (``results/learning_curves``). What differs from ``cpu_a2c``, and why:
+    Command: ``make train ENV=hopper PRESET=cpu_a2c_passes``. Found on Hopper; HalfCheetah is slower,
+    and Walker2d is not learnt (``results/learning_curves``). What differs from ``cpu_a2c``, and why:
 
     - The discount's horizon is 200 steps. With 100 Hopper leaps once and falls, for 450; with 200 it stands, then hops.
     - The agent takes a step for each of four minibatches under a clipped ratio, at rates that fall to 0. Observations
