@@ -176,13 +176,13 @@ def main() -> int:
             code = grid.run([cell(*point, options.seconds, folder) for point in points], table, options)
         elif not table.is_file():
             raise ConfigError(f"--out is {options.out}; allowed with --figure-only: a folder with a {TABLE}")
+        if table.is_file():
+            rows = grid.read_csv(table)
+            say(rows)
+            draw(rows, options.out)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    if table.is_file():
-        rows = grid.read_csv(table)
-        say(rows)
-        draw(rows, options.out)
     return code
 
 

@@ -46,7 +46,7 @@ from polygrad_jax.networks.denoisers import EMBED_DIM
 from polygrad_jax.training.collecting import empty_chunk, make_decide, on_the_host
 from polygrad_jax.training.devices import make_mesh, place_state
 from polygrad_jax.training.seeds import of_seed, over_seeds, stacked
-from polygrad_jax.training.step import compile_learn, make_steps
+from polygrad_jax.training.step import compile_learn, make_draw, make_steps
 from polygrad_jax.training.train_state import TrainState
 from polygrad_jax.types import Agent, Experience, Transitions, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model_for_agent
@@ -209,13 +209,10 @@ def seconds_of_parts(
 ) -> dict[str, float]:
     """Return median seconds of one imagination, one policy update and one model update, each compiled alone."""
     normaliser = jax.jit(normalisers.to_normaliser)(state.replay.moments)
-    key, window = jax.random.key(0), world_model.window or config.horizon
-    size = world_model.batch_size or config.model_training.batch_size
+    key = jax.random.key(0)
     draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
     contexts = draw(state.replay, key, config.a2c.trajectories, world_model.context_length)
-    batch = jax.jit(
-        lambda replay: replays.sample(replay, key, size, window, history=world_model.history)
-    )(state.replay)
+    batch = jax.jit(make_draw(world_model, config))(state.replay, key)
     imagine, policy = jax.jit(world_model.imagine), agent.policy(state.agent)
     segment, _ = imagine(state.world_model, policy, contexts, normaliser, key)
     improve_policy, improve_model = jax.jit(agent.update), jax.jit(world_model.update)

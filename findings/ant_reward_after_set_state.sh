@@ -12,7 +12,7 @@
 # Seen: Ant-v5: state 0.0, reward 0.0419; Humanoid-v5: state 0.0, reward 0.0006; Hopper-v5: state 0.0, reward 0.0
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet "gymnasium[mujoco]==1.4.0" "mujoco==4.0.0" "numpy==2.4.6"
 "$folder/venv/bin/python" - 2> "$folder/warnings" <<'PYTHON'

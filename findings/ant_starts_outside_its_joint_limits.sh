@@ -14,7 +14,7 @@
 #       fastest joint after a zero action: 10.5 rad/s, from the file's pose 0.01 rad/s
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet "gymnasium[mujoco]==1.4.0" "mujoco==4.0.0" "numpy==2.4.6"
 "$folder/venv/bin/python" - 2> "$folder/warnings" <<'PYTHON'

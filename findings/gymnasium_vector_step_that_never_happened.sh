@@ -14,7 +14,7 @@
 # Seen: of 2000 transitions 90 never happened; actions -1 and 1, next state equal: True
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet "gymnasium[mujoco]==1.4.0" "mujoco==4.0.0" "numpy==2.4.6"
 "$folder/venv/bin/python" -W ignore - 2> "$folder/warnings" <<'PYTHON'

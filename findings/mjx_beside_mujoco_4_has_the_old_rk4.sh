@@ -15,7 +15,7 @@
 #       mujoco 4.0.0, mjx 3.17.0: positions differ by 5.0e-07 after 1 step, 3.8e-05 after 100
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 cat > "$folder/throw.py" <<'PYTHON'
 import contextlib

@@ -15,7 +15,7 @@
 # Seen: Hopper-v5: 62% of the velocity, Ant-v5: 79%, HalfCheetah-v5: 0%
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 cat > "$folder/step.py" <<'PYTHON'
 import json

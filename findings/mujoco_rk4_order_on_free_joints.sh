@@ -15,7 +15,7 @@
 #       4.0.0: errors of the orientation at 10 ms and 5 ms 1.5e-10, 9.1e-12: order 4.0
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+trap 'test $? = 0 || cat "$folder/warnings" >&2; rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 cat > "$folder/order.py" <<'PYTHON'
 import sys

@@ -175,7 +175,7 @@ class Experience:
     """What one update of an agent learns from."""
 
     imagined: Segment | None  # [trajectories, H], where the agent asks for trajectories
-    windows: Segment | None  # real ones [size, length], where it asks for windows
+    windows: Segment | None  # real ones [size, length], where it asks for windows; streams where the model reads them
     normaliser: Normaliser
     progress: Array  # [] share of the run's policy updates that have been made, 0 to 1
 

@@ -148,15 +148,17 @@ def replay_of_first_ends(window: int) -> replays.ReplayState:
 
 def batch_for(model: WorldModel, seed: int, replay_of=replay_for) -> Segment:
     """A training batch as the loop draws it."""
-    window = model.window or H
+    replay, size, window = replay_of(model.states_of_episode(H)), model.batch_size or B, model.window or H
+    if model.streamed:
+        return jax.jit(replays.sample_stream, static_argnums=(2, 3))(replay, jax.random.key(seed), size, window)
     sample = jax.jit(replays.sample, static_argnums=(2, 3, 4, 5, 6))
-    return sample(replay_of(window), jax.random.key(seed), model.batch_size or B, window, 0, 1, model.history)
+    return sample(replay, jax.random.key(seed), size, window, 0, 1, model.history)
 
 
 def contexts_for(model: WorldModel, seed: int, replay_of=replay_for) -> Segment:
     """Contexts as the loop draws them."""
     draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
-    return draw(replay_of(model.window or H), jax.random.key(seed), B, model.context_length)
+    return draw(replay_of(model.states_of_episode(H)), jax.random.key(seed), B, model.context_length)
 
 
 def same_shapes(a, b) -> bool:

@@ -65,8 +65,11 @@ def save_figure(figure: Any, path: Path) -> None:
         move_apart(axis)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     with one_line_on_disk_trouble(path):
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
+        try:
+            figure.savefig(temporary, dpi=150)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def label_end(axis: Any, x: float, y: float, text: str, colour: str, size: int = 9) -> None:

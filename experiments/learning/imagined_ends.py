@@ -61,7 +61,7 @@ def cells(options: argparse.Namespace) -> dict[str, Path]:
 def contexts_of(run: OpenedRun, states: str) -> Segment:
     """Draw the first states ``[B, 1]`` of the newest windows, or of any."""
     recent = TRAJECTORIES if states == "recent" else 0
-    horizon = run.world_model.window or run.config.horizon
+    horizon = run.world_model.states_of_episode(run.config.horizon)
     draw_windows = jax.jit(replays.sample, static_argnums=(2, 3, 4, 5))
     windows = draw_windows(run.replay, jax.random.key(0), TRAJECTORIES, horizon, recent, NEWEST)
     first = jax.tree.map(lambda x: x[:, :1], windows)

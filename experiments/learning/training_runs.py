@@ -206,7 +206,7 @@ def warn_of_other_commands(options: argparse.Namespace, settings: dict[str, list
     """Say which recorded runs of these settings had other words: one name stands for one setting in every table."""
     for row in grid.read_if_there(options.out / f"{RUNS}.csv"):
         name, seed = row["exp_name"], row["seed"]
-        if row["experiment"] != options.experiment or name not in settings:
+        if row["experiment"] != options.experiment or name not in settings or int(seed) not in options.seeds:
             continue
         if row["command"] != recorded_command(options, name, settings[name], seed):
             print(

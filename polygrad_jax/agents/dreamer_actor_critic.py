@@ -95,7 +95,7 @@ def make_dreamer_agent(config: Config, spec: EnvSpec, world_model: WorldModel) -
     def learn(
         state: LatentPolicyState, model_state: Any, experience: Experience, key: Array
     ) -> tuple[LatentPolicyState, Metrics]:
-        # DEVIATION from Dreamer-v3, which imagines from the windows that its model has just learnt from: own windows.
+        # DEVIATION from Dreamer-v3, which imagines from the streams that its model has just learnt from: own streams.
         params = latent.params_of(model_state)
         observe_key, imagine_key = jax.random.split(key)
         latents, real = latent.observe(params, experience.windows, observe_key)

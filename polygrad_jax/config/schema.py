@@ -175,7 +175,9 @@ class ModelTrainingConfig:
     recent_share: float = option(
         0.0, "Fraction of each batch drawn from the newest windows only. 0 is the paper's uniform replay.", UNIT
     )
-    recent_windows: int = option(5_000, "Number of windows that recent_share counts as the newest.", AT_LEAST_1)
+    recent_windows: int = option(
+        5_000, "Number of windows that recent_share counts as the newest; of dreamer, streams.", AT_LEAST_1
+    )
     padded_actions: Literal["repeated", "drawn"] = option(
         "repeated",
         "Actions that pad a training window beyond the end of its episode: the last action repeated, or actions of "

@@ -16,6 +16,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,14 +152,22 @@ def _placed(where: str, name: str, value: np.ndarray | None, wanted: Any) -> Any
     return value if isinstance(wanted, np.ndarray | np.generic) else jnp.array(value)
 
 
-class _FinishingLoop(asyncio.SelectorEventLoop):
-    """An event loop that closes when what it has begun is finished, or a minute later."""
+def _finishing(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Have an event loop close when what it has begun is finished, or ten seconds later."""
+    close_now = loop.close
 
-    def close(self) -> None:
-        self.set_exception_handler(lambda loop, context: None)  # the first failure is what was raised
-        if not self.is_closed() and (begun := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.wait(begun, timeout=60.0))
-        super().close()
+    def close() -> None:
+        loop.set_exception_handler(lambda loop, context: None)  # the first failure is what was raised
+        if not loop.is_closed() and (begun := asyncio.all_tasks(loop)):
+            loop.run_until_complete(asyncio.wait(begun, timeout=10.0))
+        close_now()
+
+    loop.close = close
+    return loop
+
+
+_SILENCING = threading.RLock()
+"""Held where names of other modules are replaced: two threads would put back each other's."""
 
 
 @contextlib.contextmanager
@@ -168,12 +177,14 @@ def _orbax_silent() -> Iterator[None]:
     It logs every error with its stack. And it closes its event loop at the first array that cannot be read: of each
     that is read afterwards tensorstore or asyncio would print the stack.
     """
-    logger, new_event_loop = logging.getLogger("absl"), asyncio.new_event_loop
-    before, logger.disabled, asyncio.new_event_loop = logger.disabled, True, _FinishingLoop
-    try:
-        yield
-    finally:
-        logger.disabled, asyncio.new_event_loop = before, new_event_loop
+    with _SILENCING:
+        logger, new_event_loop = logging.getLogger("absl"), asyncio.new_event_loop
+        before, logger.disabled = logger.disabled, True
+        asyncio.new_event_loop = lambda: _finishing(new_event_loop())
+        try:
+            yield
+        finally:
+            logger.disabled, asyncio.new_event_loop = before, new_event_loop
 
 
 def _remove(path: Path) -> None:

@@ -211,7 +211,7 @@ class CannotBeJudgedError(ConfigError):
 class Judge:
     """The error of imagined trajectories from the same stored states, whatever the model, with the same draws.
 
-    A trajectory counts until MuJoCo ends it: what comes behind is in no data: no model can know it.
+    A trajectory counts until MuJoCo ends it: what comes behind is in no data, and no model can know it.
 
     Raises:
       CannotBeJudgedError: the data lack what it takes, or the horizon is too short.

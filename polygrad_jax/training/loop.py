@@ -512,8 +512,9 @@ def restore(
     refilled = run.collecting.refill(state, insert, stored)
     counters = ("total", "head", "tail", "open_length")
     more = int(refilled.replay.tail) - int(saved.replay.tail)
-    if more > 0 and more == first_ends(stored):
-        counters = ("total", "open_length")  # saved by a version in which these episodes had no window
+    if run.world_model.streamed or (more > 0 and more == first_ends(stored)):
+        # Saved by a version in which episodes of one step had no window, or in which a streamed model read windows.
+        counters = ("total", "open_length")
     for counter in counters:
         have, want = int(getattr(refilled.replay, counter)), int(getattr(saved.replay, counter))
         if have != want:

@@ -22,7 +22,7 @@ from polygrad_jax.data import replay as replays
 from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.training.devices import on_all, shared_out
 from polygrad_jax.training.train_state import TrainState, key_for, make_init
-from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Transitions, WorldModel
+from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Segment, Transitions, WorldModel
 
 # The run stops, naming it, when one of these is not finite: the first three after every step; the state, whose damage
 # shows in the next loss, whenever the host looks at the run, and so before every checkpoint.
@@ -102,28 +102,38 @@ def all_finite(tree: Any) -> Array:
     return jnp.stack([jnp.bool_(True), *(jnp.isfinite(x).all() for x in floats)]).all()
 
 
+def make_draw(world_model: WorldModel, config: Config) -> Callable[[replays.ReplayState, Array], Segment]:
+    """Make the function that draws a batch for one update of a world model: windows, or streams."""
+    training = config.model_training
+    window, size = world_model.window or config.horizon, world_model.batch_size or training.batch_size
+    recent = round(training.recent_share * size)
+
+    def draw(replay: replays.ReplayState, key: Array) -> Segment:
+        windows_key, padded_key = jax.random.split(key)
+        if world_model.streamed:
+            return replays.sample_stream(replay, windows_key, size, window, recent, training.recent_windows)
+        batch = replays.sample(
+            replay, windows_key, size, window, recent, training.recent_windows, world_model.history
+        )
+        if training.padded_actions == "drawn":
+            batch = replays.draw_padded_actions(replay, padded_key, batch)
+        return batch
+
+    return draw
+
+
 def make_model_update(world_model: WorldModel, config: Config, mesh: Mesh | None = None) -> ModelUpdate:
     """Make the one update of a world model from a replay (line 6): the loop, fixed data and the library call it.
 
     Args:
       mesh: the devices among which batches are shared out; None for one.
     """
-    training = config.model_training
-    window, size = world_model.window or config.horizon, world_model.batch_size or training.batch_size
-    recent = round(training.recent_share * size)
+    draw = make_draw(world_model, config)
 
     def update_model(
         model_state: Any, replay: replays.ReplayState, normaliser: Normaliser, batch_key: Array, update_key: Array
     ) -> tuple[Any, Metrics]:
-        windows_key, padded_key = jax.random.split(batch_key)
-        if world_model.streamed:
-            batch = replays.sample_stream(replay, windows_key, size, window, recent, training.recent_windows)
-        else:
-            batch = replays.sample(
-                replay, windows_key, size, window, recent, training.recent_windows, world_model.history
-            )
-            if training.padded_actions == "drawn":
-                batch = replays.draw_padded_actions(replay, padded_key, batch)
+        batch = draw(replay, batch_key)
         return world_model.update(model_state, shared_out(batch, mesh), normaliser, update_key)  # Algorithm 1
 
     return update_model

@@ -79,15 +79,20 @@ def require_capacity(capacity: int, window: Window) -> None:
 
 def say_uncovered(replay: replays.ReplayState, window: Window) -> None:
     """Say how many stored transitions are in no window, where there are any."""
-    outside, stored = map(int, _uncovered(replay, window.of_episode))
+    outside, stored = _counted(replay, window)
     if outside:
         announce(f"warning: {outside:,} of {stored:,} stored transitions are in no training window ({window})")
 
 
 def uncovered_share(replay: replays.ReplayState, window: Window) -> dict[str, float]:
     """Return the share of the stored transitions that are in no window, under its name as a metric."""
-    outside, stored = map(int, _uncovered(replay, window.of_episode))
+    outside, stored = _counted(replay, window)
     return {"replay/uncovered_share": outside / max(stored, 1)}
+
+
+def _counted(replay: replays.ReplayState, window: Window) -> tuple[int, int]:
+    outside, stored = map(int, _uncovered(replay, window.of_episode))
+    return (0 if window.streamed else outside), stored  # a stream may begin at any transition
 
 
 _uncovered = jax.jit(replays.uncovered, static_argnums=1)
@@ -108,7 +113,7 @@ def require_windows(replay: replays.ReplayState, window: Window) -> None:
     slots = np.arange(max(total - capacity, 0), total - int(replay.open_length)) % capacity
     lengths = np.asarray(replay.steps)[slots] + 1
     longest = int(lengths.max(initial=0))
-    if longest == 0 or longest >= window.states or np.asarray(replay.terminals)[slots].any():
+    if longest == 0 or longest >= window.of_episode or np.asarray(replay.terminals)[slots].any():
         why = "the episode that has not ended has overwritten the others"
         remedy = f"allowed: loop.replay_capacity of more than {capacity}"
     else:

@@ -107,8 +107,15 @@ def test_what_ends_is_learnt_from_however_short_and_what_is_cut_off_is_not(lengt
 @pytest.mark.parametrize("terminated", [False, True])
 def test_an_episode_that_overwrites_all_others_asks_for_room(terminated):
     replay = replay_of_episodes([12, 13], terminated, behind=ROOM - 1)
-    with pytest.raises(ConfigError, match="overwritten the others; allowed: loop.replay_capacity of more than 64"):
-        require_windows(replay, Window(10))
+    for window in (Window(10), Window(40, streamed=True)):
+        with pytest.raises(ConfigError, match="overwritten the others; allowed: loop.replay_capacity of more than 64"):
+            require_windows(replay, window)
+
+
+def test_a_stream_leaves_nothing_out():
+    replay = replay_of_episodes([1] * 9, terminated=False, behind=20, least=2)
+    assert uncovered_share(replay, Window(10)) == {"replay/uncovered_share": 1.0}
+    assert uncovered_share(replay, Window(10, streamed=True)) == {"replay/uncovered_share": 0.0}
 
 
 def test_a_world_model_of_ones_own_with_long_windows_is_named():

@@ -512,9 +512,12 @@ def test_starts_that_are_padding_do_not_count():
     assert all_equal(after(starts), after(other)) and not all_equal(after(starts), after(starts + 0.1))
 
 
-@pytest.mark.parametrize("gradient", ["reinforce", "backprop"])
-def test_it_learns_in_the_latent_space_of_the_world_model(fitted, gradient):
-    """The system above pays the action, and ends over 0.9: the mean goes up from about 0, yet not over the edge."""
+@pytest.mark.parametrize(("gradient", "gain"), [("reinforce", 2.0), ("backprop", 0.5)])
+def test_it_learns_in_the_latent_space_of_the_world_model(fitted, gradient, gain):
+    """The system above pays the action, and ends over 0.9: the mean goes up from about 0, yet not over the edge.
+
+    An end is predicted as happening or not (as published), which has no slope: backprop goes too far.
+    """
     latent = make_latent_model(CONFIG, SPEC)
     config = dataclasses.replace(POLICY, horizon=5, gamma=0.9, gradient=gradient)
     before = learner.init(jax.random.key(1), latent.feature_size, 1, config)
@@ -544,5 +547,5 @@ def test_it_learns_in_the_latent_space_of_the_world_model(fitted, gradient):
     assert real.sum() == 7 * 8 + 4
     returns = np.asarray(metrics["agent/return_mean"])
     print("returns of the first update and of the last ten:", returns[0], returns[-10:].mean())
-    assert returns[-10:].mean() > returns[0] + 0.5
+    assert returns[-10:].mean() > returns[0] + gain
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(after))
