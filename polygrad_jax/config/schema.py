@@ -307,9 +307,9 @@ class DreamerAgentConfig:
     layers: int = option(2, "Hidden layers of actor and critic.", AT_LEAST_1)
     gamma: float = option(0.997, "Discount factor.", UNIT)
     gradient: Literal["reinforce", "backprop"] = option(
-        "backprop",
-        "Estimator of the actor's gradient: through the learnt dynamics (Dreamer-v3's code of January 2023 for "
-        "continuous actions, and the PolyGRAD paper's baseline), or from log-probabilities (its 2024 revision).",
+        "reinforce",
+        "Estimator of the actor's gradient: from log-probabilities (the 2024 revision of Dreamer-v3), or through the "
+        "learnt dynamics (its code of January 2023 for continuous actions, and the PolyGRAD paper's baseline).",
     )
     entropy_weight: float = option(3e-4, "Weight of the entropy bonus.", AT_LEAST_0)
     learning_rate: float = option(3e-5, "Learning rate of Adam, for actor and critic.", POSITIVE)

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from polygrad_jax.config import Config, EnvSpec, model_updates_per_policy_update, planned_policy_updates
 from polygrad_jax.data import normaliser as normalisers
 from polygrad_jax.data import replay as replays
-from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.training.devices import on_all, shared_out
 from polygrad_jax.training.train_state import TrainState, key_for, make_init
 from polygrad_jax.types import Agent, Array, Experience, Metrics, Normaliser, Params, Segment, Transitions, WorldModel
@@ -178,8 +177,7 @@ def make_steps(
         learnt, metrics = agent.update(state.agent, state.world_model, experience, learn_key)  # 8
         told = {name: x for name, x in aux.items() if name != "guidance/largest_delta"}
         if imagined is not None:
-            taken = happened(imagined.terminals)
-            told["imagination/reward_mean"] = jnp.sum(taken * imagined.rewards) / jnp.sum(taken)
+            told["imagination/reward_mean"] = jnp.mean(imagined.rewards)
             ends = jnp.any(imagined.terminals > 0.5, axis=1)
             told["imagination/terminal_rate"] = jnp.mean(ends.astype(jnp.float32))
         finite = all_finite(metrics if imagined is None else imagined)
