@@ -75,27 +75,28 @@ def kl_losses(posterior: Array, prior: Array, free_nats: float) -> tuple[Array, 
 
 def observe(
     ask: Ask, params: Params, raw_obs: Array, actions: Array, first: Array, key: Array
-) -> tuple[Latent, Array]:
-    """Posterior latents along real steps: ``(Latent [B, T], log-probabilities [B, T, L, K])``.
+) -> tuple[Latent, Array, Array]:
+    """Posterior latents along real steps: ``(Latent [B, T], log-probabilities [B, T, L, K], following [B, T, D])``.
+
+    ``following[:, t]`` is the recurrent state that step t leads to, also where the next step begins anew.
 
     Args:
       raw_obs, actions: ``[B, T, O]`` and ``[B, T, A]``, raw; ``actions[:, t]`` is taken in ``raw_obs[:, t]``.
       first: ``[B, T]`` bool: nothing of what came before step t is known.
     """
-    initial = ask(params, "initial", raw_obs.shape[0])
     embedded = ask(params, "embed", raw_obs)
-    before = jnp.concatenate([jnp.zeros_like(actions[:, :1]), actions[:, :-1]], axis=1)
+    fresh = ask(params, "advance", ask(params, "initial", raw_obs.shape[0]), jnp.zeros_like(actions[:, 0]))
 
-    def step(latent: Latent, inputs: tuple[Array, ...]) -> tuple[Latent, tuple[Latent, Array]]:
+    def step(deter: Array, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Latent, Array, Array]]:
         embedded, action, first, key = inputs
-        latent = jax.tree.map(lambda new, old: jnp.where(_as_wide(first, old), new, old), initial, latent)
-        deter = ask(params, "advance", latent, jnp.where(first[:, None], 0.0, action))
+        deter = jnp.where(first[:, None], fresh, deter)
         log_probs = ask(params, "posterior", deter, embedded)
         latent = Latent(deter, draw(key, log_probs))
-        return latent, (latent, log_probs)
+        following = ask(params, "advance", latent, action)
+        return following, (latent, log_probs, following)
 
-    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (embedded, before, first))
-    _, outputs = jax.lax.scan(step, initial, (*by_time, jax.random.split(key, raw_obs.shape[1])))
+    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (embedded, actions, first))
+    _, outputs = jax.lax.scan(step, fresh, (*by_time, jax.random.split(key, raw_obs.shape[1])))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), outputs)
 
 
@@ -129,15 +130,16 @@ def losses(
     """
     posterior_key, prior_key = jax.random.split(key)
     segment, real = without_padding(segment)
-    latents, posterior = observe(
+    latents, posterior, deter = observe(
         ask, params, segment.observations, segment.actions, segment.begins, posterior_key
     )
-    prior = ask(params, "prior", latents.deter)
+    foreseen = ask(params, "prior", deter)
+    at_begins = ask(params, "prior", latents.deter[:, :1])  # the same wherever something begins
+    prior = jnp.where(_as_wide(segment.begins, foreseen), at_begins, jnp.roll(foreseen, 1, axis=1))
     decoded = ask(params, "decode", features(latents))
     dynamics, representation = kl_losses(posterior, prior, FREE_NATS)
 
-    deter = ask(params, "advance", latents, segment.actions)
-    drawn = jax.lax.stop_gradient(draw(prior_key, ask(params, "prior", deter)))
+    drawn = jax.lax.stop_gradient(draw(prior_key, foreseen))
     seen = jnp.roll(latents.stoch, -1, axis=1)
     goes_on = (real[:, 1:] > 0) & ~segment.begins[:, 1:]
     has_posterior = jnp.concatenate([goes_on, jnp.zeros_like(goes_on[:, :1])], axis=1)
@@ -262,7 +264,7 @@ def _latent_after(ask: Ask, params: Params, context: Segment, key: Array) -> Lat
     raw_obs, actions = (
         jnp.where(_as_wide(observed, x), x, 0.0) for x in (context.observations, context.actions)
     )
-    latents, _ = observe(ask, params, raw_obs, actions, first, key)
+    latents, *_ = observe(ask, params, raw_obs, actions, first, key)
     return jax.tree.map(lambda x: x[:, -1], latents)
 
 

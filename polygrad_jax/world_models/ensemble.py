@@ -87,7 +87,7 @@ def lesson_of(segment: Segment, normaliser: Normaliser, how: Execution) -> Lesso
     The last state has no successor here, and the one behind a terminal is padding: those changes are not known. Windows
     of two have every step of an episode twice, as their first and as their second one, but for its last step, which is
     a second one alone: unless the other second ones were left out, ends would be learnt at half their odds. Windows of
-    H have it in H - 1 in place of H, as those of every model here: nine tenths at a horizon of ten.
+    H have it in H - 1 in place of H, whatever learns from them: nine tenths at a horizon of ten.
     """
     observations = normalise(segment.observations, normaliser.observations)
     changes = jnp.pad(observations[:, 1:] - observations[:, :-1], ((0, 0), (0, 1), (0, 0)))

@@ -45,7 +45,7 @@ def test_seeing_step_by_step_is_observing_the_window(learnt):
     latent, params, key = make_latent_model(CONFIG, SPEC), learnt[1].params, jax.random.key(2)
     raw_obs, actions = jax.random.normal(key, (4, 6, 3)), jax.random.normal(jax.random.fold_in(key, 1), (4, 6, 2))
     first = jnp.zeros((4, 6), bool).at[:, 0].set(True)
-    whole, _ = jax.jit(lambda: observe(make_ask(CONFIG, SPEC), params, raw_obs, actions, first, key))()
+    whole, *_ = jax.jit(lambda: observe(make_ask(CONFIG, SPEC), params, raw_obs, actions, first, key))()
     before, see = None, jax.jit(latent.see)
     for k, step_key in enumerate(jax.random.split(key, 6)):
         seen = see(params, before, raw_obs[:, k], step_key)

@@ -361,7 +361,7 @@ def test_the_posterior_begins_anew_where_nothing_was_observed_before(fitted):
 
     @jax.jit
     def both(params):
-        latents, _ = dreamer.observe(ask, params, context.observations, context.actions, first, jax.random.key(0))
+        latents, *_ = dreamer.observe(ask, params, context.observations, context.actions, first, jax.random.key(0))
         return latents, ask(params, "advance", ask(params, "initial", CONTEXTS), jnp.zeros((CONTEXTS, 1)))
 
     latents, fresh = both(fitted.params)
