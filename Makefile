@@ -10,7 +10,8 @@
 # make report                makes report.html: all results but the archive's early searches beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
-# make help, make test, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
+# make test, make test-slow  what takes five minutes on two cores; whole runs and sessions, another few
+# make help, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 # make lock                  renews the pins of requirements{,-dev,-docs}.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
 # Assigned with =, so that they come from the command line only: many shells have an ENV of their own.
@@ -38,7 +39,7 @@ INSTALLED = $(VENV)/installed-$(BUILD)
 INSTALLED_DEV = $(VENV)/installed-dev-$(BUILD)
 INSTALLED_MINARI = $(VENV)/installed-minari-$(BUILD)
 
-.PHONY: help install train fit dataset figures report ablations test lint docs tensorboard accelerator benchmark lock clean
+.PHONY: help install train fit dataset figures report ablations test test-slow lint docs tensorboard accelerator benchmark lock clean
 .DEFAULT_GOAL := install
 unexport ENV
 
@@ -95,8 +96,12 @@ dataset: $(INSTALLED_MINARI)
 	  $(call option,--seed,$(SEED)) $(call option,--run,$(RUN)) $(ARGS)
 
 # One file of tests goes to one worker, so that its compiled functions are compiled once; long files first.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30
 test: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED_DEV)
+	@$(PYTEST) -m slow $(ARGS)
 
 # Section 5.4 of the paper, at a budget of two cores: a grid that resumes, whose rows and figure go to results/.
 RULES = score random_actions policy_sampling no_clipping state_update noisy_states

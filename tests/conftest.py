@@ -56,8 +56,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
+def keep_to_own_cores() -> None:
+    """Give each worker of pytest-xdist its share of the cores.
+
+    XLA starts a thread for every core that it may use: two workers whose threads meet on the same two cores take a
+    tenth longer than two with a core each.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= workers:
+            os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers])
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors; the exceptions are third parties' and say why."""
+    keep_to_own_cores()
     for line in (
         "error",
         # A donated buffer that an output cannot reuse (a smaller dtype, a metric) is freed, which is what we want.

@@ -113,6 +113,7 @@ def test_a_world_model_is_added_trained_with_and_opened_again(run_shortened):
     assert float(z.std()) == pytest.approx(1.0, abs=4 / np.sqrt(2 * z.size))  # drawn from the policy
 
 
+@pytest.mark.slow
 def test_an_environment_is_registered_and_trained_on(run_shortened):
     names = run_shortened("add_an_environment")
     run = polygrad_jax.open_run("runs/point")
@@ -127,6 +128,7 @@ def test_an_environment_is_registered_and_trained_on(run_shortened):
     assert stored.truncations.any()
 
 
+@pytest.mark.slow
 def test_own_data_are_learnt_and_imagined_under_ones_own_policy():
     names = runpy.run_path(str(FOLDER / "fit_your_own_data.py"))
     imagined = jax.device_get(names["imagined"])
@@ -160,6 +162,7 @@ def module_of(tmp_path, monkeypatch, nothing_left_registered):
     return save
 
 
+@pytest.mark.slow
 def test_a_wrapped_task_is_looked_at_and_trained_on(module_of, monkeypatch, capsys):
     """With the README example's tiny networks, whose programs are compiled already."""
     (check,) = module_of("upright_hopper")

@@ -1,7 +1,7 @@
 """Files that something else has written: refused in one line with nothing written over, or read as what they are.
 
 The mutated files are read by a program of its own with a bound on its memory, so that a hang, a crash or a huge
-allocation is seen. ``hostile_files.py`` says which verbs read them. ``make test`` tries one in sixteen;
+allocation is seen. ``hostile_files.py`` says which verbs read them. ``make test-slow`` tries one in sixteen;
 ``POLYGRAD_HOSTILE_EVERY=1`` tries all, which are above 300.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from judged import fault
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("hostile_files.py")
 EVERY = int(os.environ.get("POLYGRAD_HOSTILE_EVERY", "16"))

@@ -27,6 +27,7 @@ def told(agent, seeds, devices):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_one_seed_shares_its_trajectories_and_batches_out():
     found = told("a2c", 1, 8)
     assert found["mesh"] == {"seed": 1, "data": 8}
@@ -38,6 +39,7 @@ def test_one_seed_shares_its_trajectories_and_batches_out():
     assert found["devices_of_state"] == [8] and found["whole_on_each"]
 
 
+@pytest.mark.slow
 def test_seeds_and_their_data_share_the_devices():
     found = told("a2c", 4, 8)
     assert found["mesh"] == {"seed": 4, "data": 2}
@@ -47,6 +49,7 @@ def test_seeds_and_their_data_share_the_devices():
     assert not found["whole_on_each"]  # a seed's state is on its two devices alone
 
 
+@pytest.mark.slow
 def test_value_gradients_gather_no_more_than_a_weight_per_start():
     found = told("value_gradient", 1, 8)
     assert found["differ"] == 0

@@ -63,6 +63,7 @@ def numbers_of(folder: Path) -> tuple[np.ndarray, list[dict]]:
     return evaluations, kept
 
 
+@pytest.mark.slow
 def test_two_hosts_train_the_run_of_two_devices(tmp_path):
     """Within rounding; the second host writes nothing."""
     port = free_port()
@@ -86,6 +87,7 @@ def test_two_hosts_train_the_run_of_two_devices(tmp_path):
         np.testing.assert_allclose(list(row.values()), list(wanted.values()), rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_hosts_stops_the_run_saved(tmp_path):
     """As a cluster sends it; the first saves, lets the second go, and says how to resume."""
     port = free_port()

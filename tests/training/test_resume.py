@@ -1,7 +1,7 @@
 """A killed run that is resumed is the run that was never killed: bit for bit, arrays and records.
 
 The agent is that of ``make train``; ``test_simulator_model`` resumes a run of A2C. ``POLYGRAD_KILLS=5`` kills
-more often than ``make test`` has time for.
+more often than ``make test-slow`` has time for.
 """
 
 import json
@@ -84,6 +84,7 @@ def uninterrupted(tmp_path_factory):
     return folder, cache
 
 
+@pytest.mark.slow
 def test_killed_then_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(uninterrupted, tmp_path):
     """Killed at any moment, then stopped by SIGTERM, which says how to resume; the folder alone says all it needs."""
     (whole, cache), folder = uninterrupted, tmp_path / "killed"
@@ -127,6 +128,7 @@ def checkpoint_count(folder):
     return max(steps, default=0)
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused_in_one_line(uninterrupted):
     whole, cache = uninterrupted
     done = subprocess.run(

@@ -20,6 +20,8 @@ from polygrad_jax.training.seeds import of_each_seed, over_seeds, resumed_togeth
 from polygrad_jax.training.step import make_steps
 from polygrad_jax.world_models.model_table import make_world_model_for_agent
 
+pytestmark = pytest.mark.slow
+
 SEEDS = [3, 0, 7]
 LOOP = {"prefill_env_steps": 60, "total_env_steps": 200, "env_steps_per_policy_update": 4, "replay_capacity": 1_000}
 EVERY = {"eval_every_env_steps": 80, "log_every_env_steps": 40, "checkpoint_every_env_steps": 40, "eval_episodes": 2}

@@ -196,6 +196,7 @@ def of_both(found: np.ndarray) -> float:
     return float(np.minimum((np.abs(found - 1) < 0.5).mean(1), (np.abs(found + 1) < 0.5).mean(1)).mean())
 
 
+@pytest.mark.slow
 def test_one_call_tells_both_outcomes_of_a_state_and_an_action(learnt):
     """The teacher tells them in sixteen calls, and neither in one. Draws between the outcomes would be near neither."""
     models = {f"student, {n}": (make_distilled(with_calls(n), SPEC), learnt) for n in (1, 4)}
@@ -210,6 +211,7 @@ def test_one_call_tells_both_outcomes_of_a_state_and_an_action(learnt):
     assert far["teacher, 16"] < 0.3 and both["teacher, 16"] > 0.3
 
 
+@pytest.mark.slow
 def test_what_imagines_is_the_average(learnt):
     model = make_distilled(CONFIG, SPEC)
     moved = jax.tree.map(lambda x: x + 1.0, learnt.params)
@@ -218,6 +220,7 @@ def test_what_imagines_is_the_average(learnt):
     assert not np.allclose(kicks(model, learnt.replace(ema_params=moved)), same)
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_steps(learnt):
     """Here the first observation; an untrained model does not know it."""
     model = make_distilled(CONFIG, SPEC)
@@ -253,6 +256,7 @@ def in_steps(steps: int) -> Config:
     return dataclasses.replace(CONFIG, diffusion=dataclasses.replace(CONFIG.diffusion, sampling_steps=steps))
 
 
+@pytest.mark.slow
 def test_values_can_be_followed_through_a_step(learnt):
     """The slope of the next state in the action is the system's, 0.3, which an untrained model does not know."""
     model = make_distilled(CONFIG, SPEC)

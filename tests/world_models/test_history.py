@@ -301,6 +301,7 @@ def errors_of(context_length: int) -> tuple[float, float]:
     return float(error[middle].mean()), float(error[start].mean())
 
 
+@pytest.mark.slow
 def test_a_history_tells_what_the_last_observation_hides():
     """v given p has a variance of 0.80 here: a draw of it is off by twice that. With two states v is known."""
     alone, seen = errors_of(1), errors_of(2)

@@ -277,6 +277,7 @@ def series(key, batch: int, length: int) -> Segment:
     return Segment(states[..., None], actions[..., None], states - jnp.clip(actions, -1.0, 1.0), zeros)
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_known_system_is_recovered_from_its_history():
     """Root mean squared error of the predicted mean, relative to the change that there is to predict.
 
