@@ -71,7 +71,8 @@ def _device(config: Config) -> str:
     facts, device = describe_environment(), jax.local_devices()[0]
     count = jax.local_device_count()
     name = facts["processor"] if device.platform == "cpu" and facts["processor"] else device.device_kind
-    text = f"{device.platform} ({name}), {count} device{'s' if count > 1 else ''}, {facts['cores']} cores; "
+    text = f"{device.platform} ({name}), {count} device{'s' if count > 1 else ''}, "
+    text += f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''}; "
     text += ", ".join(f"{package} {facts['packages'][package]}" for package in ("jax", "mujoco"))
     if device.platform != "cpu":
         taken = "most of the device's memory at once" if config.preallocate_gpu_memory else "memory as needed"

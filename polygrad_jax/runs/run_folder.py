@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import stat
 import subprocess
@@ -223,12 +224,23 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
         "device": f"{device.platform}: {device.device_kind}",
         "device_count": jax.device_count(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "machine": f"{platform.system()} {platform.machine()}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_revision": git_revision(),
         "command": shlex.join(sys.argv if command is None else command),
     }
+
+
+def cores() -> int | None:
+    """Return on how many cores XLA computes: those that the process may use, or as many threads as ``NPROC`` says.
+
+    The order in which a CPU takes sums follows from it (``findings/jax_threads_follow_nproc.sh``).
+    """
+    told = os.environ.get("NPROC", "").strip()
+    if re.fullmatch("[+-]?[0-9]+", told):
+        return max(1, int(told))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> str | None:

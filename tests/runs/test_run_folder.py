@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,6 +228,25 @@ def test_environment_says_what_bit_exactness_needs():
     assert found["cores"] == len(os.sched_getaffinity(0))
     assert found["command"] == "polygrad train --run 'a b'"
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(("told", "threads"), [("1", 1), (" +3", 3), ("0", 1), ("-2", 1), ("two", None), ("", None)])
+def test_cores_are_the_threads_that_xla_starts(told, threads):
+    """Its pool is read off the process itself: another number of threads takes sums in another order."""
+    code = (
+        "import pathlib, jax\n"
+        "from polygrad_jax.runs.run_folder import cores\n"
+        "jax.devices()\n"
+        "names = [(task / 'comm').read_text() for task in pathlib.Path('/proc/self/task').iterdir()]\n"
+        "print(cores(), names.count('tf_XLAEigen\\n'))"
+    )
+    if not Path("/proc/self/task").exists():
+        pytest.skip("the system does not name the threads of a process")
+    environment = os.environ | {"NPROC": told}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, started = (int(word) for word in done.stdout.split())
+    assert said == started == (threads or len(os.sched_getaffinity(0)))
 
 
 def test_a_processor_is_told_from_another_of_its_name(tmp_path):
