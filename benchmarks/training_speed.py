@@ -204,28 +204,55 @@ def time_steps(
     return Timed(first, times, compile_seconds, program, output.metrics.by_name(), their_times)
 
 
-def seconds_of_parts(
-    config: Config, world_model: WorldModel, agent: Agent, state: TrainState, budget: float
-) -> dict[str, float]:
-    """Return median seconds of one imagination, one policy update and one model update, each compiled alone."""
+class Part(NamedTuple):
+    """A part of an iteration, compiled alone, and what it is called with."""
+
+    program: jax.stages.Compiled
+    given: tuple
+
+    def __call__(self) -> Any:
+        return self.program(*self.given)
+
+
+def parts_of(config: Config, world_model: WorldModel, agent: Agent, state: TrainState) -> tuple[Part, Part, Part]:
+    """Return one imagination, one policy update and one model update."""
     normaliser = jax.jit(normalisers.to_normaliser)(state.replay.moments)
     key = jax.random.key(0)
     draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
     contexts = draw(state.replay, key, config.a2c.trajectories, world_model.context_length)
     batch = jax.jit(make_draw(world_model, config))(state.replay, key)
-    imagine, policy = jax.jit(world_model.imagine), agent.policy(state.agent)
-    segment, _ = imagine(state.world_model, policy, contexts, normaliser, key)
-    improve_policy, improve_model = jax.jit(agent.update), jax.jit(world_model.update)
-    experience = Experience(segment, None, normaliser, jnp.float32(0.0))
-    parts = (
-        lambda: imagine(state.world_model, policy, contexts, normaliser, key),
-        lambda: improve_policy(state.agent, state.world_model, experience, key),
-        lambda: improve_model(state.world_model, batch, normaliser, key),
-    )
+
+    def part(function: Callable[..., Any], *given: Any) -> Part:
+        return Part(jax.jit(function).lower(*given).compile(), given)
+
+    imagine = part(world_model.imagine, state.world_model, agent.policy(state.agent), contexts, normaliser, key)
+    experience = Experience(imagine()[0], None, normaliser, jnp.float32(0.0))
+    improve_policy = part(agent.update, state.agent, state.world_model, experience, key)
+    return imagine, improve_policy, part(world_model.update, state.world_model, batch, normaliser, key)
+
+
+def seconds_of_parts(parts: Sequence[Part], budget: float) -> dict[str, float]:
+    """Return median seconds of each part."""
     for part in parts:
         jax.block_until_ready(part())
     timed = [measure.median(time_repeatedly(part, 3, budget)) for part in parts]
     return dict(zip(PARTS, timed, strict=True))
+
+
+def begin(
+    config: Config, seeds: int, stored: int
+) -> tuple[Collector, WorldModel, Agent, Transitions, list[TrainState]]:
+    """Make what learns, a state for every seed, and fill their replays with so many random transitions."""
+    collector = Collector(config.env, config.seed)
+    world_model = make_world_model_for_agent(config, collector.spec)
+    agent = make_agent(config, collector.spec, world_model)
+    steps = make_steps(config, collector.spec, world_model, agent)
+    prefill = random_steps(collector, config, collector.spec)
+    init, insert = jax.jit(steps.init), jax.jit(steps.insert, donate_argnums=0)
+    states = [init(np.uint32(seed)) for seed in range(seeds)]
+    for _ in range(0, stored, len(prefill.valid)):
+        states = [insert(state, prefill) for state in states]
+    return collector, world_model, agent, prefill, states
 
 
 def time_preset(
@@ -243,18 +270,10 @@ def time_preset(
       stored: transitions in the replay; beyond PREFILL_ENV_STEPS the same ones again.
       theirs: the official loop, timed in turn with ours.
     """
-    collector = Collector(config.env, config.seed)
-    spec = collector.spec
     peak = measure.Peak(config.precision)
     memory = measure.PeakMemory()
-    world_model = make_world_model_for_agent(config, spec)
-    agent = make_agent(config, spec, world_model)
-    steps = make_steps(config, spec, world_model, agent)
-    prefill = random_steps(collector, config, spec)
-    init, insert = jax.jit(steps.init), jax.jit(steps.insert, donate_argnums=0)
-    states = [init(np.uint32(seed)) for seed in range(seeds)]
-    for _ in range(0, stored, len(prefill.valid)):
-        states = [insert(state, prefill) for state in states]
+    collector, world_model, agent, prefill, states = begin(config, seeds, stored)
+    spec = collector.spec
     per_update_env_steps = config.loop.env_steps_per_policy_update
     env_steps = seeds * per_update_env_steps
     chunk = jax.tree.map(lambda x: x[:per_update_env_steps], prefill)
@@ -264,7 +283,7 @@ def time_preset(
     parts = dict.fromkeys(PARTS)  # every row of a table has the same columns
     # An agent that reads latents imagines within its update.
     if seeds == 1 and mesh is None and agent.policy(timed.state.agent) is not None:
-        parts = seconds_of_parts(config, world_model, agent, timed.state, seconds / 10)
+        parts = seconds_of_parts(parts_of(config, world_model, agent, timed.state), seconds / 10)
     collecting = seconds_per_collected_step(collector, agent, timed.state)
 
     per_update = measure.median(timed.seconds)
