@@ -219,7 +219,8 @@ def parts_of(config: Config, world_model: WorldModel, agent: Agent, state: Train
     normaliser = jax.jit(normalisers.to_normaliser)(state.replay.moments)
     key = jax.random.key(0)
     draw = jax.jit(replays.sample_contexts, static_argnums=(2, 3))
-    contexts = draw(state.replay, key, config.a2c.trajectories, world_model.context_length)
+    trajectories = agent.trajectories or config.a2c.trajectories
+    contexts = draw(state.replay, key, trajectories, world_model.context_length)
     batch = jax.jit(make_draw(world_model, config))(state.replay, key)
 
     def part(function: Callable[..., Any], *given: Any) -> Part:

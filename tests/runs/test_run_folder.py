@@ -221,7 +221,8 @@ def test_files_have_the_usual_permissions(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_environment_says_what_bit_exactness_needs():
+def test_environment_says_what_bit_exactness_needs(monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
     found = rf.describe_environment(["polygrad", "train", "--run", "a b"])
     assert set(rf.NEEDED_FOR_BIT_EXACTNESS) <= set(found)
     assert all(found["packages"].values())
