@@ -10,7 +10,7 @@
 # make report                makes report.html: all results but the archive's early searches beside the paper's claims, in one file
 # make docs                  builds the documentation into site/, strictly (a virtual environment of its own, .venv-docs)
 # make accelerator           measures a GPU or TPU in eight minutes, into results/gpu/ (ARGS="--rehearse --out FOLDER": here)
-# make test, make test-slow  what takes five minutes on two cores; whole runs and sessions, another few
+# make test, make test-slow  most tests, in five minutes on two cores; those of whole runs, in a few more (ARGS=FILE: all of a file)
 # make help, make lint, make tensorboard [RUN=...], make benchmark [ARGS=...], make clean
 # make lock                  renews the pins of requirements{,-dev,-docs}.txt and constraints*.txt by uv (UPGRADE=--upgrade: newest)
 #
@@ -98,7 +98,7 @@ dataset: $(INSTALLED_MINARI)
 # One file of tests goes to one worker, so that its compiled functions are compiled once; long files first.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30
 test: $(INSTALLED_DEV)
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) $(or $(ARGS),-m "not slow")
 
 test-slow: $(INSTALLED_DEV)
 	@$(PYTEST) -m slow $(ARGS)

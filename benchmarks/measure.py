@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +41,19 @@ def check_seconds(value: float) -> None:
     """Raise ConfigError where ``--seconds`` is no time."""
     if not 0 <= value < math.inf:
         raise ConfigError(f"--seconds is {value}; allowed: 0 or greater")
+
+
+def check_out(path: Path | None) -> None:
+    """Raise ConfigError where ``--out`` cannot be written, before anything is measured."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(f"--out is {path}, in whose folder nothing can be written: {error.strerror}") from error
+    if path.is_dir():
+        raise ConfigError(f"--out is {path}, a folder; allowed: a file")
 
 
 class Peak:
@@ -118,7 +132,8 @@ def hardware() -> dict[str, Any]:
 
 def one_line(facts: dict[str, Any]) -> str:
     """The hardware in a line; a load above zero says that others were computing."""
-    return f"{facts['device']}, {facts['processor']}, {facts['cores']} cores, load {facts['load_average_at_start']}"
+    cores = f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''}"
+    return f"{facts['device']}, {facts['processor']}, {cores}, load {facts['load_average_at_start']}"
 
 
 def command(parser: argparse.ArgumentParser, folders: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from experiments.harness import in_venv  # noqa: F401  first of all: it continue
 import argparse
 import math
 import re
+import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ PRODUCTS, FUSED, COPIES, OTHERS, BETWEEN = KINDS = ("products", "fused", "copies
 CONTAINERS = ("while", "call", "conditional")
 """Their bodies' operations are in the trace themselves."""
 COPYING = ("copy", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "transpose", "pad", "reshape")
-INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>\S+) (?P<kind>[\w\-]+)\((?P<rest>.*)$")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>\(.*?\)|\S+) (?P<kind>[\w\-]+)\((?P<rest>.*)$")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
 
 
@@ -76,7 +77,7 @@ def operations_of(text: str) -> dict[str, Operation]:
             called = re.search(r"calls=%([\w.\-]+)", match["rest"])
             flops = flops_of(match, shapes) if match["kind"] == "dot" else 0
             if match["kind"] == "fusion" and called:
-                flops = within[called[1]]  # a computation stands before what calls it
+                flops = within[called[1]]  # a computation is printed before its caller
             within[computation] += flops
             found[match["name"]] = Operation(_kind(match["kind"], flops), flops)
     return found
@@ -114,8 +115,8 @@ def rows_of(name: str, times: int, part: Part, runs: int, peak: float) -> list[m
             seconds[operation.kind] += taken / runs
             calls[operation.kind] += 1
             flops[operation.kind] += operation.flops
-    whole = measure.median([measure.seconds(part) for _ in range(2 * runs)])
-    seconds[BETWEEN] = max(0.0, whole - sum(seconds.values()))
+    whole = statistics.fmean(measure.seconds(part) for _ in range(runs))
+    seconds[BETWEEN] = max(0.0, whole - sum(seconds.values()))  # tracing may take longer than the pauses
     return [
         {
             "part": name,
@@ -130,7 +131,6 @@ def rows_of(name: str, times: int, part: Part, runs: int, peak: float) -> list[m
             "peak_GFLOP/s": peak / 1e9,
         }
         for kind in KINDS
-        if seconds[kind] > 0
     ]
 
 
@@ -138,8 +138,10 @@ def profile(config: Config, runs: int) -> list[measure.Row]:
     """Profile the three parts of an iteration.
 
     Raises:
-      ConfigError: the agent imagines within its update.
+      ConfigError: the agent imagines within its update, or the device's trace names no instructions.
     """
+    if (platform := jax.local_devices()[0].platform) != "cpu":
+        raise ConfigError(f"the device is {platform}; allowed: cpu (JAX_PLATFORMS=cpu)")
     _, world_model, agent, _, (state,) = training_speed.begin(config, 1, PREFILL_ENV_STEPS)
     if agent.policy(state.agent) is None or not agent.trajectories:
         raise ConfigError(f"agent is {config.agent}; allowed: one whose trajectories are imagined before its update")
@@ -173,7 +175,10 @@ def main() -> int:
             raise ConfigError(f"--runs is {args.runs}; allowed: 1 or greater")
         config = configs.validate(override(configs.preset(args.preset, args.env), fields))
         facts = {"command": measure.command(parser, ("--out",)), **measure.hardware()}
+        measure.check_out(args.out)
         measure.say(measure.one_line(facts))
+        if facts["cores"] != 1:
+            measure.say("on more than one core operations may overlap, and kinds need not add up: taskset -c 0")
         rows = profile(config, args.runs)
     except ConfigError as error:
         print(error, file=sys.stderr)

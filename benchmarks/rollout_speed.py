@@ -248,6 +248,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[measu
     """Times every size, shows and keeps the rows."""
     if args.against_official:
         official.check_clone(args.against_official)
+    measure.check_out(args.out)
     facts: dict[str, Any] = {
         "command": measure.command(parser, (*official.FOLDERS, "--out")),
         **measure.hardware(),

@@ -363,6 +363,7 @@ def check(args: argparse.Namespace) -> None:
         if value < 1:
             raise configs.ConfigError(f"--{option} is {value}; allowed: 1 or greater")
     measure.check_seconds(args.seconds)
+    measure.check_out(args.out)
 
 
 def main() -> int:

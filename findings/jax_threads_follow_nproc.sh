@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # jax 0.10.2 and 0.9.2 on a CPU (Linux), float32.
 #
-# Expected: how many threads a compiled function uses follows from the cores that the process may use (their affinity),
-# as JAX's developers say in its issues, and from JAX's own settings; no page of JAX's documentation names another way.
+# Expected: how many threads a compiled function uses follows from the cores that the process may use: "setting the task
+# affinity" is the way that JAX's developers name (jax-ml/jax#1539).
 #
 # Behaviour: XLA starts as many threads as the environment variable NPROC says, more or fewer than there are cores,
-# without a word. Build systems and batch scripts export that name for their own use. The bits of a sum follow from the
-# number of threads, so that one machine, one version and one seed give two results; and with NPROC=1 two functions
-# that are called from two threads run one after the other.
+# without a word. Build systems and batch scripts export that variable for their own use. The bits of a sum follow from
+# the number of threads, so that one machine, one version and one seed give two results.
 #
-# Who is hurt: who resumes a run in another shell and expects the same bits, and who finds one of many cores busy.
+# Who is hurt: those who resume a run in another shell and expect the same bits, and those who find one core of many busy.
 #
 # Seen (both versions): NPROC=1: 1 thread; NPROC=2: 2 threads; NPROC=5: 5 threads; other bits with 1 than with 2
 set -euo pipefail
+unset PJRT_NPROC # goes before NPROC in jax 0.10.2
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"

@@ -47,7 +47,7 @@ LONG_FILES = (
     "world_models/test_ensemble.py",
     "world_models/test_autoregressive.py",
 )
-"""A third of a minute or more each: they come first, so that no worker is left alone with one of them at the end."""
+"""The longest: they come first, so that no worker is left alone with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,10 +63,11 @@ def keep_to_own_cores() -> None:
     tenth longer than two with a core each.
     """
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if worker and hasattr(os, "sched_setaffinity"):
+    number = worker.removeprefix("gw") if worker else ""
+    if number.isdigit() and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) >= workers:
-            os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: workers])
+            os.sched_setaffinity(0, cores[int(number) :: workers])
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -233,13 +233,14 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
 
 
 def cores() -> int | None:
-    """Return on how many cores XLA computes: those that the process may use, or as many threads as ``NPROC`` says.
+    """Return the number of cores that XLA computes on: those that the process may use, unless a variable says another.
 
-    The order in which a CPU takes sums follows from it (``findings/jax_threads_follow_nproc.sh``).
+    The order in which a CPU adds follows from it (``findings/jax_threads_follow_nproc.sh``).
     """
-    told = os.environ.get("NPROC", "").strip()
-    if re.fullmatch("[+-]?[0-9]+", told):
-        return max(1, int(told))
+    for name in ("PJRT_NPROC", "NPROC"):
+        told = os.environ.get(name, "").strip()
+        if re.fullmatch("[+-]?[0-9]+", told) and -(2**31) <= int(told) < 2**31:
+            return max(1, int(told))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

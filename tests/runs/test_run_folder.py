@@ -222,7 +222,8 @@ def test_files_have_the_usual_permissions(tmp_path):
 
 
 def test_environment_says_what_bit_exactness_needs(monkeypatch):
-    monkeypatch.delenv("NPROC", raising=False)
+    for name in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
     found = rf.describe_environment(["polygrad", "train", "--run", "a b"])
     assert set(rf.NEEDED_FOR_BIT_EXACTNESS) <= set(found)
     assert all(found["packages"].values())
@@ -231,7 +232,20 @@ def test_environment_says_what_bit_exactness_needs(monkeypatch):
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize(("told", "threads"), [("1", 1), (" +3", 3), ("0", 1), ("-2", 1), ("two", None), ("", None)])
+@pytest.mark.parametrize(
+    ("told", "threads"),
+    [
+        ({}, None),
+        ({"NPROC": "1"}, 1),
+        ({"NPROC": " +3"}, 3),
+        ({"NPROC": "-2"}, 1),
+        ({"NPROC": "two"}, None),
+        ({"NPROC": "99999999999"}, None),
+        ({"PJRT_NPROC": "3", "NPROC": "1"}, 3),
+        ({"PJRT_NPROC": "x", "NPROC": "1"}, 1),
+        ({"PJRT_NPROC": "0", "NPROC": "3"}, 1),
+    ],
+)
 def test_cores_are_the_threads_that_xla_starts(told, threads):
     """Its pool is read off the process itself: another number of threads takes sums in another order."""
     code = (
@@ -243,7 +257,7 @@ def test_cores_are_the_threads_that_xla_starts(told, threads):
     )
     if not Path("/proc/self/task").exists():
         pytest.skip("the system does not name the threads of a process")
-    environment = os.environ | {"NPROC": told}
+    environment = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "NPROC")} | told
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, started = (int(word) for word in done.stdout.split())

@@ -35,7 +35,9 @@ def test_products_are_counted_as_often_as_they_are_made():
 
 def test_a_program_without_products_has_none():
     rows = profile_iteration.rows_of("sum", 1, part_of(lambda x: jnp.cumsum(x * x), jnp.ones(1000)), 2, 1e9)
-    assert rows and all(row["kind"] != "products" and row["GFLOP"] == 0 for row in rows)
+    assert [row["kind"] for row in rows] == list(profile_iteration.KINDS)
+    assert all(row["GFLOP"] == 0 and row["GFLOP/s"] is None for row in rows)
+    assert {row["kind"]: row["calls"] for row in rows}["products"] == 0
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,17 @@ def test_a_mistake_is_one_line(words, said, monkeypatch, capsys):
     assert profile_iteration.main() == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert said in last
+
+
+def test_instructions_of_several_results_are_seen():
+    part = part_of(lambda x, y: jax.lax.sort((x, y), num_keys=1), jnp.ones(300), jnp.arange(300))
+    text = part.program.as_text()
+    assert any(name.startswith("sort") for name in profile_iteration.operations_of(text)), text
+
+
+@pytest.mark.parametrize("out", ["/proc/x/y.csv", "/proc/x.csv", "."])
+def test_a_table_that_cannot_be_written_is_one_line_before_anything_is_measured(out, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["profile_iteration.py", "--out", out])
+    assert profile_iteration.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--out is {out}")
