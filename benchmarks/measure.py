@@ -20,7 +20,7 @@ from jax import lax
 
 from experiments.harness import grid
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs.run_folder import describe_environment, write_text_atomically
+from polygrad_jax.runs.run_folder import describe_environment, one_line_on_disk_trouble, write_text_atomically
 
 PRECISIONS = ("float32", "bfloat16")
 """That benchmarks compare, the reference first."""
@@ -47,11 +47,9 @@ def check_out(path: Path | None) -> None:
     """Raise ConfigError where ``--out`` cannot be written, before anything is measured."""
     if path is None:
         return
-    try:
+    with one_line_on_disk_trouble(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ConfigError(f"--out is {path}, in whose folder nothing can be written: {error.strerror}") from error
     if path.is_dir():
         raise ConfigError(f"--out is {path}, a folder; allowed: a file")
 

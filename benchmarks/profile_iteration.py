@@ -86,7 +86,7 @@ def operations_of(text: str) -> dict[str, Operation]:
 def _kind(kind: str, flops: int) -> str:
     if kind in CONTAINERS:
         return ""
-    if flops or kind == "dot":
+    if flops:
         return PRODUCTS
     return FUSED if kind == "fusion" else COPIES if kind in COPYING else OTHERS
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # jax 0.10.2 and 0.9.2 on a CPU (Linux), float32.
 #
-# Expected: how many threads a compiled function uses follows from the cores that the process may use: "setting the task
-# affinity" is the way that JAX's developers name (jax-ml/jax#1539).
+# Expected: how many threads a compiled function uses follows from the cores that the process may use, its affinity, as
+# the issue that asks for a limit says (jax-ml/jax#1539).
 #
 # Behaviour: XLA starts as many threads as the environment variable NPROC says, more or fewer than there are cores,
 # without a word. Build systems and batch scripts export that variable for their own use. The bits of a sum follow from

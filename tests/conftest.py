@@ -59,8 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def keep_to_own_cores() -> None:
     """Give each worker of pytest-xdist its share of the cores.
 
-    XLA starts a thread for every core that it may use: two workers whose threads meet on the same two cores take a
-    tenth longer than two with a core each.
+    XLA starts a thread for every core that it may use, and threads of two workers on one core wait for each other.
     """
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = worker.removeprefix("gw") if worker else ""

@@ -64,9 +64,16 @@ def test_instructions_of_several_results_are_seen():
     assert any(name.startswith("sort") for name in profile_iteration.operations_of(text)), text
 
 
-@pytest.mark.parametrize("out", ["/proc/x/y.csv", "/proc/x.csv", "."])
-def test_a_table_that_cannot_be_written_is_one_line_before_anything_is_measured(out, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("/proc/x/y.csv", "/proc/x cannot be written: "),
+        ("/proc/x.csv", "/proc cannot be written: "),
+        (".", "--out is ., a folder; allowed: a file"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_one_line_before_anything_is_measured(out, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["profile_iteration.py", "--out", out])
     assert profile_iteration.main() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"--out is {out}")
+    assert line.startswith(said) and "allowed: a f" in line
