@@ -1,0 +1,81 @@
+"""Training on unsettled actions: what is replaced by guesses, and what stays Algorithm 1."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.guidance import unsettled_actions
+from experiments.guidance.unsettled_actions import ACTIONS, BOTH, SETTLED, TRAININGS, make_unsettled
+from polygrad_jax.diffusion.schedule import add_noise, training_coefficients
+from polygrad_jax.world_models.polygrad import make_polygrad
+from tests import tiny
+
+FIELDS = {
+    "denoiser.context_length": 1,
+    "denoiser.kind": "transformer",
+    "denoiser.token_dim": 8,
+    "denoiser.num_heads": 2,
+    "denoiser.shown_actions": "executed",
+    "diffusion.prediction": "change",
+    "diffusion.num_steps": 8,
+    "env.actions": "squashed",
+}
+CONFIG = tiny.config_of("polygrad", fields=FIELDS)
+B, H = tiny.B, tiny.H
+
+
+def learnt(model, updates=3):
+    """The state of a model after a few updates."""
+    state = jax.jit(model.init)(jax.random.key(0))
+    for k in range(updates):
+        segment = tiny.batch_for(model, k)
+        state, metrics = jax.jit(model.update)(state, segment, tiny.NORMALISER, jax.random.key(k))
+    return state, metrics
+
+
+def test_the_draw_stays_and_early_actions_too():
+    """The policy's mean is 2 tanh(s): (a - mean) is the same at the guess, from the given time on."""
+    policy, keys = tiny.policy(2.0), jax.random.split(jax.random.key(0), 3)
+    obs, guess = (jax.random.normal(key, (B, H, tiny.O)) for key in keys[:2])
+    actions = jax.random.normal(keys[2], (B, H, tiny.A))
+    late = unsettled_actions.from_time(jnp.arange(B), H)
+    np.testing.assert_array_equal(late[2, :, 0], [False, False, True, True, True])
+    np.testing.assert_array_equal(late[H:], False)
+    found = unsettled_actions.guessed_actions(policy, actions, obs, guess, late)
+    np.testing.assert_array_equal(jnp.where(late, 0, found), jnp.where(late, 0, actions))
+    kept = jnp.where(late, (found - policy(guess)[0]) - (actions - policy(obs)[0]), 0.0)
+    np.testing.assert_allclose(kept, 0.0, atol=1e-6)
+    assert float(jnp.abs(found - actions).max()) > 1.0
+
+
+def test_the_noise_leads_from_the_settled_window_to_the_noisy_guess():
+    schedule = training_coefficients(CONFIG.diffusion)
+    c = jax.tree.map(lambda x: x[jnp.arange(B) % 8][:, None, None], schedule)
+    guess, clean, noise = jax.random.normal(jax.random.key(0), (3, B, H, tiny.O + 2))
+    found = add_noise(clean, unsettled_actions.noise_that_leads_to(guess, clean, noise, c), c)
+    np.testing.assert_allclose(found, add_noise(guess, noise, c), atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [ACTIONS, BOTH])
+def test_where_nothing_is_unsettled_it_is_algorithm_1(training):
+    """With a share of 0 the parameters are those of the package's model; with all unsettled they are not."""
+    model = make_polygrad(CONFIG, tiny.SPEC)
+    expected, _ = learnt(model)
+    same, _ = learnt(make_unsettled(CONFIG, tiny.SPEC, tiny.policy(3.0), training, share=0.0))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    other, metrics = learnt(make_unsettled(CONFIG, tiny.SPEC, tiny.policy(3.0), training, share=1.0))
+    assert tiny.same_shapes(other, expected) and tiny.all_finite(metrics)
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), expected.params, other.params)
+    assert max(jax.tree.leaves(apart)) > 1e-3
+
+
+def test_settled_is_the_packages_own():
+    model = make_unsettled(CONFIG, tiny.SPEC, tiny.policy(1.0), SETTLED)
+    assert tiny.all_equal(learnt(model), learnt(make_polygrad(CONFIG, tiny.SPEC)))
+
+
+def test_a_way_is_drawn_of_every_training():
+    assert set(unsettled_actions.STYLES) == set(TRAININGS)
+    assert set(unsettled_actions.LINES) == set(unsettled_actions.WAYS)
