@@ -19,12 +19,15 @@ from experiments.harness import in_venv
 # isort: split
 import argparse
 import base64
+import functools
 import html
 import importlib.util
 import io
 import itertools
 import re
 import string
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.harness import figures, grid, statistics
@@ -39,6 +42,7 @@ RESULTS = in_venv.CLONE / "results"
 TEMPLATE = Path(__file__).with_name("page.html")
 PACKAGES = ("plotly", "markdown")
 EXTENSIONS = ("tables", "fenced_code", "sane_lists")
+DASHES = ("solid", "dash")
 REFERENCE = "PPO"
 """What the table of returns compares with, where it was run."""
 
@@ -98,19 +102,40 @@ def curves_of(rows: list[grid.Row], published: bool) -> list[Curve]:
     return curves
 
 
-def draw(curves: list[Curve]) -> Any:
+def styles_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a colour and a dash for each name, so that no two are alike; colours first.
+
+    Raises:
+      ConfigError: there are more names than that.
+    """
+    names, styles = list(names), [(colour, dash) for dash in DASHES for colour in figures.PALETTE]
+    if len(names) > len(styles):
+        raise ConfigError(f"the report has {len(names)} settings; allowed: {len(styles)}, which can be told apart")
+    return dict(zip(names, styles, strict=False))
+
+
+@functools.cache
+def styles_of_settings(results: Path) -> dict[str, tuple[str, str]]:
+    """Return the style of every setting, the same on all tasks; those that most tasks have get colours of their own."""
+    tasks_with = Counter(name for task in CURVES for name in {r["exp_name"] for r in rows_of(results, task)})
+    order = dict.fromkeys(r["exp_name"] for task in CURVES for r in rows_of(results, task))
+    return styles_of(sorted(order, key=lambda name: -tasks_with[name]))
+
+
+def draw(curves: list[Curve], styles: Mapping[str, tuple[str, str]]) -> Any:
     """Draw a line per seed; published ones are dotted and hidden until they are asked for."""
     import plotly.graph_objects as go
 
-    colours = dict(zip(dict.fromkeys(c.name for c in curves), itertools.cycle(figures.PALETTE)))
+    others = dict.fromkeys(c.name for c in curves if c.published)
+    styles = dict(zip(others, itertools.cycle([(colour, "dot") for colour in figures.PALETTE]))) | dict(styles)
     chart, named = go.Figure(), set()
     for curve in curves:
+        colour, dash = styles[curve.name]
         chart.add_scatter(
             x=curve.steps,
             y=curve.returns,
             mode="lines",
-            line={"color": colours[curve.name], "width": 1.2 if curve.published else 2.2},
-            line_dash="dot" if curve.published else "solid",
+            line={"color": colour, "width": 1.2 if curve.published else 2.2, "dash": dash},
             name=curve.name,
             legendgroup=curve.name,
             showlegend=curve.name not in named,
@@ -121,7 +146,7 @@ def draw(curves: list[Curve]) -> Any:
     chart.update_layout(
         template="simple_white",
         height=520,
-        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        margin={"l": 10, "r": 30, "t": 30, "b": 10},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         xaxis_title="environment steps",
         yaxis_title="return",
@@ -142,7 +167,10 @@ def task_part(results: Path, task: str) -> str:
     by_name = {name: returns_table.runs_of(rows, None) for (name,), rows in settings.items()}
     table = returns_table.table(by_name, REFERENCE if REFERENCE in by_name else None)
     chart = plotly.io.to_html(
-        draw(curves), full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
+        draw(curves, styles_of_settings(results)),
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displaylogo": False},
     )
     versions = ", ".join(dict.fromkeys(row["env_name"] for row in own))
     note = f"{versions}, {grid.physics_of(own)}. Environment steps include the random prefill; returns "

@@ -85,13 +85,16 @@ SECTIONS = (
 
 PUBLISHED = "published_curves/v4.csv"
 CURVES = {
-    "Hopper": ("hopper_long", "hopper", "hopper_model_free", "hopper_world_models"),
-    "Walker2d": ("walker2d_long", "walker2d_recorded", "walker2d_model_free"),
-    "HalfCheetah": ("halfcheetah_long", "halfcheetah_recorded", "halfcheetah_model_free"),
+    "Hopper": ("hopper_long", "hopper_a2c_options", "hopper", "hopper_model_free", "hopper_world_models"),
+    "Walker2d": ("walker2d_long", "walker2d_a2c_options", "walker2d_recorded", "walker2d_model_free"),
+    "HalfCheetah": ("halfcheetah_long", "halfcheetah_a2c_options", "halfcheetah_recorded", "halfcheetah_model_free"),
     "InvertedPendulum": ("inverted_pendulum_value_gradient", "inverted_pendulum", "inverted_pendulum_model_free"),
 }
 """Experiments of ``results/learning_curves`` by task; one that has not been run is left out."""
 NAMES = {
+    ("hopper_a2c_options", "PolyGRAD, A2C"): "PolyGRAD, A2C in passes",
+    ("walker2d_a2c_options", "PolyGRAD, A2C"): "PolyGRAD, A2C in passes",
+    ("halfcheetah_a2c_options", "PolyGRAD, A2C"): "PolyGRAD, A2C in passes",
     ("hopper", "score"): "PolyGRAD, A2C",
     ("hopper", "random_actions"): "PolyGRAD, A2C, random actions",
     ("hopper", "correlated"): "PolyGRAD, A2C, rule correlated",

@@ -47,9 +47,10 @@ def test_it_needs_no_other_file(page):
 
 @pytest.mark.parametrize("task", CURVES)
 def test_every_evaluation_is_a_point_of_its_seeds_line(task):
+    curves = build.curves_of(build.rows_of(build.RESULTS, task), False)
     drawn = {
         (line.name, words[1], step, value)
-        for line in build.draw(build.curves_of(build.rows_of(build.RESULTS, task), False)).data
+        for line in build.draw(curves, build.styles_of_settings(build.RESULTS)).data
         if (words := re.search(r"seed (\S+)<br>", line.hovertemplate))
         for step, value in zip(line.x, line.y, strict=True)
     }
@@ -67,9 +68,22 @@ def test_every_evaluation_is_a_point_of_its_seeds_line(task):
 
 
 def test_published_curves_are_marked_and_hidden_at_first():
-    lines = build.draw(build.curves_of(build.published_rows(build.RESULTS, "Hopper"), True)).data
+    lines = build.draw(build.curves_of(build.published_rows(build.RESULTS, "Hopper"), True), {}).data
     assert len(lines) > 50 and all(line.name.endswith("published)") for line in lines)
     assert {line.visible for line in lines} == {"legendonly"} and {line.line.dash for line in lines} == {"dot"}
+
+
+def test_no_two_settings_look_alike_and_one_looks_the_same_on_every_task():
+    styles = build.styles_of_settings(build.RESULTS)
+    assert len(set(styles.values())) == len(styles) > 8
+    assert {styles[name][1] for name in ("PolyGRAD, value gradients", "PPO", "SAC")} == {"solid"}
+    for task in CURVES:
+        curves = build.curves_of(build.rows_of(build.RESULTS, task), False)
+        for line in build.draw(curves, styles).data:
+            assert (line.line.color, line.line.dash) == styles[line.name]
+    most = len(build.DASHES) * len(build.figures.PALETTE)
+    with pytest.raises(ConfigError, match=f"{most + 1} settings; allowed: {most}"):
+        build.styles_of(map(str, range(most + 1)))
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tmp_path, capsys):
