@@ -93,12 +93,12 @@ def number_of(metric: str) -> Number:
 
 
 def table(settings: dict[str, list[Run]], against: str | None, metric: str = RETURN) -> list[str]:
-    """Return the lines of a table, a setting each."""
+    """Return the lines of a table, a setting each, without columns that none of them fills."""
     number, (least, more) = number_of(metric), ("worst", "better") if metric == RETURN else ("least", "more")
     head = ["setting", "steps", "last three, by seed", "mean ± sd (95 %)", "interquartile mean", least, "metres"]
     if against is not None:
         head += [f"less {against} (95 %)", f"{more} than {against}"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for name, runs in settings.items():
         values = [run.value for run in runs]
         cells = [
@@ -115,8 +115,10 @@ def table(settings: dict[str, list[Run]], against: str | None, metric: str = RET
             alike = name != against and as_far(*(min(run.step for run in of) for of in (runs, settings[against])))
             others = [run.value for run in settings[against]]
             cells += compared(values, others, number) if alike else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    filled = [k for k in range(len(head)) if any(cells[k] for cells in lines)]
+    written = [f"| {' | '.join(cells[k] for k in filled)} |" for cells in (head, *lines)]
+    return [written[0], "|---" * len(filled) + "|", *written[1:]]
 
 
 def with_deviation(values: list[float], number: Number) -> str:

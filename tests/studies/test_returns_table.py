@@ -48,10 +48,10 @@ def test_the_numbers_are_those_by_hand(tmp_path, run):
     rows = cells(said)
     assert set(rows) == {"A", "B"}
     # A: 20 and 50, mean 35, std 21.213, / sqrt(2) * t(0.975; 1 degree) = 12.706 -> 190.6
-    assert rows["A"][:6] == ["20,000", "20, 50", "35 ± 21 (-156 to 226)", "", "20", "2.0, 5.0"]
-    assert rows["B"][:6] == ["20,000", "2, 4, 9", "5 ± 4 (-4 to 14)", "", "2", "0.2, 0.4, 0.9"]
+    assert rows["A"][:5] == ["20,000", "20, 50", "35 ± 21 (-156 to 226)", "20", "2.0, 5.0"]
+    assert rows["B"][:5] == ["20,000", "2, 4, 9", "5 ± 4 (-4 to 14)", "2", "0.2, 0.4, 0.9"]
     # 35 - 5; variances 450 / 2 and 13 / 3; Welch's degrees of freedom 1.039, t = 11.64 -> 176.3
-    assert rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
+    assert rows["A"][5:] == ["30 (-146 to 206)", "1.00"]
 
 
 def test_another_metric_is_tabled_in_the_same_way(tmp_path, run):
@@ -59,20 +59,24 @@ def test_another_metric_is_tabled_in_the_same_way(tmp_path, run):
     said = run("--experiments", "x", "--metric", "error/x", "--against", "B")[1]
     assert "| least | metres | less B (95 %) | more than B |" in said
     rows = cells(said)
-    assert rows["A"][:5] == ["20,000", "0.02, 0.05", "0.035 ± 0.021 (-0.16 to 0.23)", "", "0.02"]
-    assert rows["A"][6:] == ["0.03 (-0.15 to 0.21)", "1.00"]
+    assert rows["A"][:4] == ["20,000", "0.02, 0.05", "0.035 ± 0.021 (-0.16 to 0.23)", "0.02"]
+    assert rows["A"][5:] == ["0.03 (-0.15 to 0.21)", "1.00"]
 
 
 def test_the_interquartile_mean_is_that_of_four_runs_or_more(tmp_path, run):
     write(tmp_path, "x", {"four": {k: [last] * 3 for k, last in enumerate([1, 10, 20, 3000])}})
-    # The middle two; of fewer than four runs none would be left out, and the column stays empty.
+    # The middle two; of fewer than four runs none would be left out: no number, and no column where nothing has one.
     assert cells(run("--experiments", "x")[1])["four"][3] == "15"
+    write(tmp_path, "y", EVALUATIONS)
+    assert "interquartile mean" not in run("--experiments", "y")[1]
+    said = run("--experiments", "x", "y")[1]
+    assert "interquartile mean" in said and cells(said)["A"][3] == ""
 
 
 def test_runs_of_another_length_are_not_compared(tmp_path, run):
     write(tmp_path, "x", EVALUATIONS | {"C": {0: [1, 2, 3]}})
     rows = cells(run("--experiments", "x", "--against", "B")[1])
-    assert rows["C"][6:] == ["", ""] and rows["A"][6:] == ["30 (-146 to 206)", "1.00"]
+    assert rows["C"][5:] == ["", ""] and rows["A"][5:] == ["30 (-146 to 206)", "1.00"]
 
 
 def test_only_evaluations_up_to_a_step_count(tmp_path, run):
