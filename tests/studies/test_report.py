@@ -105,11 +105,36 @@ def test_curves_of_several_physics_are_refused(tmp_path):
         build.rows_of(tmp_path, "Hopper")
 
 
+def dom_of(address, width=1280, *more):
+    """The page as a browser has it after its scripts ran, and what those said."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *more]
+    command += ["--virtual-time-budget=40000", f"--window-size={width},900", "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+FRAME = """<iframe id="page" src="{}" width="390" height="800"></iframe><p id="widths"></p><script>
+const frame = document.getElementById("page");
+frame.onload = () => setTimeout(() => {{
+  const root = frame.contentDocument.documentElement;
+  document.getElementById("widths").textContent = `${{root.scrollWidth}} of ${{root.clientWidth}}`;
+}}, 5000);
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_nothing_is_wider_than_a_phone(page, tmp_path):
+    """With every part open, what is wide scrolls in a box of its own. In a frame, for a window has at least 500 px."""
+    opened, frame = tmp_path / "opened.html", tmp_path / "frame.html"
+    opened.write_text(page.read_text().replace("<details>", "<details open>"))
+    frame.write_text(FRAME.format(opened.name))
+    done = dom_of(frame.as_uri(), 600, "--allow-file-access-from-files")
+    needed, given = re.search(r'id="widths">(\d+) of (\d+)<', done.stdout).groups()
+    assert int(needed) == int(given) <= 390
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_draws_every_chart_and_complains_of_nothing(page):
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = dom_of(page.as_uri())
     assert "CONSOLE" not in done.stderr
     charts = done.stdout.count('class="task"')
     assert charts == len([task for task in CURVES if build.rows_of(build.RESULTS, task)])
