@@ -5,15 +5,16 @@ policy's at the states before. Under K < H steps the last actions and states are
 trained on such guesses, to say at once where they settle. Of SHARE of the training windows the actions from a random
 state m on are replaced by what the policy would have chosen at predicted states, ``a + mu(s') - mu(s)`` (its draw
 stays); ``s'`` is what the averaged denoiser predicts from a noisier trajectory when it is shown another window's
-actions from m on. The target is the window itself, settled. Three ways to train:
+actions from m on. The target is the window itself, settled. Four ways to train:
 
 - ``settled``: Algorithm 1, the null case;
 - ``unsettled actions``: the noisy trajectory that the denoiser sees is still made from the settled window, which shows
   through the noise;
-- ``unsettled actions and states``: it is made from the guesses s', as in sampling.
+- ``unsettled actions and states``: it is made from the guesses s', as in sampling;
+- ``unsettled states``: it is, and the actions are the window's own. No policy is asked.
 
-The policy that guesses is the run's last, in training as in imagining: the best case, for in training an agent the
-policy moves on.
+The policy that guesses actions is the run's last, in training as in imagining: the best case, for in training an agent
+the policy moves on.
 
     python experiments/guidance/unsettled_actions.py RUN [RUN ...] --jobs 2 --threads 1 \\
         --out results/guidance/unsettled_actions
@@ -69,7 +70,8 @@ from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import PolyGRADState, average, make_denoise, make_polygrad
 
 SETTLED, ACTIONS, BOTH = "settled", "unsettled actions", "unsettled actions and states"
-TRAININGS = (SETTLED, ACTIONS, BOTH)
+STATES = "unsettled states"
+TRAININGS = (SETTLED, ACTIONS, BOTH, STATES)
 SHARE = 0.5
 """Of the windows in which actions are unsettled."""
 STEPS = (2, 3, 4, 6, 8, 10, 16)
@@ -137,12 +139,13 @@ def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str,
         first = jnp.where(jax.random.uniform(share_key, steps.shape) < share, first, config.horizon)
         late = from_time(first, config.horizon)
         guessed = jnp.where(late, guess(state.ema_params, traj, actions, late, steps, guess_key), traj)
-        guessed_obs = unnormalise(guessed[..., :-2], normaliser.observations)
-        raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, late)
-        shown = normalise(executed(raw, how), normaliser.actions)
-        if training == BOTH:
+        if training in (ACTIONS, BOTH):
+            guessed_obs = unnormalise(guessed[..., :-2], normaliser.observations)
+            raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, late)
+            actions = jnp.where(late, normalise(executed(raw, how), normaliser.actions), actions)
+        if training in (BOTH, STATES):
             noise = noise_that_leads_to(guessed, traj, noise, at(steps))
-        return jax.lax.stop_gradient((jnp.where(late, shown, actions), noise))
+        return jax.lax.stop_gradient((actions, noise))
 
     def packed(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
         return pack(segment.replace(actions=executed(segment.actions, how)), normaliser)
@@ -209,7 +212,7 @@ def measured(fitted: Fitted, begins: np.ndarray, steps: tuple[int, ...]) -> Iter
             yield labels | {"sigma": sigma} | columns
 
 
-STYLES = {SETTLED: "#0072B2", ACTIONS: "#D55E00", BOTH: "#009E73"}
+STYLES = {SETTLED: "#0072B2", ACTIONS: "#D55E00", BOTH: "#009E73", STATES: "#CC79A7"}
 LINES = {"followed": "o-", "followed, spaced": "s--", "relaxed": "^:"}
 AHEAD = 9
 

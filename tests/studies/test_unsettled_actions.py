@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.guidance import unsettled_actions
-from experiments.guidance.unsettled_actions import ACTIONS, BOTH, SETTLED, TRAININGS, make_unsettled
+from experiments.guidance.unsettled_actions import ACTIONS, BOTH, SETTLED, STATES, TRAININGS, make_unsettled
 from polygrad_jax.diffusion.schedule import add_noise, training_coefficients
 from polygrad_jax.world_models.polygrad import make_polygrad
 from tests import tiny
@@ -57,7 +57,7 @@ def test_the_noise_leads_from_the_settled_window_to_the_noisy_guess():
     np.testing.assert_allclose(found, add_noise(guess, noise, c), atol=1e-5)
 
 
-@pytest.mark.parametrize("training", [ACTIONS, BOTH])
+@pytest.mark.parametrize("training", [ACTIONS, BOTH, STATES])
 def test_where_nothing_is_unsettled_it_is_algorithm_1(training):
     """With a share of 0 the parameters are those of the package's model; with all unsettled they are not."""
     model = make_polygrad(CONFIG, tiny.SPEC)
@@ -69,6 +69,14 @@ def test_where_nothing_is_unsettled_it_is_algorithm_1(training):
     assert tiny.same_shapes(other, expected) and tiny.all_finite(metrics)
     apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), expected.params, other.params)
     assert max(jax.tree.leaves(apart)) > 1e-3
+
+
+def test_the_policy_matters_where_actions_are_guessed_and_nowhere_else():
+    for training in (ACTIONS, BOTH, STATES):
+        one, other = (
+            learnt(make_unsettled(CONFIG, tiny.SPEC, tiny.policy(gain), training, share=1.0))[0] for gain in (3.0, 0.1)
+        )
+        assert tiny.all_equal(one, other) == (training == STATES)
 
 
 def test_settled_is_the_packages_own():
