@@ -5,13 +5,14 @@ policy's at the states before. Under K < H steps the last actions and states are
 trained on such guesses, to say at once where they settle. Of SHARE of the training windows the actions from a random
 state m on are replaced by what the policy would have chosen at predicted states, ``a + mu(s') - mu(s)`` (its draw
 stays); ``s'`` is what the averaged denoiser predicts from a noisier trajectory when it is shown another window's
-actions from m on. The target is the window itself, settled. Four ways to train:
+actions from m on (``polygrad_jax/diffusion/denoising_loss.py: guesses``). The target is the window itself, settled. Four ways to train:
 
 - ``settled``: Algorithm 1, the null case;
 - ``unsettled actions``: the noisy trajectory that the denoiser sees is still made from the settled window, which shows
   through the noise;
 - ``unsettled actions and states``: it is made from the guesses s', as in sampling;
-- ``unsettled states``: it is, and the actions are the window's own. No policy is asked.
+- ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked. This is the package's
+  ``--diffusion.unsettled-share``.
 
 The policy that guesses actions is the run's last, in training as in imagining: the best case, for in training an agent
 the policy moves on.
@@ -38,6 +39,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -46,7 +48,7 @@ import numpy as np
 import optax
 
 from experiments.guidance.guidance_error import TRAJECTORIES, measure
-from experiments.guidance.rules_tried import EVEN, RELAXED, SPACED, Tried, relaxed, setting_of
+from experiments.guidance.rules_tried import RELAXED, Tried, relaxed, setting_of
 from experiments.harness import experiment, figures, grid, opened_runs, statistics
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
@@ -55,14 +57,14 @@ from polygrad_jax.analysis.opened_run import open_run, require_raw_policy
 from polygrad_jax.config import Config, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import (
-    clean_from_output,
     denoising_loss,
     draw_steps_and_noise,
+    guesses,
     pack,
-    set_initial_state,
+    unsettled,
     with_terminal_std,
 )
-from polygrad_jax.diffusion.schedule import Coefficients, add_noise, training_coefficients
+from polygrad_jax.diffusion.schedule import training_coefficients
 from polygrad_jax.optimising import stepped
 from polygrad_jax.training import fitting
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
@@ -77,20 +79,13 @@ SHARE = 0.5
 STEPS = (2, 3, 4, 6, 8, 10, 16)
 SIGMAS = {"1.0": 1.0, "0.1": 0.1, "0.02": 0.02}
 WAYS = {
-    "followed": Tried(relaxed(1.0), STEPS, EVEN),
-    "followed, spaced": Tried(relaxed(1.0), STEPS, SPACED),
-    "relaxed": Tried(RELAXED, STEPS, EVEN),
+    "followed": Tried(relaxed(1.0), STEPS),
+    "relaxed": Tried(RELAXED, STEPS),
 }
-"""Guidance ``correlated``, all of the way to the policy's action in every step or half of it; which steps of the 128:
-evenly spread, or more of them where little noise is left and none where almost none is."""
+"""Guidance ``correlated``: all of the way to the policy's action in every step, or half of it."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------
-
-
-def from_time(first: Array, horizon: int) -> Array:
-    """Return whether a state is at ``first [B]`` or later, ``[B, H, 1]``."""
-    return (jnp.arange(horizon)[None] >= first[:, None])[..., None]
 
 
 def guessed_actions(policy: Policy, raw_actions: Array, raw_obs: Array, guessed_obs: Array, late: Array) -> Array:
@@ -103,63 +98,31 @@ def guessed_actions(policy: Policy, raw_actions: Array, raw_obs: Array, guessed_
     return raw_actions + jnp.where(late, moved, 0.0)
 
 
-def noise_that_leads_to(noisy_of: Array, clean: Array, noise: Array, c: Coefficients) -> Array:
-    """Return the noise that makes ``clean`` what ``noise`` makes of ``noisy_of``, ``[B, H, O+2]`` all."""
-    return noise + c.sqrt_alpha_bar / c.sqrt_one_minus_alpha_bar * (noisy_of - clean)
-
-
 def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str, share: float = SHARE) -> WorldModel:
     """Return PolyGRAD trained in one of TRAININGS; ``policy`` is of raw observations."""
-    model = make_polygrad(config, spec)
-    if training == SETTLED:
+    diffusion = replace(config.diffusion, unsettled_share=0.0 if training == SETTLED else share)
+    model = make_polygrad(replace(config, diffusion=diffusion), spec)
+    if training in (SETTLED, STATES):
         return model
-    denoise, schedule = make_denoise(config, config.horizon), training_coefficients(config.diffusion)
-    adam, how, prediction = optax.adam(config.denoiser.learning_rate), config.env.actions, config.diffusion.prediction
-
-    def at(steps: Array) -> Coefficients:
-        return jax.tree.map(lambda x: x[steps][:, None, None], schedule)
-
-    def guess(params: Params, traj: Array, actions: Array, late: Array, steps: Array, key: Array) -> Array:
-        """The clean trajectory that the denoiser sees behind a noisier one, other actions shown where it is late."""
-        level_key, noise_key = jax.random.split(key)
-        noisier = jax.random.randint(level_key, steps.shape, steps, config.diffusion.num_steps)
-        c, initial = at(noisier), traj[:, 0, :-2]
-        noisy = set_initial_state(add_noise(traj, jax.random.normal(noise_key, traj.shape), c), initial)
-        shown = jnp.where(late, jnp.roll(actions, 1, axis=0), actions)
-        output = denoise(params, noisy, c.sqrt_alpha_bar * shown, noisier)
-        return set_initial_state(clean_from_output(output, noisy, initial, c, prediction), initial)
-
-    def unsettled(
-        state: PolyGRADState, segment: Segment, normaliser: Normaliser, steps: Array, noise: Array, key: Array
-    ) -> tuple[Array, Array]:
-        """Normalised actions that the denoiser is shown, and the noise that makes its noisy trajectory."""
-        traj, actions = packed(segment, normaliser)
-        horizon_key, share_key, guess_key = jax.random.split(key, 3)
-        first = jax.random.randint(horizon_key, steps.shape, 0, config.horizon)
-        first = jnp.where(jax.random.uniform(share_key, steps.shape) < share, first, config.horizon)
-        late = from_time(first, config.horizon)
-        guessed = jnp.where(late, guess(state.ema_params, traj, actions, late, steps, guess_key), traj)
-        if training in (ACTIONS, BOTH):
-            guessed_obs = unnormalise(guessed[..., :-2], normaliser.observations)
-            raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, late)
-            actions = jnp.where(late, normalise(executed(raw, how), normaliser.actions), actions)
-        if training in (BOTH, STATES):
-            noise = noise_that_leads_to(guessed, traj, noise, at(steps))
-        return jax.lax.stop_gradient((actions, noise))
-
-    def packed(segment: Segment, normaliser: Normaliser) -> tuple[Array, Array]:
-        return pack(segment.replace(actions=executed(segment.actions, how)), normaliser)
+    denoise, schedule = make_denoise(config, config.horizon), training_coefficients(diffusion)
+    adam, how = optax.adam(config.denoiser.learning_rate), config.env.actions
 
     def update(
         state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[PolyGRADState, Metrics]:
-        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
-        traj, _ = packed(segment, normaliser)
-        steps, noise = draw_steps_and_noise(key, traj.shape, config.diffusion.num_steps)
-        shown, noise = unsettled(state, segment, normaliser, steps, noise, jax.random.fold_in(key, 1))
+        normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
+        traj, actions = pack(segment.replace(actions=executed(segment.actions, how)), normaliser)
+        draws = draw_steps_and_noise(key, traj.shape, diffusion.num_steps)
+        asked = (traj, actions, draws.steps, jax.random.fold_in(key, 1))
+        guess = guesses(denoise, state.ema_params, *asked, schedule, diffusion)
+        guessed_obs = unnormalise(guess.traj[..., :-2], normaliser.observations)
+        raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, guess.late)
+        shown = jnp.where(guess.late, normalise(executed(raw, how), normaliser.actions), actions)
+        if training == BOTH:
+            draws = unsettled(draws, traj, guess.traj, schedule)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            return denoising_loss(denoise, params, traj, shown, steps, noise, schedule, prediction)
+            return denoising_loss(denoise, params, traj, shown, *draws, schedule, diffusion.prediction)
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
         params, adam_state = stepped(adam, gradients, state.params, state.adam)
@@ -213,7 +176,7 @@ def measured(fitted: Fitted, begins: np.ndarray, steps: tuple[int, ...]) -> Iter
 
 
 STYLES = {SETTLED: "#0072B2", ACTIONS: "#D55E00", BOTH: "#009E73", STATES: "#CC79A7"}
-LINES = {"followed": "o-", "followed, spaced": "s--", "relaxed": "^:"}
+LINES = {"followed": "o-", "relaxed": "^:"}
 AHEAD = 9
 
 
