@@ -5,7 +5,9 @@ policy's at the states before. Under K < H steps the last actions and states are
 trained on such guesses, to say at once where they settle. Of SHARE of the training windows the actions from a random
 state m on are replaced by what the policy would have chosen at predicted states, ``a + mu(s') - mu(s)`` (its draw
 stays); ``s'`` is what the averaged denoiser predicts from a noisier trajectory when it is shown another window's
-actions from m on (``polygrad_jax/diffusion/denoising_loss.py: guesses``). The target is the window itself, settled. Four ways to train:
+actions from m on (``polygrad_jax/diffusion/denoising_loss.py: guesses``). The target is the window itself, settled.
+
+Four ways to train:
 
 - ``settled``: Algorithm 1, the null case;
 - ``unsettled actions``: the noisy trajectory that the denoiser sees is still made from the settled window, which shows
