@@ -5,7 +5,7 @@ policy's at the states before. Under K < H steps the last actions and states are
 trained on such guesses, to say at once where they settle. Of SHARE of the training windows the actions from a random
 state m on are replaced by what the policy would have chosen at predicted states, ``a + mu(s') - mu(s)`` (its draw
 stays); ``s'`` is what the averaged denoiser predicts from a noisier trajectory when it is shown another window's
-actions from m on (``polygrad_jax/diffusion/denoising_loss.py: guesses``). The target is the window itself, settled.
+actions from m on. The target is the window itself, settled.
 
 Four ways to train:
 
@@ -13,8 +13,7 @@ Four ways to train:
 - ``unsettled actions``: the noisy trajectory that the denoiser sees is still made from the settled window, which shows
   through the noise;
 - ``unsettled actions and states``: it is made from the guesses s', as in sampling;
-- ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked. This is the package's
-  ``--diffusion.unsettled-share``.
+- ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked.
 
 The policy that guesses actions is the run's last, in training as in imagining: the best case, for in training an agent
 the policy moves on.
@@ -41,8 +40,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,17 +54,18 @@ from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
 from experiments.harness.opened_runs import Fitted, OfRun, drawn_rows, recorded_episodes
 from polygrad_jax.analysis.opened_run import open_run, require_raw_policy
-from polygrad_jax.config import Config, EnvSpec
+from polygrad_jax.config import Config, DenoiserOutput, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import (
+    Denoise,
+    clean_from_output,
     denoising_loss,
     draw_steps_and_noise,
-    guesses,
     pack,
-    unsettled,
+    set_initial_state,
     with_terminal_std,
 )
-from polygrad_jax.diffusion.schedule import training_coefficients
+from polygrad_jax.diffusion.schedule import Coefficients, add_noise, training_coefficients
 from polygrad_jax.optimising import stepped
 from polygrad_jax.training import fitting
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
@@ -90,6 +89,60 @@ WAYS = {
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+def at_steps(schedule: Coefficients, steps: Array) -> Coefficients:
+    """Return the coefficients ``[B, 1, 1]`` of the steps ``[B]``."""
+    return jax.tree.map(lambda x: x[steps][:, None, None], schedule)
+
+
+class Guesses(NamedTuple):
+    """Trajectories as the denoiser guesses them where it does not know the actions."""
+
+    traj: Array  # [B, H, O+2], normalised; the trajectory itself where it is not guessed
+    late: Array  # [B, H, 1] bool: which states are guessed
+
+
+def guesses(
+    denoise: Denoise,
+    params: Params,
+    normed_traj: Array,
+    normed_actions: Array,
+    steps: Array,
+    key: Array,
+    schedule: Coefficients,
+    num_steps: int,
+    prediction: DenoiserOutput,
+    share: float = SHARE,
+) -> Guesses:
+    """Guess the later states in ``share`` of the trajectories. No gradient passes.
+
+    A guess is what the denoiser predicts at a noisier step than ``steps [B]`` when it is shown another trajectory's
+    actions from a random state on: what the last step of sampling left behind, before the actions moved.
+
+    Args:
+      normed_traj: ``[B, H, O+2]``, of which the first observation is given and stays.
+      normed_actions: ``[B, H, A]``.
+      schedule: coefficients of all N steps.
+    """
+    level_key, noise_key, first_key, share_key = jax.random.split(key, 4)
+    initial, horizon = normed_traj[:, 0, :-2], normed_traj.shape[1]
+    first = jax.random.randint(first_key, steps.shape, 0, horizon)
+    is_guessed = jax.random.uniform(share_key, steps.shape) < share
+    late = (is_guessed[:, None] & (jnp.arange(horizon)[None] >= first[:, None]))[..., None]
+
+    noisier = jax.random.randint(level_key, steps.shape, steps, num_steps)
+    c = at_steps(schedule, noisier)
+    noisy = set_initial_state(add_noise(normed_traj, jax.random.normal(noise_key, normed_traj.shape), c), initial)
+    actions = jnp.where(late, jnp.roll(normed_actions, 1, axis=0), normed_actions)
+    output = denoise(params, noisy, c.sqrt_alpha_bar * actions, noisier)
+    guess = set_initial_state(clean_from_output(output, noisy, initial, c, prediction), initial)
+    return Guesses(jax.lax.stop_gradient(jnp.where(late, guess, normed_traj)), late)
+
+
+def noise_to(guess: Array, normed_traj: Array, noise: Array, c: Coefficients) -> Array:
+    """Return the noise that makes of the trajectory what ``noise`` makes of ``guess``, ``[B, H, O+2]`` all."""
+    return noise + c.sqrt_alpha_bar / c.sqrt_one_minus_alpha_bar * (guess - normed_traj)
+
+
 def guessed_actions(policy: Policy, raw_actions: Array, raw_obs: Array, guessed_obs: Array, late: Array) -> Array:
     """Return raw actions ``[B, H, A]`` as the policy would have chosen them at guessed states, by the same draw.
 
@@ -102,29 +155,30 @@ def guessed_actions(policy: Policy, raw_actions: Array, raw_obs: Array, guessed_
 
 def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str, share: float = SHARE) -> WorldModel:
     """Return PolyGRAD trained in one of TRAININGS; ``policy`` is of raw observations."""
-    diffusion = replace(config.diffusion, unsettled_share=0.0 if training == SETTLED else share)
-    model = make_polygrad(replace(config, diffusion=diffusion), spec)
-    if training in (SETTLED, STATES):
+    model = make_polygrad(config, spec)
+    if training == SETTLED:
         return model
-    denoise, schedule = make_denoise(config, config.horizon), training_coefficients(diffusion)
+    denoise, schedule = make_denoise(config, config.horizon), training_coefficients(config.diffusion)
     adam, how = optax.adam(config.denoiser.learning_rate), config.env.actions
+    num_steps, prediction = config.diffusion.num_steps, config.diffusion.prediction
 
     def update(
         state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[PolyGRADState, Metrics]:
-        normaliser = with_terminal_std(normaliser, diffusion.terminal_std)
+        normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         traj, actions = pack(segment.replace(actions=executed(segment.actions, how)), normaliser)
-        draws = draw_steps_and_noise(key, traj.shape, diffusion.num_steps)
-        asked = (traj, actions, draws.steps, jax.random.fold_in(key, 1))
-        guess = guesses(denoise, state.ema_params, *asked, schedule, diffusion)
-        guessed_obs = unnormalise(guess.traj[..., :-2], normaliser.observations)
-        raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, guess.late)
-        shown = jnp.where(guess.late, normalise(executed(raw, how), normaliser.actions), actions)
-        if training == BOTH:
-            draws = unsettled(draws, traj, guess.traj, schedule)
+        steps, noise = draw_steps_and_noise(key, traj.shape, num_steps)
+        asked = (traj, actions, steps, jax.random.fold_in(key, 1))
+        guess = guesses(denoise, state.ema_params, *asked, schedule, num_steps, prediction, share)
+        if training in (ACTIONS, BOTH):
+            guessed_obs = unnormalise(guess.traj[..., :-2], normaliser.observations)
+            raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, guess.late)
+            actions = jnp.where(guess.late, normalise(executed(raw, how), normaliser.actions), actions)
+        if training in (BOTH, STATES):
+            noise = noise_to(guess.traj, traj, noise, at_steps(schedule, steps))
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            return denoising_loss(denoise, params, traj, shown, *draws, schedule, diffusion.prediction)
+            return denoising_loss(denoise, params, traj, actions, steps, noise, schedule, prediction)
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
         params, adam_state = stepped(adam, gradients, state.params, state.adam)

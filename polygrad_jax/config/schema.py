@@ -128,13 +128,6 @@ class DiffusionConfig:
         "Output of the denoiser: the clean trajectory (official code), the noise (the paper's equations), or the clean "
         "trajectory with the last observed state subtracted from its states.",
     )
-    unsettled_share: float = option(
-        0.0,
-        "World model polygrad: fraction of the training trajectories whose later states the denoiser is shown as it "
-        "guessed them under other actions, so that it learns to follow the actions, as sampling in few steps asks it "
-        "to. 0 is the paper's.",
-        UNIT,
-    )
 
 
 @dataclass(frozen=True)

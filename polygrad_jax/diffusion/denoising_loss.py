@@ -6,13 +6,12 @@ The diffused trajectory has ``O + 2`` channels: observation, reward and terminal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from polygrad_jax.config import DenoiserOutput, DiffusionConfig
+from polygrad_jax.config import DenoiserOutput
 from polygrad_jax.data.normaliser import normalise, unnormalise
 from polygrad_jax.data.segment_masks import happened
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, clean_from_noise
@@ -113,23 +112,11 @@ def clean_from_output(
     return output.at[..., :-2].add(last)
 
 
-class Draws(NamedTuple):
-    """What :func:`denoising_loss` is evaluated at."""
-
-    steps: Array  # [B], 0-based
-    noise: Array  # [B, H, O+2], standard normal
-
-
-def at_steps(schedule: Coefficients, steps: Array) -> Coefficients:
-    """Return the coefficients ``[B, 1, 1]`` of the steps ``[B]``."""
-    return jax.tree.map(lambda x: x[steps][:, None, None], schedule)
-
-
-def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> Draws:
+def draw_steps_and_noise(key: Array, shape: tuple[int, ...], num_steps: int) -> tuple[Array, Array]:
     """Draw ``(t [B] in 0..N-1, eps)`` for trajectories of ``shape`` ``[B, H, O+2]`` (Algorithm 1, lines 4 and 5)."""
     step_key, noise_key = jax.random.split(key)
     steps = jax.random.randint(step_key, shape[:1], 0, num_steps)
-    return Draws(steps, jax.random.normal(noise_key, shape))
+    return steps, jax.random.normal(noise_key, shape)
 
 
 def denoising_loss(
@@ -159,7 +146,7 @@ def denoising_loss(
     chex.assert_equal_shape_prefix([normed_traj, normed_actions], 2, custom_message="normed_traj, normed_actions")
     chex.assert_shape(steps, normed_traj.shape[:1], custom_message="steps")
     chex.assert_shape(noise, normed_traj.shape, custom_message="noise")
-    c = at_steps(schedule, steps)
+    c = jax.tree.map(lambda x: x[steps][:, None, None], schedule)
     initial = normed_traj[:, :context_length, :-2]
     noisy = set_initial_state(add_noise(normed_traj, noise, c), initial)
     # DEVIATION from the paper, like the official code: actions are scaled like the clean trajectory, without noise.
@@ -180,56 +167,3 @@ def denoising_loss(
     }
     loss = error.mean()
     return loss, {"world_model/loss": loss, **parts}
-
-
-class Guesses(NamedTuple):
-    """Trajectories as the denoiser guesses them where it does not know the actions."""
-
-    traj: Array  # [B, H, O+2], normalised; the trajectory itself where it is not guessed
-    late: Array  # [B, H, 1] bool: which states are guessed
-
-
-def guesses(
-    denoise: Denoise,
-    params: Params,
-    normed_traj: Array,
-    normed_actions: Array,
-    steps: Array,
-    key: Array,
-    schedule: Coefficients,
-    diffusion: DiffusionConfig,
-    context_length: int = 1,
-) -> Guesses:
-    """Guess the later states in ``diffusion.unsettled_share`` of the trajectories. No gradient passes.
-
-    A guess is what the denoiser predicts at a noisier step than ``steps [B]`` when it is shown another trajectory's
-    actions from a random state on: what the last step of sampling left behind, before the actions moved.
-
-    Args:
-      normed_traj: ``[B, H, O+2]``, of which the first ``context_length`` observations are given and stay.
-      normed_actions: ``[B, H, A]``.
-    """
-    level_key, noise_key, first_key, share_key = jax.random.split(key, 4)
-    initial, horizon = normed_traj[:, :context_length, :-2], normed_traj.shape[1]
-    first = jax.random.randint(first_key, steps.shape, context_length - 1, horizon)
-    is_guessed = jax.random.uniform(share_key, steps.shape) < diffusion.unsettled_share
-    late = (is_guessed[:, None] & (jnp.arange(horizon)[None] >= first[:, None]))[..., None]
-
-    noisier = jax.random.randint(level_key, steps.shape, steps, diffusion.num_steps)
-    c = at_steps(schedule, noisier)
-    noisy = set_initial_state(add_noise(normed_traj, jax.random.normal(noise_key, normed_traj.shape), c), initial)
-    actions = jnp.where(late, jnp.roll(normed_actions, 1, axis=0), normed_actions)
-    output = denoise(params, noisy, c.sqrt_alpha_bar * actions, noisier)
-    guess = set_initial_state(clean_from_output(output, noisy, initial, c, diffusion.prediction), initial)
-    return Guesses(jax.lax.stop_gradient(jnp.where(late, guess, normed_traj)), late)
-
-
-def unsettled(draws: Draws, normed_traj: Array, guess: Array, schedule: Coefficients) -> Draws:
-    """Return draws at which the denoiser is shown ``guess [B, H, O+2]`` with noise; the target stays ``normed_traj``.
-
-    DEVIATION from the paper and the official code, whose noisy trajectories always agree with the actions that the
-    denoiser is shown. In sampling they were made under other actions, and a denoiser that has not seen this follows the
-    noisy trajectory where it should follow the actions (``results/guidance/unsettled_actions``). Ours.
-    """
-    c = at_steps(schedule, draws.steps)
-    return draws._replace(noise=draws.noise + c.sqrt_alpha_bar / c.sqrt_one_minus_alpha_bar * (guess - normed_traj))

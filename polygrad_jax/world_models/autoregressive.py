@@ -133,7 +133,7 @@ def make_autoregressive(config: Config, spec: EnvSpec) -> WorldModel:
     ``config.denoiser`` is the network and its training, ``config.diffusion`` N, K and the terminals, and
     ``config.autoregressive.tau`` the schedule. Training windows are ``[B, 2]``; ValueError of any other length.
     """
-    diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau, unsettled_share=0.0)
+    diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
     schedule = sampling_coefficients(diffusion)
     draws, how = schedule.step.shape[0] + 1, config.env.actions
     gradient_step = make_gradient_step(config, WINDOW, diffusion)

@@ -117,7 +117,7 @@ def make_distilled(config: Config, spec: EnvSpec) -> WorldModel:
     ``config.autoregressive.tau`` the schedule, ``config.distilled`` the K steps that are distilled and the network
     calls. Training windows are ``[B, 2]``; ValueError of any other length.
     """
-    diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau, unsettled_share=0.0)
+    diffusion = dataclasses.replace(config.diffusion, tau=config.autoregressive.tau)
     steps = strided_steps(diffusion.num_steps, config.distilled.steps)
     levels = levels_of_calls(config.distilled.calls, len(steps))
     path = coefficients(diffusion.num_steps, steps, diffusion.tau, eta=0.0)

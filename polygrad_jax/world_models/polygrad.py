@@ -20,10 +20,8 @@ from polygrad_jax.diffusion.denoising_loss import (
     Denoise,
     denoising_loss,
     draw_steps_and_noise,
-    guesses,
     pack,
     unpack,
-    unsettled,
     with_padding_rewards,
     with_terminal_std,
 )
@@ -164,15 +162,12 @@ def make_gradient_step(
         state: Any, packed: tuple[Array, Array], segment: Segment, normaliser: Normaliser, key: Array
     ) -> tuple[Any, Metrics]:
         normed_traj, normed_actions = packed
-        draws = draw_steps_and_noise(key, normed_traj.shape, diffusion.num_steps)
-        if diffusion.unsettled_share > 0:
-            asked = (normed_traj, normed_actions, draws.steps, jax.random.fold_in(key, 1))
-            guess = guesses(denoise, state.ema_params, *asked, schedule, diffusion, context_length)
-            draws = unsettled(draws, normed_traj, guess.traj, schedule)
+        steps, noise = draw_steps_and_noise(key, normed_traj.shape, diffusion.num_steps)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
+            draws, prediction = (steps, noise), diffusion.prediction
             return denoising_loss(
-                denoise, params, normed_traj, normed_actions, *draws, schedule, diffusion.prediction, context_length
+                denoise, params, normed_traj, normed_actions, *draws, schedule, prediction, context_length
             )
 
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params)

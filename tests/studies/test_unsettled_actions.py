@@ -7,6 +7,8 @@ import pytest
 
 from experiments.guidance import unsettled_actions
 from experiments.guidance.unsettled_actions import ACTIONS, BOTH, SETTLED, STATES, TRAININGS, make_unsettled
+from polygrad_jax.diffusion.denoising_loss import denoising_loss
+from polygrad_jax.diffusion.schedule import add_noise, training_coefficients
 from polygrad_jax.world_models.polygrad import make_polygrad
 from tests import tiny
 
@@ -44,6 +46,70 @@ def test_the_draw_stays_and_early_actions_too():
     kept = jnp.where(late, (found - policy(guess)[0]) - (actions - policy(obs)[0]), 0.0)
     np.testing.assert_allclose(kept, 0.0, atol=1e-6)
     assert float(jnp.abs(found - actions).max()) > 1.0
+
+
+SCHEDULE = training_coefficients(CONFIG.diffusion)
+MANY = 256
+TRAJ, NOISE = jax.random.normal(jax.random.key(4), (2, MANY, H, tiny.O + 2))
+NORMED_ACTIONS = jax.random.normal(jax.random.key(5), (MANY, H, 2))
+STEPS = jnp.arange(MANY) % 8
+GUESS = 5.0
+
+
+def says(params, noisy, actions, steps):
+    """A denoiser that says the same everywhere."""
+    return jnp.full_like(noisy, params)
+
+
+def guessed(denoise=says, share=1.0, params=GUESS):
+    asked = (TRAJ, NORMED_ACTIONS, STEPS, jax.random.key(3))
+    return unsettled_actions.guesses(denoise, params, *asked, SCHEDULE, 8, "clean", share)
+
+
+def test_later_states_are_guessed_from_any_on_and_what_is_known_stays():
+    guess = guessed()
+    late = np.asarray(guess.late[..., 0])
+    assert set(H - late.sum(1)) == set(range(H)) and (late[:, 1:] >= late[:, :-1]).all()
+    np.testing.assert_array_equal(guess.traj[:, 0, :-2], TRAJ[:, 0, :-2])
+    expected = jnp.where(guess.late, GUESS, TRAJ).at[:, 0, :-2].set(TRAJ[:, 0, :-2])
+    np.testing.assert_array_equal(guess.traj, expected)
+    assert 0.4 < guessed(share=0.5).late.any((1, 2)).mean() < 0.6
+    assert not guessed(share=0.0).late.any()
+    assert jax.grad(lambda params: guessed(params=params).traj.sum())(GUESS) == 0.0
+
+
+def test_a_guess_comes_from_a_noisier_step_and_another_trajectorys_later_actions():
+    seen = {}
+
+    def looks(params, noisy, actions, steps):
+        seen.update(actions=actions / unsettled_actions.at_steps(SCHEDULE, steps).sqrt_alpha_bar, steps=steps)
+        return noisy
+
+    late = np.asarray(guessed(looks).late[..., 0])
+    assert (seen["steps"] >= STEPS).all() and (seen["steps"] > STEPS).any()
+    own = np.isclose(seen["actions"], NORMED_ACTIONS, atol=1e-2).all(-1)
+    others = np.isclose(seen["actions"], jnp.roll(NORMED_ACTIONS, 1, axis=0), atol=1e-2).all(-1)
+    known = np.asarray(seen["steps"])[:, None] < 7  # at the noisiest step nothing of the actions is left
+    assert (others | ~late | ~known).all() and (own | late | ~known).all()
+
+
+@pytest.mark.parametrize("prediction", ["clean", "noise"])
+def test_the_noise_leads_to_the_guess_and_the_target_stays(prediction):
+    c = unsettled_actions.at_steps(SCHEDULE, STEPS)
+    guess = guessed().traj
+    noise = unsettled_actions.noise_to(guess, TRAJ, NOISE, c)
+    np.testing.assert_allclose(add_noise(TRAJ, noise, c), add_noise(guess, NOISE, c), atol=1e-4)
+
+    def knows(traj, noisy, actions, steps):
+        if prediction == "clean":
+            return traj
+        return (noisy - c.sqrt_alpha_bar * traj) / c.sqrt_one_minus_alpha_bar
+
+    def loss(denoise, params):
+        return denoising_loss(denoise, params, TRAJ, NORMED_ACTIONS, STEPS, noise, SCHEDULE, prediction)[0]
+
+    # at the least noisy step the noise that leads to the guess is large, and so is what float32 loses of it
+    assert loss(knows, TRAJ) < 1e-5 and loss(says, GUESS) > 1.0
 
 
 @pytest.mark.parametrize("training", [ACTIONS, BOTH, STATES])
