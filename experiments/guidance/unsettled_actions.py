@@ -16,15 +16,16 @@ Four ways to train:
 - ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked.
 
 The policy that guesses actions is the run's last, in training as in imagining: the best case, for in training an agent
-the policy moves on.
+the policy moves on. ``--guessing`` names the folder of another run, whose policy guesses in its place.
 
     python experiments/guidance/unsettled_actions.py RUN [RUN ...] --jobs 2 --threads 1 \\
         --out results/guidance/unsettled_actions
     python experiments/guidance/unsettled_actions.py --out results/guidance/unsettled_actions --figure-only
 
-Columns of ``unsettled_actions.csv``: ``training`` as above; the others as in ``guidance_error.py``, whose measures
-these are: ``closed_h*`` is against MuJoCo under the policy, ``given_h*`` the error of the same denoiser when it is told
-those actions. ``fit_seconds``: of the gradient steps, compiling included.
+Columns of ``unsettled_actions.csv``: ``training`` as above; ``guessing``: the run whose policy guessed, where it is not
+RUN; the others as in ``guidance_error.py``, whose measures these are: ``closed_h*`` is against MuJoCo under the policy,
+``given_h*`` the error of the same denoiser when it is told those actions. ``fit_seconds``: of the gradient steps,
+compiling included.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     """Train one denoiser in one way and measure it under every guidance, K and sigma; settled also untrained."""
     run, training = open_run(varied.run), varied.more
     config = opened_runs.config_of(run, options, "--denoiser.shown-actions", "executed")
-    model = make_unsettled(config, run.spec, require_raw_policy(run), training)
+    guessing = require_raw_policy(open_run(options.guessing) if options.guessing else run)
+    model = make_unsettled(config, run.spec, guessing, training)
     episodes = recorded_episodes(run, options.data_rows)
     began = time.perf_counter()
     state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), options.updates)
@@ -212,6 +214,7 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     fitted = Fitted(run, config, state, with_terminal_std(normaliser, config.diffusion.terminal_std), episodes)
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
     common |= {"fields": options.fields, "training": training, "updates": options.updates, "fit_seconds": seconds}
+    common |= {"guessing": options.guessing.name if options.guessing else ""}
     begins = drawn_rows(episodes, config.horizon)[:TRAJECTORIES]
     yield from (common | {"denoiser": "fitted"} | row for row in measured(fitted, begins, STEPS))
     if training == SETTLED:
@@ -238,7 +241,7 @@ AHEAD = 9
 
 def draw_panel(axis: Any, rows: list[grid.Row]) -> None:
     """Draw the error of one task at one sigma against K."""
-    fitted = [r for r in rows if r["denoiser"] == "fitted"]
+    fitted = [r for r in rows if r["denoiser"] == "fitted" and not r.get("guessing")]
     for training, colour in STYLES.items():
         for rule, style in LINES.items():
             own = (r for r in fitted if (r["training"], r["rule"]) == (training, rule))
@@ -276,12 +279,14 @@ def draw(out: Path) -> None:
 
 def cells(options: argparse.Namespace) -> dict[str, OfRun]:
     """Return the ways of training and the runs by the names of their cells."""
-    return opened_runs.cells(options, ((f"-{name.replace(' ', '-')}", name) for name in options.trainings))
+    end = f"-guessed-by-{options.guessing.resolve().parent.name}-{options.guessing.name}" if options.guessing else ""
+    return opened_runs.cells(options, ((f"-{name.replace(' ', '-')}{end}", name) for name in options.trainings))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     opened_runs.add_arguments(parser)
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=list(TRAININGS), help="only these (all)")
+    parser.add_argument("--guessing", type=Path, default=None, help="run whose policy guesses in training (RUN itself)")
 
 
 UNSETTLED_ACTIONS = experiment.Experiment(
