@@ -121,6 +121,7 @@ frame.onload = () => setTimeout(() => {{
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_nothing_is_wider_than_a_phone(page, tmp_path):
     """With every part open, what is wide scrolls in a box of its own. In a frame, for a window has at least 500 px."""
@@ -132,6 +133,7 @@ def test_nothing_is_wider_than_a_phone(page, tmp_path):
     assert int(needed) == int(given) <= 390
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_draws_every_chart_and_complains_of_nothing(page):
     done = dom_of(page.as_uri())
