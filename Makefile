@@ -120,7 +120,8 @@ figures: $(INSTALLED)
 	@set -e; for experiment in world_models/prediction_error world_models/distilled_error world_models/small_data \
 	    world_models/denoiser_output world_models/partial_observation world_models/learning_rates \
 	    world_models/training_curves world_models/computation_time \
-	    guidance/oracle:oracle_study guidance/guidance_error guidance/action_distribution guidance/gradient_study; do \
+	    guidance/oracle:oracle_study guidance/guidance_error guidance/unsettled_actions \
+	    guidance/action_distribution guidance/gradient_study; do \
 	  subject=$${experiment%%/*}; file=$${experiment##*[/:]}; csv=$${experiment#*/}; csv=$${csv%%:*}.csv; \
 	  for path in $$(find results/$$subject -name "$$csv" -not -path "*/executed/*" -not -path "*/newest/*" | sort); do \
 	    echo "$$path"; $(BIN)/python experiments/$$subject/$$file.py --out "$$(dirname "$$path")" --figure-only; \

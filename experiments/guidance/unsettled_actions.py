@@ -2,30 +2,34 @@
 
 Guided actions settle by one state per diffusion step: a state is right once the actions before it are, and they are the
 policy's at the states before. Under K < H steps the last actions and states are guesses still. Here the denoiser is
-trained on such guesses, to say at once where they settle. Of SHARE of the training windows the actions from a random
-state m on are replaced by what the policy would have chosen at predicted states, ``a + mu(s') - mu(s)`` (its draw
-stays); ``s'`` is what the averaged denoiser predicts from a noisier trajectory when it is shown another window's
-actions from m on. The target is the window itself, settled.
+trained on guesses, to say at once where they settle. In half of the training windows the actions from a random state m
+on are moved as far as the policy's mean moves from the window's states to guessed ones, ``a + mu(s') - mu(s)``. The
+guesses ``s'`` are what the averaged denoiser predicts at the same diffusion step or a noisier one when it is shown
+another window's actions from m on. (It sees the true actions before m and, through the noise, the true states, so that
+these guesses are better than those of sampling in two or three steps.) The target is the window itself, settled.
 
-Four ways to train:
+Five ways to train:
 
-- ``settled``: Algorithm 1, the null case;
-- ``unsettled actions``: the noisy trajectory that the denoiser sees is still made from the settled window, which shows
-  through the noise;
-- ``unsettled actions and states``: it is made from the guesses s', as in sampling;
-- ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked.
+- ``settled``: Algorithm 1;
+- ``unsettled actions``: as above; the noisy trajectory that the denoiser sees is still made from the window;
+- ``unsettled actions and states``: it is made from the guesses, as in sampling;
+- ``unsettled states``: it is, and the actions are the window's own, so that no policy is asked;
+- ``blind``: Algorithm 1 with all actions from another window. Such a denoiser imitates the recorded trajectories and
+  knows nothing of actions: the null case, for what it reaches is no guidance.
 
-The policy that guesses actions is the run's last, in training as in imagining: the best case, for in training an agent
-the policy moves on. ``--guessing`` names the folder of another run, whose policy guesses in its place.
+The policy that guesses is the run's last, in training as in imagining: the best case, for in training an agent the
+policy moves on. ``--guessing`` names the folder of another run, whose policy guesses in its place. The denoiser is
+always shown actions as they are executed.
 
     python experiments/guidance/unsettled_actions.py RUN [RUN ...] --jobs 2 --threads 1 \\
         --out results/guidance/unsettled_actions
     python experiments/guidance/unsettled_actions.py --out results/guidance/unsettled_actions --figure-only
 
 Columns of ``unsettled_actions.csv``: ``training`` as above; ``guessing``: the run whose policy guessed, where it is not
-RUN; the others as in ``guidance_error.py``, whose measures these are: ``closed_h*`` is against MuJoCo under the policy,
-``given_h*`` the error of the same denoiser when it is told those actions. ``fit_seconds``: of the gradient steps,
-compiling included.
+RUN; the others as in ``guidance_error.py``, whose measures these are. ``closed_h*`` is the error against MuJoCo under
+the policy, ``open_h*`` against MuJoCo under the returned actions (large where those do not lead to the returned
+states), ``given_h*`` that of the same denoiser told the policy's actions. ``fit_seconds`` is the time that the gradient
+steps took, compiling included.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
 from experiments.harness.opened_runs import Fitted, OfRun, drawn_rows, recorded_episodes
 from polygrad_jax.analysis.opened_run import open_run, require_raw_policy
-from polygrad_jax.config import Config, DenoiserOutput, EnvSpec
+from polygrad_jax.config import Config, ConfigError, DenoiserOutput, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
 from polygrad_jax.diffusion.denoising_loss import (
     Denoise,
@@ -74,10 +78,11 @@ from polygrad_jax.world_models import terminal_classifier
 from polygrad_jax.world_models.polygrad import PolyGRADState, average, make_denoise, make_polygrad
 
 SETTLED, ACTIONS, BOTH = "settled", "unsettled actions", "unsettled actions and states"
-STATES = "unsettled states"
-TRAININGS = (SETTLED, ACTIONS, BOTH, STATES)
+STATES, BLIND = "unsettled states", "blind"
+TRAININGS = (SETTLED, ACTIONS, BOTH, STATES, BLIND)
+ASK_A_POLICY = (ACTIONS, BOTH)
 SHARE = 0.5
-"""Of the windows in which actions are unsettled."""
+"""Share of the training windows that have guesses in them."""
 STEPS = (2, 3, 4, 6, 8, 10, 16)
 SIGMAS = {"1.0": 1.0, "0.1": 0.1, "0.02": 0.02}
 WAYS = {
@@ -96,10 +101,10 @@ def at_steps(schedule: Coefficients, steps: Array) -> Coefficients:
 
 
 class Guesses(NamedTuple):
-    """Trajectories as the denoiser guesses them where it does not know the actions."""
+    """Trajectories as the denoiser guesses them where it is shown another trajectory's actions."""
 
     traj: Array  # [B, H, O+2], normalised; the trajectory itself where it is not guessed
-    late: Array  # [B, H, 1] bool: which states are guessed
+    late: Array  # [B, H, 1] bool: which states are guessed, those from a random one on
 
 
 def guesses(
@@ -116,8 +121,8 @@ def guesses(
 ) -> Guesses:
     """Guess the later states in ``share`` of the trajectories. No gradient passes.
 
-    A guess is what the denoiser predicts at a noisier step than ``steps [B]`` when it is shown another trajectory's
-    actions from a random state on: what the last step of sampling left behind, before the actions moved.
+    A guess is what the denoiser predicts at the steps ``steps [B]`` or noisier ones when it is shown another
+    trajectory's actions from a random state on.
 
     Args:
       normed_traj: ``[B, H, O+2]``, of which the first observation is given and stays.
@@ -145,20 +150,33 @@ def noise_to(guess: Array, normed_traj: Array, noise: Array, c: Coefficients) ->
 
 
 def guessed_actions(policy: Policy, raw_actions: Array, raw_obs: Array, guessed_obs: Array, late: Array) -> Array:
-    """Return raw actions ``[B, H, A]`` as the policy would have chosen them at guessed states, by the same draw.
+    """Return raw actions ``[B, H, A]``, moved as far as the policy's mean moves to the guessed states ``[B, H, O]``.
 
-    ``late [B, H, 1]`` says where; elsewhere they stay. The draw ``(a - mu(s)) / sigma`` is kept and the std taken as
-    the same in both states.
+    ``late [B, H, 1]`` says where; elsewhere they stay. The distance from the policy's mean is kept: where the policy
+    took the action, and its std is the same in both states, it is what the same draw gives there.
     """
     moved = policy(guessed_obs)[0] - policy(raw_obs)[0]
     return raw_actions + jnp.where(late, moved, 0.0)
 
 
+def of_others(segment: Segment) -> Segment:
+    """Return the segment with the actions of another window of its batch."""
+    return segment.replace(actions=jnp.roll(segment.actions, 1, axis=0))
+
+
 def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str, share: float = SHARE) -> WorldModel:
-    """Return PolyGRAD trained in one of TRAININGS; ``policy`` is of raw observations."""
+    """Return PolyGRAD trained in one of TRAININGS; ``policy`` is of raw observations.
+
+    Raises:
+      ConfigError: the denoiser predicts the noise, which would have to lead from a guess to the window.
+    """
     model = make_polygrad(config, spec)
     if training == SETTLED:
         return model
+    if training == BLIND:
+        return model._replace(update=lambda state, segment, *rest: model.update(state, of_others(segment), *rest))
+    if config.diffusion.prediction == "noise":
+        raise ConfigError(f"diffusion.prediction is noise in training {training}; allowed: clean, change")
     denoise, schedule = make_denoise(config, config.horizon), training_coefficients(config.diffusion)
     adam, how = optax.adam(config.denoiser.learning_rate), config.env.actions
     num_steps, prediction = config.diffusion.num_steps, config.diffusion.prediction
@@ -169,9 +187,10 @@ def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str,
         normaliser = with_terminal_std(normaliser, config.diffusion.terminal_std)
         traj, actions = pack(segment.replace(actions=executed(segment.actions, how)), normaliser)
         steps, noise = draw_steps_and_noise(key, traj.shape, num_steps)
-        asked = (traj, actions, steps, jax.random.fold_in(key, 1))
+        # not 0 or 1, which are the keys that steps and noise come from: fold_in(key, i) is split(key)[i]
+        asked = (traj, actions, steps, jax.random.fold_in(key, 2))
         guess = guesses(denoise, state.ema_params, *asked, schedule, num_steps, prediction, share)
-        if training in (ACTIONS, BOTH):
+        if training in ASK_A_POLICY:
             guessed_obs = unnormalise(guess.traj[..., :-2], normaliser.observations)
             raw = guessed_actions(policy, segment.actions, segment.observations, guessed_obs, guess.late)
             actions = jnp.where(guess.late, normalise(executed(raw, how), normaliser.actions), actions)
@@ -205,8 +224,13 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     """Train one denoiser in one way and measure it under every guidance, K and sigma; settled also untrained."""
     run, training = open_run(varied.run), varied.more
     config = opened_runs.config_of(run, options, "--denoiser.shown-actions", "executed")
-    guessing = require_raw_policy(open_run(options.guessing) if options.guessing else run)
-    model = make_unsettled(config, run.spec, guessing, training)
+    guessing = run
+    if options.guessing:
+        guessing = open_run(options.guessing)
+        if guessing.config.env != run.config.env:
+            allowed = f"of {run.config.env.name}, with the same fields of env"
+            raise ConfigError(f"--guessing is {options.guessing}, a run of another task; allowed: a run {allowed}")
+    model = make_unsettled(config, run.spec, require_raw_policy(guessing), training)
     episodes = recorded_episodes(run, options.data_rows)
     began = time.perf_counter()
     state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), options.updates)
@@ -214,10 +238,10 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
     fitted = Fitted(run, config, state, with_terminal_std(normaliser, config.diffusion.terminal_std), episodes)
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
     common |= {"fields": options.fields, "training": training, "updates": options.updates, "fit_seconds": seconds}
-    common |= {"guessing": options.guessing.name if options.guessing else ""}
+    common |= {"guessing": name_of(options.guessing)}
     begins = drawn_rows(episodes, config.horizon)[:TRAJECTORIES]
     yield from (common | {"denoiser": "fitted"} | row for row in measured(fitted, begins, STEPS))
-    if training == SETTLED:
+    if training == SETTLED:  # what is drawn is the same in all of them
         fitted.state = model.init(jax.random.key(0))
         untrained = measured(fitted, begins, STEPS[-1:])
         yield from (common | {"denoiser": "untrained", "updates": 0} | row for row in untrained)
@@ -234,52 +258,70 @@ def measured(fitted: Fitted, begins: np.ndarray, steps: tuple[int, ...]) -> Iter
             yield labels | {"sigma": sigma} | columns
 
 
-STYLES = {SETTLED: "#0072B2", ACTIONS: "#D55E00", BOTH: "#009E73", STATES: "#CC79A7"}
+def name_of(run: Path | None) -> str:
+    """Return the last two names of a run's folder; nothing of none."""
+    return "" if run is None else f"{run.resolve().parent.name}-{run.resolve().name}"
+
+
+STYLES = {SETTLED: "#0072B2", ACTIONS: "#D55E00", BOTH: "#009E73", STATES: "#CC79A7", BLIND: "#7F7F7F"}
 LINES = {"followed": "o-", "relaxed": "^:"}
 AHEAD = 9
+ERRORS = {"closed": "under the policy", "open": "under the returned actions", "given": "told the policy's actions"}
 
 
-def draw_panel(axis: Any, rows: list[grid.Row]) -> None:
-    """Draw the error of one task at one sigma against K."""
-    fitted = [r for r in rows if r["denoiser"] == "fitted" and not r.get("guessing")]
-    for training, colour in STYLES.items():
-        for rule, style in LINES.items():
-            own = (r for r in fitted if (r["training"], r["rule"]) == (training, rule))
-            steps, errors = statistics.along(own, "sampling_steps", f"closed_h{AHEAD}")
-            if steps:
-                figures.mean_and_range(axis, steps, errors, style, f"{training}; {rule}", colour, alpha=0.15)
-    null = [float(r[f"closed_h{AHEAD}"]) for r in rows if r["denoiser"] == "untrained"]
-    if null:
-        axis.axhline(min(null), color="0.5", linewidth=1, linestyle="--", label="untrained, K = 16, the best")
+def draw_panel(axis: Any, rows: list[grid.Row], error: str) -> None:
+    """Draw one error of one task at one sigma against K."""
+    for (training, colour), (rule, style) in itertools.product(STYLES.items(), LINES.items()):
+        own = (r for r in rows if (r["training"], r["rule"]) == (training, rule))
+        steps, errors = statistics.along(own, "sampling_steps", f"{error}_h{AHEAD}")
+        if steps:
+            figures.mean_and_range(axis, steps, errors, style, f"{training}; {rule}", colour, alpha=0.15)
     axis.set_yscale("log")
     figures.diffusion_steps_axis(axis, STEPS)
 
 
 def draw(out: Path) -> None:
-    """Draw ``unsettled_actions.png``: the error nine steps ahead against K; a row per task, a column per sigma."""
+    """Draw ``unsettled_actions.png``: errors nine steps ahead against K; a row per task and error, a column per sigma.
+
+    Where another run's policy guessed, and where nothing was trained, only the CSV says what came of it.
+    """
     rows = grid.read_csv(out / "unsettled_actions.csv")
-    rows = [r for r in rows if r.get("denoiser")]
+    rows = [r for r in rows if r.get("denoiser") == "fitted" and not r["guessing"]]
     if not rows:
-        print("unsettled_actions: nothing was measured: no figure")
+        print("unsettled_actions: nothing that was trained is in unsettled_actions.csv: no figure")
         return
     tasks = list(dict.fromkeys(r["env"] for r in rows))
-    height = 2.7 * len(tasks) + 1.4
+    lines = list(itertools.product(tasks, ERRORS))
+    height = 2.2 * len(lines) + 1.4
     layout = {"size": (9.6, height), "rect": (0, 1.1 / height, 1, 1), "sharey": "row"}
-    with figures.figure(out / "unsettled_actions.png", len(tasks), len(SIGMAS), **layout) as (figure, axes):
-        for (i, task), (j, sigma) in itertools.product(enumerate(tasks), enumerate(SIGMAS)):
-            draw_panel(axes[i, j], [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)])
-            axes[i, j].set_title(f"{task}, sigma {sigma}", fontsize=9)
+    with figures.figure(out / "unsettled_actions.png", len(lines), len(SIGMAS), **layout) as (figure, axes):
+        for line, (task, error) in zip(axes, lines, strict=True):
+            for axis, sigma in zip(line, SIGMAS, strict=True):
+                draw_panel(axis, [r for r in rows if (r["env"], r["sigma"]) == (task, sigma)], error)
+                axis.set_title(f"{task}, sigma {sigma}", fontsize=9)
+            line[0].set_ylabel(f"{ERRORS[error]} [var.]", fontsize=8)
         for axis in axes[-1]:
             axis.set_xlabel("K, diffusion steps sampled of 128", fontsize=8)
-        for axis in axes[:, 0]:
-            axis.set_ylabel(f"closed-loop error, {AHEAD} ahead [var.]", fontsize=8)
         figures.legend_of_all(figure, loc="lower center", ncols=3, fontsize=7)
-        figure.suptitle(grid.physics_of(rows), fontsize=8)
+        made = ", ".join(f"{task}: {statistics.count_seeds(r for r in rows if r['env'] == task)}" for task in tasks)
+        about = f"squared error {AHEAD} steps ahead; {rows[0]['updates']} updates; seeds of {made}"
+        figure.suptitle(f"{about}; {grid.physics_of(rows)}", fontsize=8)
 
 
 def cells(options: argparse.Namespace) -> dict[str, OfRun]:
-    """Return the ways of training and the runs by the names of their cells."""
-    end = f"-guessed-by-{options.guessing.resolve().parent.name}-{options.guessing.name}" if options.guessing else ""
+    """Return the ways of training and the runs by the names of their cells.
+
+    Raises:
+      ConfigError: nothing to learn, or a policy to guess for a training that asks none.
+    """
+    if options.updates < 1:
+        raise ConfigError(f"--updates is {options.updates}; allowed: 1 or more")
+    if options.guessing is not None:
+        opened_runs.require_run(options.guessing)
+        if idle := [name for name in options.trainings if name not in ASK_A_POLICY]:
+            allowed = " and ".join(ASK_A_POLICY)
+            raise ConfigError(f"--trainings has {', '.join(idle)} with --guessing; allowed: {allowed}, which ask it")
+    end = f"-guessed-by-{name_of(options.guessing)}" if options.guessing else ""
     return opened_runs.cells(options, ((f"-{name.replace(' ', '-')}{end}", name) for name in options.trainings))
 
 

@@ -403,7 +403,8 @@ def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_
         return INTERRUPTED
     if not remaining:
         grid.join_kept()
-    print(f"{len(remaining)} cells in {time.monotonic() - began:.0f} s; rows in {csv_path.name}", flush=True)
+    rows = f"rows in {csv_path.name}" if csv_path.exists() else "no rows"
+    print(f"{len(remaining)} cells in {time.monotonic() - began:.0f} s; {rows}", flush=True)
     return 1 if grid.wrong else 0
 
 

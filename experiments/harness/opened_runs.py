@@ -24,6 +24,7 @@ from polygrad_jax.cli import override
 from polygrad_jax.config import Config, ConfigError
 from polygrad_jax.data.recordings import Episode
 from polygrad_jax.diffusion.denoising_loss import with_terminal_std
+from polygrad_jax.runs.run_folder import RunFolder
 from polygrad_jax.training import fitting
 from polygrad_jax.types import Normaliser, Policy
 from polygrad_jax.world_models.model_table import make_world_model
@@ -55,10 +56,17 @@ def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = ((""
     """Return a cell for every ending ``(end of its name, what else is varied)`` and run.
 
     Raises:
-      ConfigError: no run is named, two runs would be one cell, or there is too little to fit to.
+      ConfigError: no run is named or a folder is none, two runs would be one cell, the fields are no words, or there is
+        too little to fit to.
     """
     if not options.runs:
         raise ConfigError("RUN is missing; allowed: one or more folders of runs")
+    try:
+        shlex.split(options.fields)
+    except ValueError as error:
+        raise ConfigError(f"--fields is {options.fields}; allowed: words as in a shell ({error})") from None
+    for run in options.runs:
+        require_run(run)
     for name, least in (("data_rows", 1), ("updates", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; allowed: {least} or more")
@@ -71,6 +79,16 @@ def cells(options: argparse.Namespace, endings: Iterable[tuple[str, Any]] = ((""
                 raise ConfigError(f"RUN is {found[name].run} and {run}; allowed: runs whose last two names differ")
             found[name] = OfRun(run, more)
     return found
+
+
+def require_run(folder: Path) -> None:
+    """Return where a folder is one of ``polygrad train``.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    RunFolder(folder).check_has_policy()
+    RunFolder(folder).saved_config()
 
 
 def config_of(run: OpenedRun, options: argparse.Namespace, *fields: str) -> Config:

@@ -19,7 +19,6 @@ from experiments.harness import in_venv
 # isort: split
 import argparse
 import base64
-import functools
 import html
 import importlib.util
 import io
@@ -114,7 +113,6 @@ def styles_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return dict(zip(names, styles, strict=False))
 
 
-@functools.cache
 def styles_of_settings(results: Path) -> dict[str, tuple[str, str]]:
     """Return the style of every setting, the same on all tasks; those that most tasks have get colours of their own."""
     tasks_with = Counter(name for task in CURVES for name in {r["exp_name"] for r in rows_of(results, task)})

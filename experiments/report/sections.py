@@ -72,6 +72,7 @@ SECTIONS = (
             "guidance/oracle",
             "guidance/guidance_error",
             "guidance/guidance_error_causal",
+            "guidance/unsettled_actions",
             "guidance/gradient_study",
         ),
     ),

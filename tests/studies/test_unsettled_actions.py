@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.guidance import unsettled_actions
-from experiments.guidance.unsettled_actions import ACTIONS, BOTH, SETTLED, STATES, TRAININGS, make_unsettled
+from experiments.guidance.unsettled_actions import ACTIONS, BLIND, BOTH, SETTLED, STATES, TRAININGS, make_unsettled
+from experiments.harness import experiment, grid
+from polygrad_jax.config import ConfigError
 from polygrad_jax.diffusion.denoising_loss import denoising_loss
 from polygrad_jax.diffusion.schedule import add_noise, training_coefficients
 from polygrad_jax.world_models.polygrad import make_polygrad
@@ -137,6 +139,85 @@ def test_the_policy_matters_where_actions_are_guessed_and_nowhere_else():
 def test_settled_is_the_packages_own():
     model = make_unsettled(CONFIG, tiny.SPEC, tiny.policy(1.0), SETTLED)
     assert tiny.all_equal(learnt(model), learnt(make_polygrad(CONFIG, tiny.SPEC)))
+
+
+def test_a_blind_denoiser_learns_nothing_of_actions():
+    """Those of a window belong to another one: what it learns is what Algorithm 1 learns from such windows."""
+    model = make_unsettled(CONFIG, tiny.SPEC, tiny.policy(1.0), BLIND)
+    segment = tiny.batch_for(model, 0)
+    others = unsettled_actions.of_others(segment)
+    np.testing.assert_array_equal(others.actions[1:], segment.actions[:-1])
+    np.testing.assert_array_equal(others.observations, segment.observations)
+    state = jax.jit(model.init)(jax.random.key(0))
+    found, _ = jax.jit(model.update)(state, segment, tiny.NORMALISER, jax.random.key(1))
+    expected, _ = jax.jit(make_polygrad(CONFIG, tiny.SPEC).update)(state, others, tiny.NORMALISER, jax.random.key(1))
+    assert tiny.all_equal(found, expected)
+
+
+def test_noise_is_not_predicted_from_guesses():
+    config = tiny.config_of("polygrad", fields=FIELDS | {"diffusion.prediction": "noise"})
+    with pytest.raises(ConfigError, match="prediction is noise in training unsettled states; allowed: clean, change"):
+        make_unsettled(config, tiny.SPEC, tiny.policy(1.0), STATES)
+
+
+def test_the_key_of_the_guesses_is_not_that_of_the_noise():
+    """What a comment in ``make_unsettled`` says of JAX's keys."""
+    key = jax.random.key(0)
+    bits = [jax.random.key_data(k).tolist() for k in (*jax.random.split(key), jax.random.fold_in(key, 2))]
+    assert bits[1] == jax.random.key_data(jax.random.fold_in(key, 1)).tolist() and bits[2] not in bits[:2]
+
+
+def asked(tmp_path, *words):
+    return experiment.run(unsettled_actions.UNSETTLED_ACTIONS, [*words, "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "run folder nowhere has no config.json"),
+        ([], "RUN is missing"),
+        (["RUN", "--updates", "0"], "--updates is 0; allowed: 1 or more"),
+        (["RUN", "--fields", "'"], "--fields is '; allowed: words as in a shell (No closing quotation)"),
+        (["RUN", "--guessing", "RUN"], "--trainings has settled, unsettled states, blind with --guessing; allowed: "),
+        (["RUN", "--trainings", ACTIONS, "--guessing", "nowhere"], "run folder nowhere has no config.json"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "RUN"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert asked(tmp_path, *words) == 2
+    errors = capsys.readouterr().err.strip()
+    assert said in errors and len(errors.splitlines()) == 1
+
+
+def test_another_runs_guesses_have_cells_of_their_own(tmp_path, monkeypatch):
+    """``--guessing .`` has the name of the folder that it is."""
+    for name in ("a/one", "b/one"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "b" / "one")
+    parser = unsettled_actions.UNSETTLED_ACTIONS.parser()
+    words = ["../../a/one", "--out", "out", "--trainings", BOTH]
+    alone, guessed_there = (
+        unsettled_actions.cells(parser.parse_args([*words, *more])) for more in ([], ["--guessing", "."])
+    )
+    assert list(alone) == ["a-one-unsettled-actions-and-states"]
+    assert list(guessed_there) == ["a-one-unsettled-actions-and-states-guessed-by-b-one"]
+
+
+def test_the_figure_leaves_out_what_was_not_trained_or_guessed_by_others(tmp_path, capsys):
+    errors = {f"{name}_h9": 0.5 for name in unsettled_actions.ERRORS}
+    row = {"env": "hopper", "seed": 0, "training": BOTH, "rule": "followed", "sampling_steps": 4, "sigma": "0.1"}
+    row |= {"updates": 5, "denoiser": "untrained", "guessing": "", "mujoco": "4.0.0"} | errors
+    for rows in ([row], [row | {"denoiser": "fitted", "guessing": "b-one"}]):
+        grid.write_csv(tmp_path / "unsettled_actions.csv", rows)
+        unsettled_actions.draw(tmp_path)
+        assert "no figure" in capsys.readouterr().out and not (tmp_path / "unsettled_actions.png").exists()
+    grid.write_csv(tmp_path / "unsettled_actions.csv", [row | {"denoiser": "fitted"}])
+    unsettled_actions.draw(tmp_path)
+    assert (tmp_path / "unsettled_actions.png").exists()
 
 
 def test_a_way_is_drawn_of_every_training():
