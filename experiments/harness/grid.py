@@ -47,6 +47,8 @@ OUTCOMES = {0: "finished", 3: "diverged"}
 """Exit codes that are results (3 is ``polygrad train``'s for numbers that are not finite)."""
 INTERRUPTED = 130
 """The exit code of a grid that was stopped."""
+LONGEST_NAME = 255 - len("..fresh.json." + "12345678.tmp")
+"""Bytes of a cell's name: what a file system allows, less what the temporary file of its rows adds."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +352,7 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def check(cells: Sequence[Cell], options: argparse.Namespace) -> None:
-    """Raise ConfigError where two cells would write one file, or where there is nothing to run them on."""
+    """Raise ConfigError where cells would write one file or one of too long a name, or have nothing to run on."""
     for name, least in (("jobs", 1), ("threads", 0)):
         if getattr(options, name) < least:
             raise ConfigError(f"--{name} is {getattr(options, name)}; allowed: {least} or more")
@@ -358,6 +360,10 @@ def check(cells: Sequence[Cell], options: argparse.Namespace) -> None:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigError(f"cells are asked for twice: {' '.join(twice)}; allowed: each once")
+    longest = max(names, key=len, default="")
+    if len(longest.encode()) > LONGEST_NAME:
+        allowed = f"{LONGEST_NAME}, by shorter names of folders or shorter --fields"
+        raise ConfigError(f"the name of a cell has {len(longest.encode())} bytes: {longest}; allowed: {allowed}")
 
 
 def run(cells: Sequence[Cell], csv_path: Path, options: argparse.Namespace, one_task: bool = False) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.harness import figures, grid
 from polygrad_jax.config import ConfigError
-from polygrad_jax.runs import physics
+from polygrad_jax.runs import physics, run_folder
 
 MUJOCO = physics.installed_mujoco()
 CLONE = Path(grid.__file__).parents[2]
@@ -175,6 +175,12 @@ def test_a_name_that_no_cell_has_is_refused(tmp_path):
     ("names", "words", "line"),
     [
         ("aba", [], "cells are asked for twice: a; allowed: each once"),
+        (
+            ["a", "b" * 231],
+            [],
+            f"the name of a cell has 231 bytes: {'b' * 231}; allowed: 230, by shorter names of folders or shorter "
+            "--fields",
+        ),
         ("ab", ["--jobs", "0"], "--jobs is 0; allowed: 1 or more"),
         ("ab", ["--threads", "-1"], "--threads is -1; allowed: 0 or more"),
     ],
@@ -183,6 +189,15 @@ def test_what_no_grid_can_run_is_refused_before_anything_is_written(names, words
     with pytest.raises(ConfigError) as refused:
         grid.run([writes(name, []) for name in names], tmp_path / "grid.csv", options(tmp_path, *words))
     assert str(refused.value) == line and not list(tmp_path.iterdir())
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    """It was refused when its rows were to be written, after all of the work."""
+    name = "a" * grid.LONGEST_NAME
+    assert grid.run([writes(name, [{"x": 1}])], tmp_path / "grid.csv", options(tmp_path)) == 0
+    assert [row["cell"] for row in grid.read_csv(tmp_path / "grid.csv")] == [name]
+    with pytest.raises(ConfigError, match="the name is too long"):
+        run_folder.write_text_atomically(tmp_path / f".{name}a.fresh.json", "[]")
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
