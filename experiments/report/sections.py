@@ -86,7 +86,14 @@ SECTIONS = (
 
 PUBLISHED = "published_curves/v4.csv"
 CURVES = {
-    "Hopper": ("hopper_long", "hopper_a2c_options", "hopper", "hopper_model_free", "hopper_world_models"),
+    "Hopper": (
+        "hopper_long",
+        "hopper_a2c_options",
+        "hopper",
+        "hopper_model_free",
+        "hopper_dreamer",
+        "hopper_world_models",
+    ),
     "Walker2d": ("walker2d_long", "walker2d_a2c_options", "walker2d_recorded", "walker2d_model_free"),
     "HalfCheetah": ("halfcheetah_long", "halfcheetah_a2c_options", "halfcheetah_recorded", "halfcheetah_model_free"),
     "InvertedPendulum": ("inverted_pendulum_value_gradient", "inverted_pendulum", "inverted_pendulum_model_free"),
