@@ -121,6 +121,9 @@ def test_episodes_too_short_for_the_horizon_are_named():
 
 def test_cells_of_runs_and_of_studies_keep_their_names(tmp_path):
     """They are the names in the CSV files of results: with others a grid would not find its rows."""
+    for folder in (tmp_path / "a" / "r0", tmp_path / "b" / "a" / "r0"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
     parser = made(tmp_path, cells=lambda _: {}, add_arguments=opened_runs.add_arguments).parser()
     options = parser.parse_args(["--out", "x", str(tmp_path / "a" / "r0"), "--fields", "--denoiser.width 512"])
     assert list(opened_runs.cells(options, (("-h10", 10),))) == ["a-r0-h10-denoiser.width-512"]
@@ -130,6 +133,8 @@ def test_cells_of_runs_and_of_studies_keep_their_names(tmp_path):
         ([str(tmp_path / "b" / "a" / "r0")], "/a/r0 and .*/b/a/r0; allowed: runs whose last two names differ"),
         (["--data-rows", "0"], "--data-rows is 0; allowed: 1 or more"),
         (["--updates", "-1"], "--updates is -1; allowed: 0 or more"),
+        ([str(tmp_path / "c")], "run folder .*/c has no config.json"),
+        (["--fields", "'"], "--fields is '; allowed: words as in a shell"),
     ):
         with pytest.raises(ConfigError, match=line):  # the first of two runs was left out, -1 taken for 1
             opened_runs.cells(parser.parse_args(["--out", "x", str(tmp_path / "a" / "r0"), *words]))
