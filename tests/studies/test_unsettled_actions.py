@@ -114,6 +114,7 @@ def test_the_noise_leads_to_the_guess_and_the_target_stays(prediction):
     assert loss(knows, TRAJ) < 1e-5 and loss(says, GUESS) > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [ACTIONS, BOTH, STATES])
 def test_where_nothing_is_unsettled_it_is_algorithm_1(training):
     """With a share of 0 the parameters are those of the package's model; with all unsettled they are not."""
@@ -128,6 +129,7 @@ def test_where_nothing_is_unsettled_it_is_algorithm_1(training):
     assert max(jax.tree.leaves(apart)) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_policy_matters_where_actions_are_guessed_and_nowhere_else():
     for training in (ACTIONS, BOTH, STATES):
         one, other = (
