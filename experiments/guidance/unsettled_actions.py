@@ -50,7 +50,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.guidance.guidance_error import TRAJECTORIES, measure
 from experiments.guidance.rules_tried import RELAXED, Tried, relaxed, setting_of
@@ -71,11 +70,9 @@ from polygrad_jax.diffusion.denoising_loss import (
     with_terminal_std,
 )
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, training_coefficients
-from polygrad_jax.optimising import stepped
 from polygrad_jax.training import fitting
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
-from polygrad_jax.world_models import terminal_classifier
-from polygrad_jax.world_models.polygrad import PolyGRADState, average, make_denoise, make_polygrad
+from polygrad_jax.world_models.polygrad import PolyGRADState, descend, make_denoise, make_polygrad
 
 SETTLED, ACTIONS, BOTH = "settled", "unsettled actions", "unsettled actions and states"
 STATES, BLIND = "unsettled states", "blind"
@@ -178,8 +175,7 @@ def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str,
     if config.diffusion.prediction == "noise":
         raise ConfigError(f"diffusion.prediction is noise in training {training}; allowed: clean, change")
     denoise, schedule = make_denoise(config, config.horizon), training_coefficients(config.diffusion)
-    adam, how = optax.adam(config.denoiser.learning_rate), config.env.actions
-    num_steps, prediction = config.diffusion.num_steps, config.diffusion.prediction
+    num_steps, prediction, how = config.diffusion.num_steps, config.diffusion.prediction, config.env.actions
 
     def update(
         state: PolyGRADState, segment: Segment, normaliser: Normaliser, key: Array
@@ -200,19 +196,7 @@ def make_unsettled(config: Config, spec: EnvSpec, policy: Policy, training: str,
         def loss(params: Params) -> tuple[Array, Metrics]:
             return denoising_loss(denoise, params, traj, actions, steps, noise, schedule, prediction)
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-        params, adam_state = stepped(adam, gradients, state.params, state.adam)
-        classifier = state.classifier
-        if classifier is not None:
-            classifier, more = terminal_classifier.update(classifier, segment, normaliser, how)
-            metrics |= more
-        return state.replace(
-            params=params,
-            ema_params=average(state.ema_params, params, state.updates, config.denoiser.ema_decay),
-            adam=adam_state,
-            updates=state.updates + 1,
-            classifier=classifier,
-        ), metrics
+        return descend(config, loss, state, segment, normaliser)
 
     return model._replace(update=update)
 

@@ -156,7 +156,6 @@ def make_gradient_step(
     """
     denoise = make_denoise(config, window)
     schedule = training_coefficients(diffusion)
-    adam = optax.adam(config.denoiser.learning_rate)
 
     def gradient_step(
         state: Any, packed: tuple[Array, Array], segment: Segment, normaliser: Normaliser, key: Array
@@ -170,21 +169,35 @@ def make_gradient_step(
                 denoise, params, normed_traj, normed_actions, *draws, schedule, prediction, context_length
             )
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
-        params, adam_state = stepped(adam, gradients, state.params, state.adam)
-        classifier = state.classifier
-        if classifier is not None:
-            classifier, more = terminal_classifier.update(classifier, segment, normaliser, config.env.actions)
-            metrics |= more
-        return state.replace(
-            params=params,
-            ema_params=average(state.ema_params, params, state.updates, config.denoiser.ema_decay),
-            adam=adam_state,
-            updates=state.updates + 1,
-            classifier=classifier,
-        ), metrics
+        return descend(config, loss, state, segment, normaliser)
 
     return gradient_step
+
+
+def descend(
+    config: Config,
+    loss: Callable[[Params], tuple[Array, Metrics]],
+    state: Any,
+    segment: Segment,
+    normaliser: Normaliser,
+) -> tuple[Any, Metrics]:
+    """Step down the gradient of ``loss``; the average follows, and the classifier where there is one (``segment`` raw).
+
+    ``state`` has the fields of :func:`init_denoising`.
+    """
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    params, adam_state = stepped(optax.adam(config.denoiser.learning_rate), gradients, state.params, state.adam)
+    classifier = state.classifier
+    if classifier is not None:
+        classifier, more = terminal_classifier.update(classifier, segment, normaliser, config.env.actions)
+        metrics |= more
+    return state.replace(
+        params=params,
+        ema_params=average(state.ema_params, params, state.updates, config.denoiser.ema_decay),
+        adam=adam_state,
+        updates=state.updates + 1,
+        classifier=classifier,
+    ), metrics
 
 
 def make_polygrad(config: Config, spec: EnvSpec, schedule: Coefficients | None = None) -> WorldModel:
