@@ -56,7 +56,7 @@ from experiments.guidance.rules_tried import RELAXED, Tried, relaxed, setting_of
 from experiments.harness import experiment, figures, grid, opened_runs, statistics
 from experiments.harness.grid import Row
 from experiments.harness.guided_sampler import GuidedSampler
-from experiments.harness.opened_runs import Fitted, OfRun, drawn_rows, recorded_episodes
+from experiments.harness.opened_runs import Fitted, OfRun, drawn_rows, fit
 from polygrad_jax.analysis.opened_run import open_run, require_raw_policy
 from polygrad_jax.config import Config, ConfigError, DenoiserOutput, EnvSpec
 from polygrad_jax.data.normaliser import executed, normalise, unnormalise
@@ -70,7 +70,6 @@ from polygrad_jax.diffusion.denoising_loss import (
     with_terminal_std,
 )
 from polygrad_jax.diffusion.schedule import Coefficients, add_noise, training_coefficients
-from polygrad_jax.training import fitting
 from polygrad_jax.types import Array, Metrics, Normaliser, Params, Policy, Segment, WorldModel
 from polygrad_jax.world_models.polygrad import PolyGRADState, descend, make_denoise, make_polygrad
 
@@ -215,15 +214,13 @@ def rows_of(options: argparse.Namespace, varied: OfRun) -> Iterator[Row]:
             allowed = f"of {run.config.env.name}, with the same fields of env"
             raise ConfigError(f"--guessing is {options.guessing}, a run of another task; allowed: a run {allowed}")
     model = make_unsettled(config, run.spec, require_raw_policy(guessing), training)
-    episodes = recorded_episodes(run, options.data_rows)
     began = time.perf_counter()
-    state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), options.updates)
+    fitted = fit(run, config, options.data_rows, options.updates, model)
     seconds = time.perf_counter() - began
-    fitted = Fitted(run, config, state, with_terminal_std(normaliser, config.diffusion.terminal_std), episodes)
     common = {"env": config.env.name, "seed": config.seed, "run_steps": run.env_steps, "rows": options.data_rows}
     common |= {"fields": options.fields, "training": training, "updates": options.updates, "fit_seconds": seconds}
     common |= {"guessing": name_of(options.guessing)}
-    begins = drawn_rows(episodes, config.horizon)[:TRAJECTORIES]
+    begins = drawn_rows(fitted.episodes, config.horizon)[:TRAJECTORIES]
     yield from (common | {"denoiser": "fitted"} | row for row in measured(fitted, begins, STEPS))
     if training == SETTLED:  # what is drawn is the same in all of them
         fitted.state = model.init(jax.random.key(0))
@@ -269,10 +266,8 @@ def draw(out: Path) -> None:
 
     Where another run's policy guessed, and where nothing was trained, only the CSV says what came of it.
     """
-    rows = grid.read_csv(out / "unsettled_actions.csv")
-    rows = [r for r in rows if r.get("denoiser") == "fitted" and not r["guessing"]]
-    if not rows:
-        print("unsettled_actions: nothing that was trained is in unsettled_actions.csv: no figure")
+    path = out / "unsettled_actions.csv"
+    if not (rows := grid.read_measured(path, lambda r: r.get("denoiser") == "fitted" and not r["guessing"])):
         return
     tasks = list(dict.fromkeys(r["env"] for r in rows))
     lines = list(itertools.product(tasks, ERRORS))

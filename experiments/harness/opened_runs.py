@@ -26,7 +26,7 @@ from polygrad_jax.data.recordings import Episode
 from polygrad_jax.diffusion.denoising_loss import with_terminal_std
 from polygrad_jax.runs.run_folder import RunFolder
 from polygrad_jax.training import fitting
-from polygrad_jax.types import Normaliser, Policy
+from polygrad_jax.types import Normaliser, Policy, WorldModel
 from polygrad_jax.world_models.model_table import make_world_model
 from polygrad_jax.world_models.polygrad import PolyGRADState
 
@@ -160,9 +160,12 @@ class Fitted:
         return require_raw_policy(self.run)
 
 
-def fit(run: OpenedRun, config: Config, rows: int, updates: int) -> Fitted:
-    """Take ``updates`` gradient steps on the run's first ``rows`` transitions; with 0 the network is as drawn."""
-    model, episodes = make_world_model(config, run.spec), recorded_episodes(run, rows)
+def fit(run: OpenedRun, config: Config, rows: int, updates: int, model: WorldModel | None = None) -> Fitted:
+    """Take ``updates`` gradient steps on the run's first ``rows`` transitions; with 0 the network is as drawn.
+
+    ``model``: PolyGRAD that learns in another way than that of ``config``.
+    """
+    model, episodes = model or make_world_model(config, run.spec), recorded_episodes(run, rows)
     state, normaliser = fitting.fit(model, episodes, config, jax.random.key(0), max(updates, 1))
     if updates == 0:
         state = model.init(jax.random.key(0))

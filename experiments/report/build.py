@@ -115,9 +115,9 @@ def styles_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def styles_of_settings(results: Path) -> dict[str, tuple[str, str]]:
     """Return the style of every setting, the same on all tasks; those that most tasks have get colours of their own."""
-    tasks_with = Counter(name for task in CURVES for name in {r["exp_name"] for r in rows_of(results, task)})
-    order = dict.fromkeys(r["exp_name"] for task in CURVES for r in rows_of(results, task))
-    return styles_of(sorted(order, key=lambda name: -tasks_with[name]))
+    names_of_tasks = [dict.fromkeys(r["exp_name"] for r in rows_of(results, task)) for task in CURVES]
+    tasks_with = Counter(itertools.chain(*names_of_tasks))
+    return styles_of(name for name, _ in tasks_with.most_common())
 
 
 def draw(curves: list[Curve], styles: Mapping[str, tuple[str, str]]) -> Any:
@@ -153,8 +153,8 @@ def draw(curves: list[Curve], styles: Mapping[str, tuple[str, str]]) -> Any:
     return chart
 
 
-def task_part(results: Path, task: str) -> str:
-    """Return the part of the page on one task: the chart and the table of returns."""
+def task_part(results: Path, task: str, styles: Mapping[str, tuple[str, str]]) -> str:
+    """Return the part of the page on one task: the chart, its lines in these styles, and the table of returns."""
     import plotly.io
 
     own = rows_of(results, task)
@@ -165,7 +165,7 @@ def task_part(results: Path, task: str) -> str:
     by_name = {name: returns_table.runs_of(rows, None) for (name,), rows in settings.items()}
     table = returns_table.table(by_name, REFERENCE if REFERENCE in by_name else None)
     chart = plotly.io.to_html(
-        draw(curves, styles_of_settings(results)),
+        draw(curves, styles),
         full_html=False,
         include_plotlyjs=False,
         config={"responsive": True, "displaylogo": False},
@@ -222,7 +222,8 @@ def section_part(results: Path, section: Section, number: int) -> str:
     said = f"The paper, {section.paper}" if section.paper else "Not in the paper"
     curves = ""
     if section.curves:
-        parts = {task: task_part(results, task) for task in CURVES}
+        styles = styles_of_settings(results)
+        parts = {task: task_part(results, task, styles) for task in CURVES}
         parts = {task: part for task, part in parts.items() if part}
         buttons = "".join(f'<button data-task="{t}">{t}</button>' for t in ("All", *parts))
         curves = f'<div class="tasks">{buttons}</div>{"".join(parts.values())}'
